@@ -1,0 +1,29 @@
+"""The Kullback-Leibler divergence and its relatives: to measure with, to train with, to trust."""
+
+from ._errors import FormError, KullbackError, NoExactMethod
+from .forms.finite import Labels, Logits, LogProbs, Probs
+from .plan import Plan, explain
+from .verbs import alpha, chi2, cross_entropy, entropy, hellinger, jeffreys, js, kl, renyi, tv
+
+__all__ = [
+    "FormError",
+    "KullbackError",
+    "Labels",
+    "LogProbs",
+    "Logits",
+    "NoExactMethod",
+    "Plan",
+    "Probs",
+    "alpha",
+    "chi2",
+    "cross_entropy",
+    "entropy",
+    "explain",
+    "hellinger",
+    "jeffreys",
+    "js",
+    "kl",
+    "renyi",
+    "tv",
+]
+__version__ = "0.1.0"

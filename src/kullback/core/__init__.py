@@ -1,0 +1,1 @@
+"""The specification: eager float64 PyTorch that a student can read. Engines transcribe it."""

@@ -1,0 +1,1 @@
+"""What you hold: forms name what a tensor means."""

@@ -1,0 +1,320 @@
+"""Finite distributions: what a tensor of V columns, or of class indices, means.
+
+A form is frozen and holds its tensor without a copy. Values are checked once, when it is made, so that a verb need
+not check again; the checks read the data, so they are skipped inside `torch.compile` and `torch.func.vmap`, and
+`validate=False` skips them on purpose (on a GPU each check waits for the device).
+"""
+
+import math
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kullback._errors import FormError
+from kullback.core.readings import LabelsReading, LogitsReading, LogProbsReading, ProbsReading, Reading
+
+Array: TypeAlias = Tensor | np.ndarray | Sequence[Any] | float
+
+
+class FiniteForm:
+    """A batch of distributions over V classes: `data`, and how to read it."""
+
+    data: Tensor
+    num_classes: int
+
+    @property
+    def reading(self) -> Reading:
+        """How `data` is read as probabilities."""
+        raise NotImplementedError
+
+    @property
+    def batch_shape(self) -> torch.Size:
+        raise NotImplementedError
+
+    def expand(self, batch_shape: torch.Size) -> Tensor:
+        """`data`, broadcast without a copy to a common batch shape."""
+        raise NotImplementedError
+
+    def tempered(self, temperature: float) -> "FiniteForm":
+        """The distribution proportional to p^(1/temperature)."""
+        raise NotImplementedError
+
+    def detach(self) -> "FiniteForm":
+        """The same distribution, through which no gradient flows."""
+        raise NotImplementedError
+
+
+class _Columns(FiniteForm):
+    """A form whose data has one column a class."""
+
+    @property
+    def num_classes(self) -> int:  # type: ignore[override]
+        return self.data.shape[-1]
+
+    @property
+    def batch_shape(self) -> torch.Size:
+        return self.data.shape[:-1]
+
+    def expand(self, batch_shape: torch.Size) -> Tensor:
+        return self.data.expand(*batch_shape, self.num_classes)
+
+
+@dataclass(frozen=True, eq=False)
+class Logits(_Columns):
+    """Unnormalised log-probabilities: p = softmax(x / temperature) over the last axis.
+
+    Args:
+        x: (..., V), any floating dtype; -inf means "no mass here". A NaN, a +inf or a row of -inf only has
+            no distribution: its value is NaN, and NaN propagates.
+        temperature: a number > 0; 1 leaves the distribution alone, larger flattens it.
+
+    Raises:
+        FormError: no columns, an integer tensor, a temperature that is not a positive number.
+
+    >>> from kullback import Logits, Probs, kl
+    >>> kl(Logits([0.0, 0.0]), Probs([0.75, 0.25]))
+    tensor(0.1438)
+    """
+
+    x: Array
+    temperature: float = 1.0
+    data: Tensor = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "data", _floating("Logits", self.x))
+        object.__setattr__(self, "temperature", positive_number("Logits", "temperature", self.temperature))
+
+    @property
+    def reading(self) -> LogitsReading:
+        return LogitsReading(self.temperature)
+
+    def tempered(self, temperature: float) -> "Logits":
+        return Logits(self.data, self.temperature * temperature)
+
+    def detach(self) -> "Logits":
+        return Logits(self.data.detach(), self.temperature)
+
+
+@dataclass(frozen=True, eq=False)
+class LogProbs(_Columns):
+    """Normalised log-probabilities: p = exp(x) over the last axis.
+
+    Args:
+        x: (..., V), any floating dtype, each row with Σ exp(x) = 1 up to √eps of its dtype; -inf means "no mass".
+        validate: check the values (not inside `torch.compile` or `vmap`).
+
+    Raises:
+        FormError: a row that is not normalised or holds NaN, no columns, an integer tensor.
+
+    >>> import torch
+    >>> from kullback import LogProbs, entropy
+    >>> entropy(LogProbs(torch.log_softmax(torch.zeros(4), -1)), base=2)
+    tensor(2.)
+    """
+
+    x: Array
+    validate: bool = True
+    data: Tensor = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        data = _floating("LogProbs", self.x)
+        object.__setattr__(self, "data", data)
+        if self.validate and _readable(data):
+            _check_rows_sum_to_one(
+                "LogProbs", data, torch.exp(data.detach().double()).sum(-1), "exp(x) sums", "Logits(x) if these are scores"
+            )
+
+    @property
+    def reading(self) -> LogProbsReading:
+        return LogProbsReading()
+
+    def tempered(self, temperature: float) -> "Logits":
+        return Logits(self.data, temperature)
+
+    def detach(self) -> "LogProbs":
+        return LogProbs(self.data.detach(), validate=False)
+
+
+@dataclass(frozen=True, eq=False)
+class Probs(_Columns):
+    """Probabilities: p = x over the last axis, zeros allowed.
+
+    Args:
+        x: (..., V), any floating dtype, entries >= 0, each row summing to 1 up to √eps of its dtype. Nothing is
+            renormalised; a sum that is off by rounding enters the value as Σq - Σp (see CONVENTIONS.md).
+        validate: check the values (not inside `torch.compile` or `vmap`).
+
+    Raises:
+        FormError: a row that does not sum to one, is negative somewhere or holds NaN, no columns, an integer tensor.
+
+    >>> from kullback import Probs, kl
+    >>> kl(Probs([[0.5, 0.5]]), Probs([[0.75, 0.25]]))
+    tensor([0.1438])
+    """
+
+    x: Array
+    validate: bool = True
+    data: Tensor = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        data = _floating("Probs", self.x)
+        object.__setattr__(self, "data", data)
+        if self.validate and _readable(data):
+            seen = data.detach()
+            _refuse_row(seen < 0, "Probs", lambda at: f"holds the negative entry {seen[at].min().item():g}", "Logits(x) if these are scores")
+            _check_rows_sum_to_one(
+                "Probs", data, seen.double().sum(-1), "sums", "Probs(x / x.sum(-1, keepdim=True)) if these are weights or counts"
+            )
+
+    @property
+    def reading(self) -> ProbsReading:
+        return ProbsReading()
+
+    def tempered(self, temperature: float) -> "FiniteForm":
+        zero = self.data == 0
+        return Logits(torch.where(zero, -math.inf, torch.log(torch.where(zero, 1.0, self.data))), temperature)
+
+    def detach(self) -> "Probs":
+        return Probs(self.data.detach(), validate=False)
+
+
+@dataclass(frozen=True, eq=False)
+class Labels(FiniteForm):
+    """Class indices as distributions: one-hot, or smoothed.
+
+    Args:
+        y: (...), integers in [0, num_classes).
+        num_classes: V.
+        smoothing: ε in [0, 1], the mass taken from the label.
+        spread: "all" gives every class ε/V, the label included (Szegedy et al. 2016; PyTorch's `cross_entropy`);
+            "others" gives ε/(V-1) to every class but the label (WeNet, ESPnet).
+        validate: check the values (not inside `torch.compile` or `vmap`).
+
+    Raises:
+        FormError: a label out of range, a floating tensor, a smoothing outside [0, 1].
+
+    >>> from kullback import Labels, Probs, kl
+    >>> kl(Labels([0, 1], num_classes=2, smoothing=0.2), Probs([0.9, 0.1]))
+    tensor([0.0000, 1.7578])
+    """
+
+    y: Tensor | np.ndarray | Sequence[Any] | int
+    num_classes: int
+    smoothing: float = 0.0
+    spread: Literal["all", "others"] = "all"
+    validate: bool = True
+    data: Tensor = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        data = _tensor(self.y)
+        if data.is_floating_point() or data.is_complex() or data.dtype == torch.bool:
+            raise FormError(f"Labels: y has dtype {data.dtype}, but class labels are integers. Write Labels(y.long(), ...), or Probs(y) if y holds probabilities.")
+        try:
+            num_classes = operator.index(self.num_classes)
+        except TypeError:
+            raise FormError(f"Labels: num_classes is {self.num_classes!r}; write the integer number of classes.") from None
+        if num_classes < 1:
+            raise FormError(f"Labels: num_classes is {num_classes}, but a distribution needs at least one class.")
+        if not 0.0 <= self.smoothing <= 1.0:
+            raise FormError(f"Labels: smoothing is {self.smoothing}, but it is a share of the mass: write a number from 0 to 1.")
+        if self.spread not in ("all", "others"):
+            raise FormError(f"Labels: spread is {self.spread!r}; write 'all' (ε/V everywhere) or 'others' (ε/(V-1) off the label).")
+        if self.spread == "others" and num_classes == 1 and self.smoothing > 0:
+            raise FormError("Labels: with num_classes=1 there is no other class to take the smoothing. Write spread='all'.")
+        object.__setattr__(self, "data", data)
+        object.__setattr__(self, "num_classes", num_classes)
+        object.__setattr__(self, "smoothing", float(self.smoothing))
+        if self.validate and _readable(data):
+            outside = (data < 0) | (data >= num_classes)
+            _refuse_row(
+                outside.unsqueeze(-1),
+                "Labels",
+                lambda at: f"holds {data[at].item()}, but num_classes={num_classes} allows 0 to {num_classes - 1}",
+                "the labels without ignored rows (the losses take mask= and ignore_index=)",
+            )
+
+    @property
+    def reading(self) -> LabelsReading:
+        return LabelsReading(self.num_classes, self.smoothing, self.spread)
+
+    @property
+    def batch_shape(self) -> torch.Size:
+        return self.data.shape
+
+    def expand(self, batch_shape: torch.Size) -> Tensor:
+        return self.data.expand(batch_shape)
+
+    def tempered(self, temperature: float) -> "Logits":
+        return Logits(self.reading.weights(self.data).log_w, temperature)
+
+    def detach(self) -> "Labels":
+        return self
+
+
+def positive_number(owner: str, name: str, value: Any) -> float:
+    """`value` as a finite float > 0, or an error that names `owner` and `name`."""
+    if isinstance(value, Tensor):
+        raise FormError(
+            f"{owner}: {name} is a tensor, through which no gradient would flow. Write a number, or scale the "
+            f"logits yourself: Logits(x / {name})."
+        )
+    number = float(value)
+    if not (0.0 < number < math.inf):
+        raise FormError(f"{owner}: {name} is {value}, but it must be a finite number above 0.")
+    return number
+
+
+def _tensor(x: Any) -> Tensor:
+    if isinstance(x, Tensor):
+        return x
+    if isinstance(x, np.ndarray) and not x.flags.writeable:
+        x = x.copy()  # torch cannot share a read-only array
+    return torch.as_tensor(x)
+
+
+def _floating(owner: str, x: Any) -> Tensor:
+    data = _tensor(x)
+    if not data.is_floating_point():
+        if isinstance(x, Tensor) or data.is_complex() or data.dtype == torch.bool:
+            raise FormError(f"{owner}: x has dtype {data.dtype}, but a floating dtype is needed. Write {owner}(x.float()), or Labels(x, num_classes) if x holds class indices.")
+        data = data.to(torch.get_default_dtype())
+    if data.dim() == 0:
+        raise FormError(f"{owner}: x is a single number, but a form holds (..., V). Write {owner}(x.unsqueeze(-1)) for V=1.")
+    if data.shape[-1] == 0:
+        raise FormError(f"{owner}: x has shape {tuple(data.shape)}, so V=0; a distribution needs at least one class on the last axis.")
+    return data
+
+
+def _readable(data: Tensor) -> bool:
+    """Whether the values may be looked at: not while tracing, and not inside a functorch transform."""
+    if torch.compiler.is_compiling() or data.is_meta:
+        return False
+    return not torch._C._functorch.is_functorch_wrapped_tensor(data)
+
+
+def _check_rows_sum_to_one(owner: str, data: Tensor, sums: Tensor, found: str, instead: str) -> None:
+    tolerance = math.sqrt(torch.finfo(data.dtype).eps)
+    off = ~((sums - 1.0).abs() <= tolerance)  # NaN counts as off
+    what = {True: "holds NaN, which has no distribution", False: ""}
+
+    def describe(at: tuple[int, ...]) -> str:
+        return what[bool(sums[at].isnan())] or f"{found} to {sums[at].item():.7g}, not 1 (tolerance {tolerance:.1g} in {data.dtype})"
+
+    _refuse_row(off.unsqueeze(-1), owner, describe, instead)
+
+
+def _refuse_row(bad: Tensor, owner: str, describe: Any, instead: str) -> None:
+    """Raise for the first row of (..., V) that is `bad` anywhere."""
+    if not bool(bad.any()):
+        return
+    rows = bad.any(-1)
+    at = tuple(int(i) for i in rows.nonzero()[0])
+    where = "the row" if not at else f"row {at[0] if len(at) == 1 else at}"
+    count = int(rows.sum())
+    more = f" ({count} such rows)" if count > 1 else ""
+    raise FormError(f"{owner}: {where} {describe(at)}{more}. Write {instead}.")

@@ -1,0 +1,200 @@
+"""The verbs: each reads as its formula and gives one number per row.
+
+Every verb takes forms (`Logits`, `LogProbs`, `Probs`, `Labels`), in the order of the formula and positionally only; batch
+shapes broadcast; the result has the broadcast batch shape, float64 if a floating input is float64 and float32
+otherwise. Gradients flow to every input that requires them, once and twice. A row whose true value is infinite
+is +inf and sends back a zero gradient (docs/decisions/0002). All raise `FormError` for a bare tensor, different V,
+batch shapes that do not broadcast or different devices.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from . import divergences
+from ._errors import FormError
+from .divergences import Divergence
+from .engines import eager
+from .forms.finite import FiniteForm
+from .plan import check_pair
+
+
+def kl(p: FiniteForm, q: FiniteForm, /, *, base: float = math.e) -> Tensor:
+    """Relative entropy KL(p‖q) = Σ_v p_v log(p_v / q_v): what it costs to take q for p.
+
+    Args:
+        p: the reference: the truth, the teacher. Form over V classes.
+        q: the approximation: the model, the student. Form over the same V.
+        base: e gives nats, 2 gives bits.
+
+    Returns:
+        Tensor (...), >= 0; exactly 0 for equal inputs; +inf where p has mass and q has none.
+
+    Gradients: to p and q. With logits b of q they are q - p.
+    Source: Kullback & Leibler 1951; Cover & Thomas 2006, section 2.3.
+
+    >>> kl(Probs([[0.5, 0.5]]), Probs([[0.75, 0.25]]))
+    tensor([0.1438])
+    >>> kl(Probs([[0.5, 0.5]]), Probs([[0.75, 0.25]]), base=2)
+    tensor([0.2075])
+    """
+    return measure(divergences.KL, p, q, base=base)
+
+
+def js(p: FiniteForm, q: FiniteForm, /, *, weight: float = 0.5, base: float = math.e) -> Tensor:
+    """Jensen-Shannon divergence w KL(p‖m) + (1-w) KL(q‖m) with the mixture m = w p + (1-w) q.
+
+    Args:
+        p, q: forms over the same V.
+        weight: w in [0, 1], the share of p in the mixture. The value is continuous in w, and 0 at both ends.
+        base: e gives nats, 2 gives bits.
+
+    Returns:
+        Tensor (...), from 0 to the entropy of (w, 1-w): log 2 for w = 1/2. Symmetric for w = 1/2.
+
+    Gradients: to p and q. Source: Lin 1991.
+
+    >>> js(Probs([1.0, 0.0]), Probs([0.0, 1.0]), base=2)
+    tensor(1.)
+    """
+    return measure(divergences.js(_number("js", "weight", weight, 0.0, 1.0)), p, q, base=base)
+
+
+def jeffreys(p: FiniteForm, q: FiniteForm, /, *, base: float = math.e) -> Tensor:
+    """Jeffreys' divergence KL(p‖q) + KL(q‖p) = Σ_v (p_v - q_v) log(p_v / q_v); over bins, the population stability index.
+
+    Args: p, q: forms over the same V.  base: e gives nats, 2 gives bits.
+    Returns: Tensor (...), >= 0, symmetric; +inf where only one of the two has mass.
+    Gradients: to p and q. Source: Jeffreys 1946.
+
+    >>> jeffreys(Probs([0.5, 0.5]), Probs([0.75, 0.25]))
+    tensor(0.2747)
+    """
+    return measure(divergences.JEFFREYS, p, q, base=base)
+
+
+def alpha(p: FiniteForm, q: FiniteForm, /, order: float) -> Tensor:
+    """Amari's α-divergence (Σ_v p_v^a q_v^(1-a) - 1) / (a (a-1)).
+
+    Args:
+        p, q: forms over the same V.
+        order: a, any finite number. KL(p‖q) at 1, KL(q‖p) at 0, 4 times the squared Hellinger distance at 1/2,
+            half of χ² at 2; continuous through all of them.
+
+    Returns: Tensor (...), >= 0.
+    Gradients: to p and q. Source: Amari 1985; Cichocki & Amari 2010.
+
+    >>> alpha(Probs([0.5, 0.5]), Probs([0.75, 0.25]), 2.0)
+    tensor(0.1667)
+    """
+    return measure(divergences.alpha(_number("alpha", "order", order, -math.inf, math.inf)), p, q)
+
+
+def renyi(p: FiniteForm, q: FiniteForm, /, order: float, *, base: float = math.e) -> Tensor:
+    """Rényi divergence of order a, log(Σ_v p_v^a q_v^(1-a)) / (a - 1).
+
+    Args:
+        p, q: forms over the same V.
+        order: a >= 0; KL(p‖q) at 1, -log q(p > 0) at 0, nondecreasing in a.
+        base: e gives nats, 2 gives bits.
+
+    Returns: Tensor (...), >= 0.
+    Gradients: to p and q. Source: Rényi 1961; van Erven & Harremoës 2014.
+
+    >>> renyi(Probs([0.5, 0.5]), Probs([0.75, 0.25]), 2.0)
+    tensor(0.2877)
+    """
+    return measure(divergences.renyi(_number("renyi", "order", order, 0.0, math.inf)), p, q, base=base)
+
+
+def tv(p: FiniteForm, q: FiniteForm, /) -> Tensor:
+    """Total variation distance ½ Σ_v |p_v - q_v|: the largest difference in the probability of any event.
+
+    Args: p, q: forms over the same V.
+    Returns: Tensor (...), from 0 to 1, symmetric.
+    Gradients: to p and q; 0 where p_v = q_v. Source: Levin & Peres 2017, section 4.1.
+
+    >>> tv(Probs([0.5, 0.5]), Probs([0.75, 0.25]))
+    tensor(0.2500)
+    """
+    return measure(divergences.TV, p, q)
+
+
+def hellinger(p: FiniteForm, q: FiniteForm, /) -> Tensor:
+    """Hellinger distance √(½ Σ_v (√p_v - √q_v)²).
+
+    Args: p, q: forms over the same V.
+    Returns: Tensor (...), from 0 to 1, symmetric.
+    Gradients: to p and q; 0 at p = q, where the distance has its corner. Source: Hellinger 1909.
+
+    >>> hellinger(Probs([0.5, 0.5]), Probs([1.0, 0.0]))
+    tensor(0.5412)
+    """
+    return measure(divergences.HELLINGER, p, q)
+
+
+def chi2(p: FiniteForm, q: FiniteForm, /) -> Tensor:
+    """Pearson's χ² divergence Σ_v (p_v - q_v)² / q_v.
+
+    Args: p, q: forms over the same V.
+    Returns: Tensor (...), >= 0; +inf where p has mass and q has none.
+    Gradients: to p and q. Source: Pearson 1900; Tsybakov 2009, section 2.4.
+
+    >>> chi2(Probs([0.5, 0.5]), Probs([0.75, 0.25]))
+    tensor(0.3333)
+    """
+    return measure(divergences.CHI2, p, q)
+
+
+def entropy(p: FiniteForm, /, *, base: float = math.e) -> Tensor:
+    """Shannon entropy H(p) = -Σ_v p_v log p_v: the shortest mean code length, in nats or (base=2) bits.
+
+    Args: p: form over V classes.  base: e gives nats, 2 gives bits.
+    Returns: Tensor (...), from 0 to log V.
+    Gradients: to p. Source: Shannon 1948.
+
+    >>> entropy(Probs([0.5, 0.25, 0.25]), base=2)
+    tensor(1.5000)
+    """
+    return measure(divergences.CROSS_ENTROPY, p, p, base=base, verb="entropy")
+
+
+def cross_entropy(p: FiniteForm, q: FiniteForm, /, *, base: float = math.e) -> Tensor:
+    """Cross-entropy H(p, q) = -Σ_v p_v log q_v = H(p) + KL(p‖q): the mean code length when q's code is used for p.
+
+    Args: p: the reference.  q: the model; forms over the same V.  base: e gives nats, 2 gives bits.
+    Returns: Tensor (...), >= 0; +inf where p has mass and q has none.
+    Gradients: to p and q. Source: Shannon 1948; Cover & Thomas 2006, section 5.4.
+
+    >>> cross_entropy(Labels([0], num_classes=2), Probs([[0.25, 0.75]]), base=2)
+    tensor([2.])
+    """
+    return measure(divergences.CROSS_ENTROPY, p, q, base=base)
+
+
+def measure(divergence: Divergence, p: FiniteForm, q: FiniteForm, /, *, base: float = math.e, verb: str | None = None) -> Tensor:
+    """Any row of the table: the verbs are its named cases."""
+    unit = _log_base(base)
+    batch_shape = check_pair(verb or divergence.name.partition("(")[0], p, q)
+    x, y = p.expand(batch_shape), q.expand(batch_shape)
+    sums = [eager.rows(total, p.reading, q.reading, x, y, p.num_classes) for total in divergence.sums]
+    return (divergence.finish(*sums) / unit).to(_result_dtype(x, y))
+
+
+def _result_dtype(x: Tensor, y: Tensor) -> torch.dtype:
+    return torch.float64 if torch.float64 in (x.dtype, y.dtype) else torch.float32
+
+
+def _log_base(base: float) -> float:
+    if not (isinstance(base, int | float) and 1.0 < base < math.inf):
+        raise FormError(f"base is {base!r}, but a unit of information needs a number above 1: leave it out for nats, write base=2 for bits.")
+    return 1.0 if base == math.e else math.log(base)
+
+
+def _number(verb: str, name: str, value: float, low: float, high: float) -> float:
+    number = float(value)
+    if not (low <= number <= high and math.isfinite(number)):
+        needed = f"a number from {low:g} to {high:g}" if high < math.inf else "a finite number" + (f" >= {low:g}" if low > -math.inf else "")
+        raise FormError(f"{verb}: {name} is {value!r}, but it must be {needed}.")
+    return number
