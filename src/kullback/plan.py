@@ -87,9 +87,11 @@ def check_pair(verb: str, p: Any, q: Any) -> torch.Size:
     if p.num_classes != q.num_classes:
         raise FormError(_different_v(p.num_classes, q.num_classes))
     if p.data.device != q.data.device:
-        raise FormError(f"{verb}: p is on {p.data.device} but q is on {q.data.device}. Move one: q's tensor .to({str(p.data.device)!r}).")
+        raise FormError(
+            f"{verb}: p is on {p.data.device} but q is on {q.data.device}. Move one: q's tensor .to({str(p.data.device)!r})."
+        )
     try:
-        return torch.broadcast_shapes(p.batch_shape, q.batch_shape)
+        return torch.Size(torch.broadcast_shapes(p.batch_shape, q.batch_shape))  # type: ignore[no-untyped-call]
     except RuntimeError:
         raise FormError(
             f"{verb}: p has batch shape {tuple(p.batch_shape)} but q has {tuple(q.batch_shape)}, which do not broadcast. "

@@ -1,8 +1,7 @@
 """The verbs: each reads as its formula and gives one number per row.
 
-Every verb takes forms (`Logits`, `LogProbs`, `Probs`, `Labels`), in the order of the formula and positionally only; batch
-shapes broadcast; the result has the broadcast batch shape, float64 if a floating input is float64 and float32
-otherwise. Gradients flow to every input that requires them, once and twice. A row whose true value is infinite
+Every verb takes forms (`Logits`, `LogProbs`, `Probs`, `Labels`), in the order of the formula and positionally only;
+batch shapes broadcast; the result has the broadcast batch shape, float64 if an input is float64 and float32 otherwise. Gradients flow to every input that requires them, once and twice. A row whose true value is infinite
 is +inf and sends back a zero gradient (docs/decisions/0002). All raise `FormError` for a bare tensor, different V,
 batch shapes that do not broadcast or different devices.
 """
@@ -62,7 +61,9 @@ def js(p: FiniteForm, q: FiniteForm, /, *, weight: float = 0.5, base: float = ma
 
 
 def jeffreys(p: FiniteForm, q: FiniteForm, /, *, base: float = math.e) -> Tensor:
-    """Jeffreys' divergence KL(p‖q) + KL(q‖p) = Σ_v (p_v - q_v) log(p_v / q_v); over bins, the population stability index.
+    """Jeffreys' divergence KL(p‖q) + KL(q‖p) = Σ_v (p_v - q_v) log(p_v / q_v).
+
+    Over the bins of a histogram it is the population stability index.
 
     Args: p, q: forms over the same V.  base: e gives nats, 2 gives bits.
     Returns: Tensor (...), >= 0, symmetric; +inf where only one of the two has mass.
@@ -173,7 +174,9 @@ def cross_entropy(p: FiniteForm, q: FiniteForm, /, *, base: float = math.e) -> T
     return measure(divergences.CROSS_ENTROPY, p, q, base=base)
 
 
-def measure(divergence: Divergence, p: FiniteForm, q: FiniteForm, /, *, base: float = math.e, verb: str | None = None) -> Tensor:
+def measure(
+    divergence: Divergence, p: FiniteForm, q: FiniteForm, /, *, base: float = math.e, verb: str | None = None
+) -> Tensor:
     """Any row of the table: the verbs are its named cases."""
     unit = _log_base(base)
     batch_shape = check_pair(verb or divergence.name.partition("(")[0], p, q)
@@ -188,13 +191,19 @@ def _result_dtype(x: Tensor, y: Tensor) -> torch.dtype:
 
 def _log_base(base: float) -> float:
     if not (isinstance(base, int | float) and 1.0 < base < math.inf):
-        raise FormError(f"base is {base!r}, but a unit of information needs a number above 1: leave it out for nats, write base=2 for bits.")
+        raise FormError(
+            f"base is {base!r}, but a unit needs a number above 1: leave it out for nats, write base=2 for bits."
+        )
     return 1.0 if base == math.e else math.log(base)
 
 
 def _number(verb: str, name: str, value: float, low: float, high: float) -> float:
     number = float(value)
     if not (low <= number <= high and math.isfinite(number)):
-        needed = f"a number from {low:g} to {high:g}" if high < math.inf else "a finite number" + (f" >= {low:g}" if low > -math.inf else "")
+        needed = (
+            f"a number from {low:g} to {high:g}"
+            if high < math.inf
+            else "a finite number" + (f" >= {low:g}" if low > -math.inf else "")
+        )
         raise FormError(f"{verb}: {name} is {value!r}, but it must be {needed}.")
     return number

@@ -25,7 +25,8 @@ def block_rows(num_classes: int) -> int:
 def rows(total: Sum, left: Reading, right: Reading, x: Tensor, y: Tensor, num_classes: int) -> Tensor:
     """One float64 number per row of x and y, which already share their batch shape; differentiable twice."""
     function = _Rows if torch.compiler.is_compiling() else _RowsBothModes
-    return function.apply(x, y, total, left, right, num_classes)
+    result: Tensor = function.apply(x, y, total, left, right, num_classes)  # type: ignore[no-untyped-call]
+    return result
 
 
 class _Rows(torch.autograd.Function):
@@ -53,9 +54,7 @@ class _Rows(torch.autograd.Function):
             to_x, to_y = reduction.gradients(ctx.total, ctx.left, ctx.right, x, y, value, upstream, wanted)
             return to_x, to_y, None, None, None, None
         sides = _blocks(ctx.num_classes, (x, ctx.left), (y, ctx.right), (value, None), (upstream, None))
-        parts = [
-            reduction.gradients(ctx.total, ctx.left, ctx.right, a, b, v, g, wanted) for a, b, v, g in sides
-        ]
+        parts = [reduction.gradients(ctx.total, ctx.left, ctx.right, a, b, v, g, wanted) for a, b, v, g in sides]
         to_x, to_y = (
             torch.cat([part[side] for part in parts]).reshape(data.shape) if want else None
             for side, (want, data) in enumerate(zip(wanted, (x, y), strict=True))

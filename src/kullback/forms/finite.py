@@ -126,7 +126,11 @@ class LogProbs(_Columns):
         object.__setattr__(self, "data", data)
         if self.validate and _readable(data):
             _check_rows_sum_to_one(
-                "LogProbs", data, torch.exp(data.detach().double()).sum(-1), "exp(x) sums", "Logits(x) if these are scores"
+                "LogProbs",
+                data,
+                torch.exp(data.detach().double()).sum(-1),
+                "exp(x) sums",
+                "Logits(x) if these are scores",
             )
 
     @property
@@ -166,9 +170,18 @@ class Probs(_Columns):
         object.__setattr__(self, "data", data)
         if self.validate and _readable(data):
             seen = data.detach()
-            _refuse_row(seen < 0, "Probs", lambda at: f"holds the negative entry {seen[at].min().item():g}", "Logits(x) if these are scores")
+            _refuse_row(
+                seen < 0,
+                "Probs",
+                lambda at: f"holds the negative entry {seen[at].min().item():g}",
+                "Logits(x) if these are scores",
+            )
             _check_rows_sum_to_one(
-                "Probs", data, seen.double().sum(-1), "sums", "Probs(x / x.sum(-1, keepdim=True)) if these are weights or counts"
+                "Probs",
+                data,
+                seen.double().sum(-1),
+                "sums",
+                "Probs(x / x.sum(-1, keepdim=True)) if these are weights or counts",
             )
 
     @property
@@ -213,19 +226,29 @@ class Labels(FiniteForm):
     def __post_init__(self) -> None:
         data = _tensor(self.y)
         if data.is_floating_point() or data.is_complex() or data.dtype == torch.bool:
-            raise FormError(f"Labels: y has dtype {data.dtype}, but class labels are integers. Write Labels(y.long(), ...), or Probs(y) if y holds probabilities.")
+            raise FormError(
+                f"Labels: y has dtype {data.dtype}, but class labels are integers. Write Labels(y.long(), ...), or Probs(y) if y holds probabilities."
+            )
         try:
             num_classes = operator.index(self.num_classes)
         except TypeError:
-            raise FormError(f"Labels: num_classes is {self.num_classes!r}; write the integer number of classes.") from None
+            raise FormError(
+                f"Labels: num_classes is {self.num_classes!r}; write the integer number of classes."
+            ) from None
         if num_classes < 1:
             raise FormError(f"Labels: num_classes is {num_classes}, but a distribution needs at least one class.")
         if not 0.0 <= self.smoothing <= 1.0:
-            raise FormError(f"Labels: smoothing is {self.smoothing}, but it is a share of the mass: write a number from 0 to 1.")
+            raise FormError(
+                f"Labels: smoothing is {self.smoothing}, but it is a share of the mass: write a number from 0 to 1."
+            )
         if self.spread not in ("all", "others"):
-            raise FormError(f"Labels: spread is {self.spread!r}; write 'all' (ε/V everywhere) or 'others' (ε/(V-1) off the label).")
+            raise FormError(
+                f"Labels: spread is {self.spread!r}; write 'all' (ε/V everywhere) or 'others' (ε/(V-1) off the label)."
+            )
         if self.spread == "others" and num_classes == 1 and self.smoothing > 0:
-            raise FormError("Labels: with num_classes=1 there is no other class to take the smoothing. Write spread='all'.")
+            raise FormError(
+                "Labels: with num_classes=1 there is no other class to take the smoothing. Write spread='all'."
+            )
         object.__setattr__(self, "data", data)
         object.__setattr__(self, "num_classes", num_classes)
         object.__setattr__(self, "smoothing", float(self.smoothing))
@@ -281,12 +304,18 @@ def _floating(owner: str, x: Any) -> Tensor:
     data = _tensor(x)
     if not data.is_floating_point():
         if isinstance(x, Tensor) or data.is_complex() or data.dtype == torch.bool:
-            raise FormError(f"{owner}: x has dtype {data.dtype}, but a floating dtype is needed. Write {owner}(x.float()), or Labels(x, num_classes) if x holds class indices.")
+            raise FormError(
+                f"{owner}: x has dtype {data.dtype}, but a floating dtype is needed. Write {owner}(x.float()), or Labels(x, num_classes) if x holds class indices."
+            )
         data = data.to(torch.get_default_dtype())
     if data.dim() == 0:
-        raise FormError(f"{owner}: x is a single number, but a form holds (..., V). Write {owner}(x.unsqueeze(-1)) for V=1.")
+        raise FormError(
+            f"{owner}: x is a single number, but a form holds (..., V). Write {owner}(x.unsqueeze(-1)) for V=1."
+        )
     if data.shape[-1] == 0:
-        raise FormError(f"{owner}: x has shape {tuple(data.shape)}, so V=0; a distribution needs at least one class on the last axis.")
+        raise FormError(
+            f"{owner}: x has shape {tuple(data.shape)}, so V=0; a distribution needs at least one class on the last axis."
+        )
     return data
 
 
@@ -303,7 +332,10 @@ def _check_rows_sum_to_one(owner: str, data: Tensor, sums: Tensor, found: str, i
     what = {True: "holds NaN, which has no distribution", False: ""}
 
     def describe(at: tuple[int, ...]) -> str:
-        return what[bool(sums[at].isnan())] or f"{found} to {sums[at].item():.7g}, not 1 (tolerance {tolerance:.1g} in {data.dtype})"
+        return (
+            what[bool(sums[at].isnan())]
+            or f"{found} to {sums[at].item():.7g}, not 1 (tolerance {tolerance:.1g} in {data.dtype})"
+        )
 
     _refuse_row(off.unsqueeze(-1), owner, describe, instead)
 
