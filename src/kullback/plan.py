@@ -31,13 +31,16 @@ class Plan:
     not_taken: tuple[tuple[str, str], ...]
 
     def __str__(self) -> str:
+        memory = (
+            f"{_bytes(self.temporary_bytes)} of temporaries; saved for backward: inputs and {_bytes(self.saved_bytes)}"
+        )
         lines = [
             f"p          {self.p}",
             f"q          {self.q}",
             f"result     {self.batch_shape} {self.result_dtype}, one number per row of V={self.num_classes}",
             f"method     {self.method}",
             f"engine     {self.engine}",
-            f"memory     {_bytes(self.temporary_bytes)} of temporaries; backward keeps the inputs and {_bytes(self.saved_bytes)}",
+            f"memory     {memory}",
             f"gradients  p: {self.gradient_to_p}",
             f"           q: {self.gradient_to_q}",
         ]
@@ -69,7 +72,7 @@ def explain(p: FiniteForm, q: FiniteForm, /) -> Plan:
         batch_shape=tuple(batch_shape),
         num_classes=p.num_classes,
         method="exact sum over the V columns, canonical terms, float64",
-        engine=f"eager PyTorch, {rows} of {num_rows} rows at a time (inside torch.compile: all rows, fused by the compiler)",
+        engine=f"eager PyTorch, {rows} of {num_rows} rows at a time (inside torch.compile: all, fused)",
         temporary_bytes=_TEMPORARIES * 8 * rows * p.num_classes,
         saved_bytes=8 * num_rows,
         gradient_to_p=_gradient(p),
@@ -88,13 +91,15 @@ def check_pair(verb: str, p: Any, q: Any) -> torch.Size:
         raise FormError(_different_v(p.num_classes, q.num_classes))
     if p.data.device != q.data.device:
         raise FormError(
-            f"{verb}: p is on {p.data.device} but q is on {q.data.device}. Move one: q's tensor .to({str(p.data.device)!r})."
+            f"{verb}: p is on {p.data.device} but q is on {q.data.device}. "
+            f"Move one of them: q's tensor .to({str(p.data.device)!r})."
         )
     try:
         return torch.Size(torch.broadcast_shapes(p.batch_shape, q.batch_shape))  # type: ignore[no-untyped-call]
     except RuntimeError:
         raise FormError(
-            f"{verb}: p has batch shape {tuple(p.batch_shape)} but q has {tuple(q.batch_shape)}, which do not broadcast. "
+            f"{verb}: p has batch shape {tuple(p.batch_shape)} but q has {tuple(q.batch_shape)}, "
+            "which do not broadcast. "
             "Forms hold (..., V): check that the class axis is the last, or insert a batch axis with unsqueeze."
         ) from None
 
@@ -103,7 +108,8 @@ def _no_form(verb: str, name: str, value: Any) -> str:
     kind = "a bare Tensor" if isinstance(value, Tensor) else f"a bare {type(value).__name__}"
     return (
         f"{verb}: {name} is {kind}, which does not say what it holds. Write Logits({name}) for scores, "
-        f"LogProbs({name}) for log-probabilities, Probs({name}) for probabilities, or Labels({name}, num_classes) for class indices."
+        f"LogProbs({name}) for log-probabilities, Probs({name}) for probabilities, "
+        f"or Labels({name}, num_classes) for class indices."
     )
 
 
@@ -116,7 +122,8 @@ def _different_v(p: int, q: int) -> str:
 
 
 def _describe(form: FiniteForm) -> str:
-    return f"{type(form).__name__} over V={form.num_classes}, batch {tuple(form.batch_shape)}, {form.data.dtype} on {form.data.device}"
+    batch, data = tuple(form.batch_shape), form.data
+    return f"{type(form).__name__} over V={form.num_classes}, batch {batch}, {data.dtype} on {data.device}"
 
 
 def _gradient(form: FiniteForm) -> str:

@@ -1,9 +1,10 @@
 """The verbs: each reads as its formula and gives one number per row.
 
 Every verb takes forms (`Logits`, `LogProbs`, `Probs`, `Labels`), in the order of the formula and positionally only;
-batch shapes broadcast; the result has the broadcast batch shape, float64 if an input is float64 and float32 otherwise. Gradients flow to every input that requires them, once and twice. A row whose true value is infinite
-is +inf and sends back a zero gradient (docs/decisions/0002). All raise `FormError` for a bare tensor, different V,
-batch shapes that do not broadcast or different devices.
+batch shapes broadcast; the result has the broadcast batch shape, float64 if an input is float64 and float32 otherwise.
+Gradients flow to every input that requires them, once and twice. A row whose true value is infinite is +inf and sends
+back a zero gradient (docs/decisions/0002). All raise `FormError` for a bare tensor, different V, batch shapes that do
+not broadcast, or different devices.
 """
 
 import math

@@ -25,6 +25,8 @@ from torch import Tensor
 
 
 class Cells(NamedTuple):
+    """What a generator sees: p, q, log(q/p) and log q, elementwise."""
+
     p: Tensor
     q: Tensor
     d: Tensor
@@ -32,6 +34,8 @@ class Cells(NamedTuple):
 
 
 class Terms(NamedTuple):
+    """What a generator says: its term of the sum, p ∂f/∂p and q ∂f/∂q."""
+
     value: Tensor
     dlogp: Tensor
     dlogq: Tensor

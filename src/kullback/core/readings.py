@@ -15,6 +15,8 @@ from .normalizer import Normalizer
 
 
 class Weights(NamedTuple):
+    """Probabilities and their logarithms, -inf where there is no mass."""
+
     w: Tensor
     log_w: Tensor
 
@@ -33,9 +35,15 @@ class Partial(NamedTuple):
 
 
 class Reading(Protocol):
-    def weights(self, x: Tensor) -> Weights: ...
+    """A map from data to weights, and the way back for derivatives."""
 
-    def pull_back(self, weights: Weights, partial: Partial) -> Tensor: ...
+    def weights(self, x: Tensor) -> Weights:
+        """The distributions that `x` holds, (..., V) in float64."""
+        ...
+
+    def pull_back(self, weights: Weights, partial: Partial) -> Tensor:
+        """∂(divergence)/∂x, shaped like `x`, in float64."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -25,9 +25,13 @@ class Pair(NamedTuple):
 class Sum(Protocol):
     """A quantity of one number per row with its two partial derivatives."""
 
-    def rows(self, pair: Pair) -> Tensor: ...
+    def rows(self, pair: Pair) -> Tensor:
+        """The value of every row, (...)."""
+        ...
 
-    def partials(self, pair: Pair) -> tuple[Partial, Partial]: ...
+    def partials(self, pair: Pair) -> tuple[Partial, Partial]:
+        """The derivatives with respect to p and to q, (..., V)."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -104,6 +108,7 @@ class LogAffinity:
 
 
 def pair_of(left: Reading, right: Reading, x: Tensor, y: Tensor) -> Pair:
+    """Both sides, read."""
     return Pair(left.weights(x), right.weights(y))
 
 

@@ -55,11 +55,12 @@ class _Rows(torch.autograd.Function):
             return to_x, to_y, None, None, None, None
         sides = _blocks(ctx.num_classes, (x, ctx.left), (y, ctx.right), (value, None), (upstream, None))
         parts = [reduction.gradients(ctx.total, ctx.left, ctx.right, a, b, v, g, wanted) for a, b, v, g in sides]
-        to_x, to_y = (
-            torch.cat([part[side] for part in parts]).reshape(data.shape) if want else None
-            for side, (want, data) in enumerate(zip(wanted, (x, y), strict=True))
+        to_x, to_y = (torch.cat(side) if side[0] is not None else None for side in zip(*parts, strict=True))
+        return (
+            None if to_x is None else to_x.reshape(x.shape),
+            None if to_y is None else to_y.reshape(y.shape),
+            *(None,) * 4,
         )
-        return to_x, to_y, None, None, None, None
 
 
 class _RowsBothModes(_Rows):

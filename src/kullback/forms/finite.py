@@ -212,8 +212,8 @@ class Labels(FiniteForm):
         FormError: a label out of range, a floating tensor, a smoothing outside [0, 1].
 
     >>> from kullback import Labels, Probs, kl
-    >>> kl(Labels([0, 1], num_classes=2, smoothing=0.2), Probs([0.9, 0.1]))
-    tensor([0.0000, 1.7578])
+    >>> kl(Labels([0, 1], num_classes=2, smoothing=0.1), Probs([0.75, 0.25]))
+    tensor([0.1441, 1.1328])
     """
 
     y: Tensor | np.ndarray | Sequence[Any] | int
@@ -227,7 +227,8 @@ class Labels(FiniteForm):
         data = _tensor(self.y)
         if data.is_floating_point() or data.is_complex() or data.dtype == torch.bool:
             raise FormError(
-                f"Labels: y has dtype {data.dtype}, but class labels are integers. Write Labels(y.long(), ...), or Probs(y) if y holds probabilities."
+                f"Labels: y has dtype {data.dtype}, but class labels are integers. "
+                "Write Labels(y.long(), ...), or Probs(y) if y holds probabilities."
             )
         try:
             num_classes = operator.index(self.num_classes)
@@ -305,7 +306,8 @@ def _floating(owner: str, x: Any) -> Tensor:
     if not data.is_floating_point():
         if isinstance(x, Tensor) or data.is_complex() or data.dtype == torch.bool:
             raise FormError(
-                f"{owner}: x has dtype {data.dtype}, but a floating dtype is needed. Write {owner}(x.float()), or Labels(x, num_classes) if x holds class indices."
+                f"{owner}: x has dtype {data.dtype}, but a floating dtype is needed. "
+                f"Write {owner}(x.float()), or Labels(x, num_classes) if x holds class indices."
             )
         data = data.to(torch.get_default_dtype())
     if data.dim() == 0:
@@ -314,7 +316,7 @@ def _floating(owner: str, x: Any) -> Tensor:
         )
     if data.shape[-1] == 0:
         raise FormError(
-            f"{owner}: x has shape {tuple(data.shape)}, so V=0; a distribution needs at least one class on the last axis."
+            f"{owner}: x has shape {tuple(data.shape)}, so V=0; a distribution needs at least one class (last axis)."
         )
     return data
 

@@ -20,7 +20,7 @@ def average(
         mask: (...) or broadcastable to it, bool, True keeps the row. A dropped row counts for nothing, whatever it
             holds: NaN and ±inf do not leak into the value or, through a verb, into any gradient.
         num_items: the denominator instead of the number of kept rows. With gradient accumulation or several ranks,
-            pass the number of kept rows of the *whole* step to every part: the parts then add up to the loss of the whole.
+            pass the number of kept rows of the *whole* step to every part: the parts then add up to its loss.
         reduction: "mean"; "sum" without a denominator; "none" for the values, zero where dropped.
 
     Returns:
@@ -38,7 +38,7 @@ def average(
         raise FormError(f"average: reduction is {reduction!r}; write 'mean', 'sum' or 'none'.")
     if num_items is not None:
         _check_num_items(num_items, reduction)
-    keep = None if mask is None else _fit(mask, values)
+    keep = None if mask is None else fit_mask(mask, values.shape)
     kept = values if keep is None else torch.where(keep, values, 0.0)
     if reduction == "none":
         return kept
@@ -51,14 +51,15 @@ def average(
     return total / (max(count, 1) if isinstance(count, int) else count.clamp(min=1))
 
 
-def _fit(mask: Tensor, values: Tensor) -> Tensor:
+def fit_mask(mask: Tensor, shape: torch.Size) -> Tensor:
+    """`mask` broadcast to one bool per row, or the error that says why not."""
     if mask.dtype != torch.bool:
         raise FormError(f"mask has dtype {mask.dtype}, but True keeps a row and False drops it. Write mask.bool().")
     try:
-        return mask.expand(values.shape)
+        return mask.expand(shape)
     except RuntimeError:
         raise FormError(
-            f"mask has shape {tuple(mask.shape)}, but there is one value per row: {tuple(values.shape)}. "
+            f"mask has shape {tuple(mask.shape)}, but there is one value per row: {tuple(shape)}. "
             "Leave the class axis out of the mask."
         ) from None
 

@@ -9,7 +9,7 @@ from kullback._errors import FormError
 from kullback.forms.finite import FiniteForm, Labels, Logits, positive_number
 from kullback.verbs import cross_entropy, kl
 
-from .average import Reduction, average
+from .average import Reduction, average, fit_mask
 
 
 class Distillation(nn.Module):
@@ -97,13 +97,13 @@ class Distillation(nn.Module):
         if self.soft_weight > 0.0:
             if teacher is None:
                 raise FormError(
-                    "Distillation: teacher is missing. Write teacher=..., or soft_weight=0 to learn from labels alone."
+                    "Distillation: teacher is missing. Write teacher=..., or soft_weight=0 for the labels alone."
                 )
             parts.append(self._soft(learner, _as_form(teacher), mask, num_items))
         if self.soft_weight < 1.0:
             if labels is None:
                 raise FormError(
-                    "Distillation: labels are missing. Write labels=..., or soft_weight=1 to learn from the teacher alone."
+                    "Distillation: labels are missing. Write labels=..., or soft_weight=1 for the teacher alone."
                 )
             parts.append(self._hard(learner, labels, mask, num_items if num_labels is None else num_labels))
         return torch.stack(parts).sum(0)
@@ -120,7 +120,7 @@ class Distillation(nn.Module):
         self, student: FiniteForm, labels: Tensor, mask: Tensor | None, num_labels: int | Tensor | None
     ) -> Tensor:
         labelled = labels != self.ignore_index
-        keep = labelled if mask is None else labelled & mask
+        keep = labelled if mask is None else labelled & fit_mask(mask, labels.shape)
         targets = Labels(torch.where(keep, labels, 0), student.num_classes, self.smoothing)
         per_row = cross_entropy(targets, student)
         return (1.0 - self.soft_weight) * average(per_row, mask=keep, num_items=num_labels, reduction=self.reduction)
