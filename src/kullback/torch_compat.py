@@ -3,9 +3,8 @@
 For new code write `kl`, which says its direction and takes what you hold.
 """
 
-import warnings
-
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from torch.nn import _reduction
 
@@ -54,11 +53,7 @@ def kl_div(
     if size_average is not None or reduce is not None:
         reduction = _reduction.legacy_get_string(size_average, reduce)
     elif reduction == "mean":
-        warnings.warn(
-            "reduction: 'mean' divides the total loss by both the batch size and the support size. "
-            "'batchmean' divides only by the batch size, and aligns with the KL math definition.",
-            stacklevel=2,
-        )
+        _warn_of_mean()
     # each masks its inputs as well as its result, so that no derivative multiplies 0 by inf
     terms = _log_target_terms(input, target) if log_target else _target_terms(input, target)
     if reduction == "none":
@@ -68,7 +63,7 @@ def kl_div(
     if reduction == "mean":
         return terms.mean()
     if reduction == "batchmean":
-        return terms.sum() / input.size(0)
+        return terms.sum() / input.size(0) if input.dim() else terms.sum()
     raise ValueError(f"{reduction} is not a valid value for reduction; write 'none', 'mean', 'sum' or 'batchmean'.")
 
 
@@ -97,6 +92,12 @@ class KLDivLoss(nn.Module):
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """KL(target‖exp(input)), reduced."""
         return kl_div(input, target, reduction=self.reduction, log_target=self.log_target)
+
+
+def _warn_of_mean() -> None:
+    """PyTorch's own warning, in the words of the installed version."""
+    nothing = torch.empty(0)
+    F.kl_div(nothing, nothing, reduction="mean")
 
 
 def _target_terms(log_q: Tensor, p: Tensor) -> Tensor:
