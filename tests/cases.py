@@ -127,7 +127,7 @@ DATA: dict[str, Callable[[Tensor, torch.dtype], Tensor]] = {"Logits": _logits, "
 FORMS: dict[str, Callable[[Tensor], FiniteForm]] = {"Logits": Logits, "LogProbs": LogProbs, "Probs": Probs}
 
 ENGINES: dict[str, Callable[..., Tensor]] = {"eager": eager.rows}
-"""Who computes: name -> rows(total, left, right, x, y, num_classes). Every law, oracle and gradient test runs on each."""
+"""Who computes: name -> rows(total, left, right, x, y, num_classes). Laws, oracles and gradient tests run on each."""
 
 
 def forms(case: Case, names: tuple[str, str] = ("Logits", "Logits"), dtype: torch.dtype = torch.float64):
