@@ -107,7 +107,9 @@ CROSS_ENTROPY = Divergence(
 
 def js(weight: float) -> Divergence:
     """Jensen-Shannon with weight w on p: w KL(p‖m) + (1-w) KL(q‖m), m = w p + (1-w) q."""
-    at_p_zero, at_q_zero = (_surprise(1.0 - weight), _surprise(weight)) if 0.0 < weight < 1.0 else (0.0, 0.0)
+    at_p_zero, at_q_zero = (
+        (_surprise(1.0 - weight, weight), _surprise(weight, 1.0 - weight)) if 0.0 < weight < 1.0 else (0.0, 0.0)
+    )
     return Divergence(
         f"js({weight:g})",
         "w Σ p log(p/m) + (1-w) Σ q log(q/m), m = w p + (1-w) q",
@@ -173,8 +175,9 @@ def _alpha_sum(order: float) -> Sum:
     )
 
 
-def _surprise(w: float) -> float:
-    return -w * math.log(w)
+def _surprise(w: float, rest: float) -> float:
+    """-w log w, w + rest = 1."""
+    return -w * (math.log(w) if w < 0.5 else math.log1p(-rest))
 
 
 TABLE: tuple[Divergence, ...] = (
