@@ -56,7 +56,7 @@ def calibration(taste: Tensor, shown: Tensor, *, smoothing: float = 0.01) -> Ten
     Source: Steck 2018, "Calibrated recommendations", RecSys, equations 4-5.
 
     >>> calibration(torch.tensor([0.7, 0.3]), torch.tensor([1.0, 0.0]))
-    tensor(1.1321)
+    tensor(1.1340)
     """
     _check_smoothing(smoothing)
     return skew_kl(Probs(taste), Probs(shown), smoothing)
@@ -86,8 +86,7 @@ def rerank(
 
         max over lists of length K:  (1-λ) Σ_i s_i - λ C_KL(p, q(list))
 
-    greedily, an item at a time. With equal rank weights this is within 1 - 1/e of the best list (the objective without its
-    constants is submodular).
+    greedily: at every position the item that makes the list so far best.
 
     Args:
         scores: (U, C), relevance of every candidate; -inf excludes one.
@@ -102,8 +101,8 @@ def rerank(
     Returns: a `Recommendation`. Ties go to the earlier column.
     Raises: FormError: shapes that do not fit, numbers out of range, a user with fewer than K candidates.
 
-    Cost: O(U·C·K·m) for items with at most m genres each; 10,000 users × 1,000 candidates, K = 10 and m = 3 take seconds
-    on one core. Arithmetic in float32, memory a block of users at a time.
+    Cost: O(U·C·K·m) for items with at most m genres each; 10,000 users × 1,000 candidates with K = 10 and m = 3
+    take seconds on one core. Arithmetic in float32, memory a block of users at a time.
 
     Source: Steck 2018, section 3.
 
@@ -144,14 +143,14 @@ def _greedy(
     users, columns, slots = genre.shape
     cells = genre.reshape(users, columns * slots)
     liked = taste.gather(1, cells).reshape(genre.shape)  # p(g) at every cell; a genre with p = 0 costs nothing
-    left = (1.0 - tradeoff) * scores
+    left = torch.where(scores == -torch.inf, scores, (1.0 - tradeoff) * scores)
     total = torch.zeros_like(taste)  # Σ of w p(g|i) over the list so far
     weight_so_far = 0.0
     chosen = []
     for weight in weights.tolist():
         weight_so_far += weight
         if smoothing < 1.0:
-            # (1-α) q + α p = (1-α)/W · (total + w p(g|i) + W α/(1-α) p): only the middle term differs between candidates
+            # (1-α) q + α p = (1-α)/W · (total + w p(g|i) + W α/(1-α) p), where only p(g|i) depends on the candidate
             base = total + (weight_so_far * smoothing / (1.0 - smoothing)) * taste
             inverse = torch.where(taste > 0, weight / base, 0.0).gather(1, cells).reshape(genre.shape)
             gain = (liked * torch.log1p(inverse * share)).sum(-1)
@@ -169,8 +168,8 @@ def _greedy(
 def _check_smoothing(smoothing: float) -> None:
     if not 0.0 < smoothing <= 1.0:
         raise FormError(
-            f"smoothing is {smoothing}, but without any a list that lacks one genre is infinitely bad. Write a number above 0, "
-            "up to 1; 0.01 is usual."
+            f"smoothing is {smoothing}, but without any a list that lacks one genre is infinitely bad. Write a number "
+            "above 0, up to 1; 0.01 is usual."
         )
 
 

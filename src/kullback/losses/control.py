@@ -59,8 +59,8 @@ class AdaptiveKL(_Coefficient):
         clip: bound of the relative error.
         minimum, maximum: bounds of the coefficient. The minimum is above 0: a product that reached 0 would stay there.
 
-    `update(observed, steps)` returns the new coefficient. `observed` may be negative (k1 estimates are) or infinite, not
-    NaN. `state_dict` and `load_state_dict` make it resume.
+    `update(observed, steps)` returns the new coefficient. `observed` may be negative (k1 estimates are) or infinite,
+    not NaN. `state_dict` and `load_state_dict` make it resume.
 
     Raises:
         FormError: settings not above 0, NaN, steps < 0, or clip·steps >= horizon, where the factor could reach 0.
@@ -96,8 +96,8 @@ class AdaptiveKL(_Coefficient):
             raise FormError(f"AdaptiveKL: steps is {steps}, but it counts the samples behind the observed KL.")
         if self.clip * steps >= self.horizon:
             raise FormError(
-                f"AdaptiveKL: clip·steps = {self.clip * steps:g} is not below horizon = {self.horizon:g}, so one update "
-                f"could take the coefficient to 0 or below. Write horizon above {self.clip * steps:g}."
+                f"AdaptiveKL: clip·steps = {self.clip * steps:g} is not below horizon = {self.horizon:g}, so one "
+                f"update could take the coefficient to 0 or below. Write horizon above {self.clip * steps:g}."
             )
         error = min(max(value / self.target - 1.0, -self.clip), self.clip)
         return self._set(self.coefficient * (1.0 + error * steps / self.horizon))

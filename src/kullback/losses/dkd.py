@@ -27,8 +27,9 @@ class DKD(nn.Module):
 
     L = T² ( α KL(b_teacher‖b_student) + β KL(r_teacher‖r_student) )
 
-    with b = (p_target, 1 - p_target) and r = p over the other V-1 classes, renormalised; both at temperature T. The plain
-    KL is the same with α = 1 and β = 1 - p_target of the teacher, which silences the second term where the teacher is sure.
+    with b = (p_target, 1 - p_target) and r = p over the other V-1 classes, renormalised; both at temperature T. The
+    plain KL is the same with α = 1 and β = 1 - p_target of the teacher, which silences the second term where the
+    teacher is sure.
 
     Args:
         alpha, beta: the weights, >= 0; 1 and 8 in the source's CIFAR-100 runs.
@@ -42,14 +43,14 @@ class DKD(nn.Module):
         mask: (...) bool, True keeps the row; dropped rows may hold NaN.
         num_items: kept rows in the whole step; see `average`.
 
-    Returns: a scalar; `parts(...)` gives its terms. The labels' cross-entropy is not included: add it. A zero connected to
-        the graph if nothing is kept.
+    Returns: a scalar; `parts(...)` gives its terms. The labels' cross-entropy is not included: add it. A zero connected
+        to the graph if nothing is kept.
     Raises: FormError: V = 1, settings out of range, inputs that do not fit.
 
     A row whose target is the only class with mass has no distribution over the others: its value is NaN.
 
-    Where copies differ: the source masks the target with -1000 instead of leaving it out, takes log of a rounded
-    1 - p_target (infinite where the student is sure), and warms the loss up over 20 epochs.
+    Where copies differ: the source masks the target with -1000 instead of leaving it out, takes the log of a sum
+    of softmaxes (infinite once it underflows, for a gap of 104 in float32), and warms the loss up over 20 epochs.
 
     Source: Zhao et al. 2022, arXiv 2203.08679, equations 5-7.
 

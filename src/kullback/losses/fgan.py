@@ -1,7 +1,7 @@
 """Divergences from samples by a critic: variational lower bounds, as losses.
 
-A critic v(x) is trained on draws of p ("real") and of q ("fake"); every objective below is a lower bound of a divergence
-for any critic, and reaches it at the critic named in its docstring.
+A critic v(x) is trained on draws of p ("real") and of q ("fake"); every objective below is a lower bound of a
+divergence for any critic, and reaches it at the critic named in its docstring.
 """
 
 import math
@@ -42,9 +42,7 @@ def _same(v: Tensor) -> Tensor:
 KL = Conjugate("kl", _same, lambda v: torch.exp(v - 1.0), lambda r: r + 1.0, "kl(p, q)")
 REVERSE_KL = Conjugate("reverse_kl", lambda v: -torch.exp(-v), lambda v: v - 1.0, _same, "kl(q, p)")
 JEFFREYS = Conjugate("jeffreys", lambda v: v - torch.expm1(-v), lambda v: v + torch.expm1(v), _same, "jeffreys(p, q)")
-CHI2 = Conjugate(
-    "chi2", _same, lambda v: v * v / 4.0 + v, lambda r: 2.0 * torch.expm1(r), "chi2(q, p) with p and q swapped"
-)
+CHI2 = Conjugate("chi2", _same, lambda v: v * v / 4.0 + v, lambda r: 2.0 * torch.expm1(r), "chi2(p, q)")
 SQUARED_HELLINGER = Conjugate(
     "squared_hellinger",
     lambda v: -0.5 * torch.expm1(-v),
@@ -130,7 +128,8 @@ class FGAN(nn.Module):
         super().__init__()
         if not isinstance(divergence, Conjugate):
             raise FormError(
-                f"FGAN: divergence is {divergence!r}, but its conjugate is needed: fgan.KL, fgan.js(0.5), fgan.alpha(2.0)."
+                f"FGAN: divergence is {divergence!r}, but its conjugate is needed. Write fgan.KL, fgan.js(0.5), "
+                "fgan.alpha(2.0)."
             )
         self.divergence = divergence
 
@@ -177,8 +176,8 @@ class DonskerVaradhan(nn.Module):
 
     Args:
         moving_average: None differentiates the batch's own log E_q[e^v]: biased, because the log of a batch mean is not
-            the mean of the log. A rate in (0, 1], 0.01 in MINE's code, divides the gradient by a moving average of E_q[e^v]
-            instead; the average is a buffer, saved with the module, and moves in training mode only.
+            the mean of the log. A rate in (0, 1], 0.01 in MINE's code, divides the gradient by a moving average of
+            E_q[e^v] instead; the average is a buffer, saved with the module, and moves in training mode only.
 
     Call as `FGAN`: real, fake, real_mask, fake_mask by name; returns -bound; `bound(...)` the bound. The value shown is
     always the batch's own bound.

@@ -98,7 +98,7 @@ class FullGaussian:
             if bool((seen.diagonal(dim1=-2, dim2=-1) <= 0).any()) or bool((seen.triu(1) != 0).any()):
                 raise FormError(
                     "FullGaussian: scale_tril is no Cholesky factor: it needs a positive diagonal and zeros above it. "
-                    "Write torch.linalg.cholesky(covariance), or take tril() of a network's output and exp() of its diagonal."
+                    "Write torch.linalg.cholesky(covariance), or tril() of an output with exp() on its diagonal."
                 )
 
     def rsample(self, sample_shape: tuple[int, ...] = (), *, generator: torch.Generator | None = None) -> Tensor:
@@ -159,8 +159,8 @@ def gaussian_kl(q: Gaussian, p: Gaussian | None = None) -> Tensor:
     Source: Kingma & Welling 2014, appendix B; Kullback 1959, chapter 9.
 
     >>> import torch
-    >>> q, p = DiagonalGaussian(torch.zeros(1), torch.zeros(1)), DiagonalGaussian(torch.ones(1), torch.tensor([4.0]).log())
-    >>> gaussian_kl(q, p)
+    >>> q = DiagonalGaussian(torch.zeros(1), torch.zeros(1))
+    >>> gaussian_kl(q, DiagonalGaussian(torch.ones(1), torch.tensor([4.0]).log()))
     tensor(0.4431)
     """
     if p is not None and q.mu.shape[-1] != p.mu.shape[-1]:

@@ -34,8 +34,8 @@ class GKD(nn.Module):
     Returns: a scalar; a zero connected to the graph if nothing is kept.
     Raises: FormError: settings out of range, inputs that do not fit.
 
-    Where copies differ: as shipped (TRL, Liger and others) the loss is JSD_β inside and KL at the ends, so that it jumps:
-    β = 0.999 gives a thousandth of β = 1. `scaled=True` is what agrees with their ends.
+    Where copies differ: as shipped (TRL, Liger and others) the loss is JSD_β inside and KL at the ends, so that it
+    jumps: β = 0.999 gives a thousandth of β = 1. `scaled=True` is what agrees with their ends.
 
     Source: Agarwal et al. 2024, arXiv 2306.13649, equation 1 (JSD_β) and the limit stated below it.
 
@@ -95,8 +95,8 @@ class SkewKL(nn.Module):
         temperature: of both, without a factor T².
         reduction: "mean", "sum" or "none"; see `average`.
 
-    Call with keywords only: student, teacher, mask, num_items, as for `GKD`. The student may be inside the mixture on one
-    side and outside on the other: gradients flow through both.
+    Call with keywords only: student, teacher, mask, num_items, as for `GKD`. The student stands inside the mixture,
+    for "reverse" outside it too: gradients flow through both.
 
     Returns: a scalar; a zero connected to the graph if nothing is kept. Bounded by log(1/a).
     Raises: FormError: settings out of range, inputs that do not fit.

@@ -31,8 +31,8 @@ class MutualLearning(nn.Module):
         mask: (...) bool, True keeps the row; dropped rows may hold NaN.
         num_items, num_labels: denominators for the whole step; see `average`.
 
-    Returns: (K,), the loss of every peer in order. Call `.sum().backward()`: with detach each peer gets its own gradient
-        only. Zeros connected to the graph if nothing is kept.
+    Returns: (K,), the loss of every peer in order. Call `.sum().backward()`: with detach each peer gets its own
+        gradient only. Zeros connected to the graph if nothing is kept.
     Raises: FormError: fewer than two peers, inputs that do not fit.
 
     Source: Zhang et al. 2018, arXiv 1706.00384, equations 4-8.

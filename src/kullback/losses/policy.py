@@ -10,7 +10,7 @@ from kullback.core.generators import excess
 from kullback.forms.finite import FiniteForm, positive_number
 from kullback.verbs import kl
 
-from .average import average
+from .average import Reduction, average
 from .inputs import as_form, emptied, kept, one_of, same_shape
 
 Value = Literal["k1", "k2", "k3", "exact"]
@@ -42,15 +42,16 @@ class PolicyKL(nn.Module):
         "exact"                               the exact divergence differentiated; needs logits
         "none"                                no gradient: to watch, or to subtract from a reward
 
-    Which of them is right: E∇ of "k2", "ratio_k1" and "ratio_k3" is ∇KL(policy‖reference). "k1" has mean gradient 0, "k3"
-    gives ∇KL(reference‖policy), "ratio_k2" gives ∇E[d²/2]. The table in docs/losses.md is proved by enumeration in the
-    tests.
+    Which of them is right: E∇ of "k2", "ratio_k1" and "ratio_k3" is ∇KL(policy‖reference). "k1" has mean gradient 0,
+    "k3" gives ∇KL(reference‖policy), "ratio_k2" gives ∇E[d²/2]. The tests prove the table in
+    docs/losses.md by enumeration.
 
     Args:
-        value: "k1", "k2", "k3" or "exact". k1 and k3 are unbiased; k3 is never negative; k2 is biased away from small KL.
+        value: "k1", "k2", "k3" or "exact". k1 and k3 are unbiased; k3 is never negative; k2 is biased.
         gradient: as above. The default is right on- and off-policy.
         ratio_clip: upper bound of ρ, or None. It biases, is never silent (see `parts`), and still leaves a gradient.
-        log_ratio_clip: bound of |d|, or None. Clipped rows have gradient 0 through the estimator: a dead zone, reported.
+        log_ratio_clip: bound of |d|, or None. A clipped row has no gradient through it: a dead zone, reported.
+        reduction: "mean", "sum", or "none" (per row, zero where the mask drops it: what a reward subtracts).
 
     Call with keywords only:
         log_prob: (...) log π(a), with gradient.
@@ -88,6 +89,7 @@ class PolicyKL(nn.Module):
         *,
         ratio_clip: float | None = None,
         log_ratio_clip: float | None = None,
+        reduction: Reduction = "mean",
     ) -> None:
         super().__init__()
         one_of("PolicyKL", "value", value, ("k1", "k2", "k3", "exact"))
@@ -99,6 +101,7 @@ class PolicyKL(nn.Module):
         )
         self.value = value
         self.gradient = gradient
+        self.reduction = reduction
         self.ratio_clip = None if ratio_clip is None else positive_number("PolicyKL", "ratio_clip", ratio_clip)
         self.log_ratio_clip = (
             None if log_ratio_clip is None else positive_number("PolicyKL", "log_ratio_clip", log_ratio_clip)
@@ -143,7 +146,7 @@ class PolicyKL(nn.Module):
             assert exact is not None
             keep, none = kept(mask, exact.shape), exact.new_zeros(())
             per_row = exact if self.gradient == "exact" else exact.detach()
-            loss = average(per_row, mask=keep, num_items=num_items)
+            loss = average(per_row, mask=keep, num_items=num_items, reduction=self.reduction)
             return PolicyParts(loss, loss.detach(), none, none, none + 1.0)
         if log_prob is None or reference_log_prob is None:
             raise FormError(
@@ -170,10 +173,10 @@ class PolicyKL(nn.Module):
         slope = self._slope(weight, log_pi, d, exact)
         per_row = value.detach() + slope  # the value of one, the gradient of the other
         out = torch.float64 if torch.float64 in (log_prob.dtype, reference_log_prob.dtype) else torch.float32
-        shown = average(value.detach(), mask=keep, num_items=num_items)
+        shown = average(value.detach(), mask=keep, num_items=num_items, reduction=self.reduction)
         counts = ratio if keep is None else torch.where(keep, ratio, 0.0)
         return PolicyParts(
-            average(per_row, mask=keep, num_items=num_items).to(out),
+            average(per_row, mask=keep, num_items=num_items, reduction=self.reduction).to(out),
             shown.to(out),
             average(heavy.double(), mask=keep).to(out),
             average(far.double(), mask=keep).to(out),
