@@ -232,11 +232,19 @@ def test_accumulated_parts_add_up(name, x):
     assert (part + rest).item() == pytest.approx(whole.item(), rel=1e-12)
 
 
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["label_smoothing", "uda", "skew", "dkd", "policy_k3", "vae_free_bits", "nwj"])
+def test_compiles_whole(name, x):
+    loss = EVERY[name](x, None)
+    compiled = torch.compile(lambda t: EVERY[name](t, None), fullgraph=True, backend="aot_eager")(x)
+    (g,), (h,) = torch.autograd.grad(loss, x), torch.autograd.grad(compiled, x)
+    assert compiled.item() == pytest.approx(loss.item(), rel=1e-14)
+    torch.testing.assert_close(h, g, rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize("name", [name for name in EVERY if name != "vae_full"])  # its prior is float64
 def test_float32_gives_float32(name, x):
     single = x.detach().float().requires_grad_()
-    if name in ("vae_full",):
-        pytest.skip("its prior is float64")
     loss = EVERY[name](single, None)
     assert loss.isfinite()
     assert loss.item() == pytest.approx(EVERY[name](x, None).item(), rel=1e-5)

@@ -214,27 +214,28 @@ class DonskerVaradhan(nn.Module):
     ) -> Tensor:
         """The lower bound of KL(p‖q)."""
         keep = kept(fake_mask, fake.shape)
-        count = fake.numel() if keep is None else int(keep.sum())
         gain = _mean_of(_same, real, real_mask)
-        if count == 0:
-            return gain - 0.0 * emptied(fake, keep).sum()
-        scores = (fake if keep is None else torch.where(keep, fake, -math.inf)).reshape(-1)
-        log_mean = torch.logsumexp(scores, 0) - math.log(count)
+        if fake.numel() == 0:
+            return gain - 0.0 * fake.sum()
+        every = torch.ones_like(fake, dtype=torch.bool) if keep is None else keep
+        count, empty = every.sum(), ~every.any()
+        scores = torch.where(empty, 0.0 * emptied(fake, every), torch.where(every, fake, -math.inf)).reshape(-1)
+        log_mean = torch.logsumexp(scores, 0) - torch.log(torch.where(empty, fake.numel(), count).to(scores.dtype))
         if self.moving_average is None:
             return gain - log_mean
         # the derivative of mean(e^v) / average, and the value of log mean(e^v)
-        surrogate = torch.exp(log_mean - self._moved(log_mean.detach()))
+        surrogate = torch.exp(log_mean - self._moved(log_mean.detach(), empty))
         return gain - log_mean.detach() - (surrogate - surrogate.detach())
 
-    def _moved(self, log_mean: Tensor) -> Tensor:
-        """The moving average of E_q[e^v], kept as its logarithm; the first batch starts it."""
+    def _moved(self, log_mean: Tensor, empty: Tensor) -> Tensor:
+        """The moving average of E_q[e^v], kept as its logarithm; the first batch starts it, an empty one leaves it."""
         rate = self.moving_average
         assert rate is not None
         now = log_mean.double()
         moved = torch.logaddexp(self.log_average + math.log1p(-rate), now + math.log(rate)) if rate < 1.0 else now
         moved = torch.where(self.log_average == -math.inf, now, moved)
         if self.training:
-            self.log_average.copy_(moved)
+            self.log_average.copy_(torch.where(empty, self.log_average, moved))
         return moved.to(log_mean.dtype)
 
     def extra_repr(self) -> str:

@@ -63,7 +63,7 @@ class DiagonalGaussian:
 
     def full(self) -> "FullGaussian":
         """The same distribution, with its (diagonal) factor written out."""
-        return FullGaussian(self.mu, torch.diag_embed(torch.exp(self.logvar.double() / 2)))
+        return FullGaussian(self.mu, torch.diag_embed(torch.exp(self.logvar.double() / 2)), validate=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,6 +73,7 @@ class FullGaussian:
     Args:
         mu: (..., D) means.
         scale_tril: (..., D, D), lower triangular with a positive diagonal; torch.linalg.cholesky(covariance).
+        validate: check that (not inside `torch.compile` or `vmap`).
 
     Raises: FormError: shapes that do not fit, a diagonal entry that is not positive, entries above the diagonal.
 
@@ -85,6 +86,7 @@ class FullGaussian:
 
     mu: Tensor
     scale_tril: Tensor
+    validate: bool = True
 
     def __post_init__(self) -> None:
         _check_floating("FullGaussian", mu=self.mu, scale_tril=self.scale_tril)
@@ -93,7 +95,7 @@ class FullGaussian:
                 f"FullGaussian: mu has shape {tuple(self.mu.shape)} but scale_tril has "
                 f"{tuple(self.scale_tril.shape)}; (..., D) needs (..., D, D)."
             )
-        if _readable(self.scale_tril):
+        if self.validate and _readable(self.scale_tril):
             seen = self.scale_tril.detach()
             if bool((seen.diagonal(dim1=-2, dim2=-1) <= 0).any()) or bool((seen.triu(1) != 0).any()):
                 raise FormError(
@@ -114,13 +116,15 @@ class FullGaussian:
 
     def detach(self) -> "FullGaussian":
         """The same distribution, through which no gradient flows."""
-        return FullGaussian(self.mu.detach(), self.scale_tril.detach())
+        return FullGaussian(self.mu.detach(), self.scale_tril.detach(), validate=False)
 
     def emptied(self, keep: Tensor) -> "FullGaussian":
         """Standard in the rows where `keep` is False, so that what they held reaches no gradient."""
         eye = torch.eye(self.mu.shape[-1], dtype=self.scale_tril.dtype, device=self.scale_tril.device)
         return FullGaussian(
-            torch.where(keep.unsqueeze(-1), self.mu, 0.0), torch.where(keep[..., None, None], self.scale_tril, eye)
+            torch.where(keep.unsqueeze(-1), self.mu, 0.0),
+            torch.where(keep[..., None, None], self.scale_tril, eye),
+            validate=False,
         )
 
     def full(self) -> "FullGaussian":

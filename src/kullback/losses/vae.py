@@ -8,7 +8,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from kullback._errors import FormError
-from kullback.forms.finite import positive_number
+from kullback.forms.finite import _readable, positive_number
 
 from .average import average
 from .gaussian import DiagonalGaussian, Gaussian, gaussian_kl, gaussian_kl_per_dimension
@@ -39,6 +39,7 @@ class VAELoss(nn.Module):
         free_bits_over: what is compared with λ: "batch", the batch mean of each latent coordinate (the source), or
             "example", each coordinate of each example (many copies; a larger term). A full Gaussian posterior or prior
             has one group, all coordinates together.
+        validate: check that Bernoulli targets lie in [0, 1] (on a GPU the check waits for the device).
 
     Call with keywords only:
         decoded: (batch, ...) the decoder's output, shaped like `target`.
@@ -81,6 +82,7 @@ class VAELoss(nn.Module):
         beta: float = 1.0,
         free_bits: float = 0.0,
         free_bits_over: Literal["batch", "example"] = "batch",
+        validate: bool = True,
     ) -> None:
         super().__init__()
         one_of("VAELoss", "likelihood", likelihood, ("bernoulli", "gaussian"))
@@ -90,6 +92,7 @@ class VAELoss(nn.Module):
         self.beta = not_negative("VAELoss", "beta", beta)
         self.free_bits = not_negative("VAELoss", "free_bits", free_bits)
         self.free_bits_over = free_bits_over
+        self.validate = validate
 
     def forward(
         self,
@@ -131,7 +134,7 @@ class VAELoss(nn.Module):
         weight = self.beta if beta is None else not_negative("VAELoss", "beta", beta)
         keep = kept(mask, decoded.shape[:1])
         nll = average(
-            reconstruction_nll(decoded, target, self.likelihood, scale=self.scale, mask=keep),
+            reconstruction_nll(decoded, target, self.likelihood, scale=self.scale, mask=keep, validate=self.validate),
             mask=keep,
             num_items=num_items,
         )
@@ -171,6 +174,7 @@ def reconstruction_nll(
     *,
     scale: float = 1.0,
     mask: Tensor | None = None,
+    validate: bool = True,
 ) -> Tensor:
     """-log p(target | decoded) of every example, in nats, summed over all axes but the first: (batch,).
 
@@ -190,7 +194,7 @@ def reconstruction_nll(
         )
     mean_or_logits, data = emptied(decoded, mask), emptied(target, mask)
     if likelihood == "bernoulli":
-        if not torch.compiler.is_compiling() and bool(((data < 0) | (data > 1)).any()):
+        if validate and _readable(data) and bool(((data < 0) | (data > 1)).any()):
             raise FormError(
                 "reconstruction_nll: a Bernoulli target lies outside [0, 1]. Scale the data, or write "
                 "likelihood='gaussian'."
