@@ -2,21 +2,21 @@
 
 from . import fgan
 from .average import average
-from .consistency import UDA, Consistency, UDAParts
-from .control import AdaptiveKL, DoubleHalveKL, EarlyStop, Step, TrustRegion
+from .consistency import UDA, Consistency
+from .control import AdaptiveKL, DoubleHalveKL, EarlyStop, TrustRegion
 from .distillation import Distillation
-from .dkd import DKD, DKDParts
+from .dkd import DKD
 from .fgan import FGAN, NWJ, DonskerVaradhan
 from .gaussian import DiagonalGaussian, FullGaussian, gaussian_kl, gaussian_kl_per_dimension
 from .gkd import GKD, SkewKL
 from .label_smoothing import LabelSmoothing
 from .mutual import MutualLearning
-from .policy import PolicyKL, PolicyParts
+from .policy import PolicyKL
 from .rdrop import RDrop
 from .schedules import cyclical, linear, training_signal
 from .skew import skew_kl
-from .vae import VAELoss, VAEParts, reconstruction_nll
-from .variational import ForwardFit, ForwardKL, ReverseKL
+from .vae import VAELoss, reconstruction_nll
+from .variational import ForwardKL, ReverseKL
 
 __all__ = [
     "DKD",
@@ -26,27 +26,21 @@ __all__ = [
     "UDA",
     "AdaptiveKL",
     "Consistency",
-    "DKDParts",
     "DiagonalGaussian",
     "Distillation",
     "DonskerVaradhan",
     "DoubleHalveKL",
     "EarlyStop",
-    "ForwardFit",
     "ForwardKL",
     "FullGaussian",
     "LabelSmoothing",
     "MutualLearning",
     "PolicyKL",
-    "PolicyParts",
     "RDrop",
     "ReverseKL",
     "SkewKL",
-    "Step",
     "TrustRegion",
-    "UDAParts",
     "VAELoss",
-    "VAEParts",
     "average",
     "cyclical",
     "fgan",

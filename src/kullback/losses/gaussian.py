@@ -139,6 +139,10 @@ def gaussian_kl_per_dimension(q: DiagonalGaussian, p: DiagonalGaussian | None = 
     """KL(q‖p) of every coordinate, (..., D): ½ ((μ - m)²/v + (e^y - 1 - y)), y = logvar of q less that of p.
 
     Both terms are >= 0 and lose no digits near p = q: e^y - 1 - y goes by its series there. p=None is N(0, I).
+
+    >>> import torch
+    >>> gaussian_kl_per_dimension(DiagonalGaussian(torch.tensor([2.0, 0.0]), torch.zeros(2)))
+    tensor([2., 0.])
     """
     mu, logvar = q.mu.double(), q.logvar.double()
     if p is not None:
