@@ -1,6 +1,6 @@
 """How often do the 95 % intervals contain the truth? Writes the table of docs/estimators.md.
 
-python bench/coverage.py            all cases, 400 repetitions each (about 10 minutes on one core)
+python bench/coverage.py            all cases (about 10 minutes on one core)
 python bench/coverage.py --quick    40 repetitions, printed only
 """
 
@@ -81,8 +81,9 @@ def counts(name: str, method: object, p: Tensor, q: Tensor, words: str, n: int, 
     return Case(name, f"{words}, n = {n}, m = {m}", float(kl(Probs(p), Probs(q))), run)
 
 
-UNIFORM, RAMP = torch.full((10,), 0.1).double(), torch.arange(1.0, 11.0).double() / 55
-MANY, SLOPE = torch.full((100,), 0.01).double(), torch.arange(51.0, 151.0).double() / 10050
+F64 = torch.float64
+UNIFORM, RAMP = torch.full((10,), 0.1, dtype=F64), torch.arange(1.0, 11.0, dtype=F64) / 55
+MANY, SLOPE = torch.full((100,), 0.01, dtype=F64), torch.arange(51.0, 151.0, dtype=F64) / 10050
 NEIGHBOURS, PLAIN, NEAREST = NearestNeighbours(), NearestNeighbours(bias_reduced=False), NearestNeighbours(k=1)
 
 
@@ -108,33 +109,33 @@ def cases() -> list[Case]:
             0.5,
             lambda g: estimate.kl(Normal(0.0, 1.0), Normal(1.0, 1.0), method=MonteCarlo(1000), generator=g),
         ),
-        two_samples("NearestNeighbours()", NEIGHBOURS, 1000, 1, 0.0, 1.0, 200),
-        two_samples("NearestNeighbours()", NEIGHBOURS, 1000, 1, 0.5, 1.0, 200),
-        two_samples("NearestNeighbours()", NEIGHBOURS, 1000, 1, 1.0, 1.0, 200),
-        two_samples("NearestNeighbours()", NEIGHBOURS, 1000, 2, 0.5, 1.0, 200),
-        two_samples("NearestNeighbours()", NEIGHBOURS, 1000, 2, 0.0, 1.5, 200),
-        two_samples("NearestNeighbours()", NEIGHBOURS, 1000, 5, 0.0, 1.0, 200),
-        two_samples("NearestNeighbours()", NEIGHBOURS, 1000, 5, 0.3, 1.0, 200),
-        two_samples("NearestNeighbours()", NEIGHBOURS, 1000, 5, 0.0, 1.5, 200),
-        two_samples("NearestNeighbours()", NEIGHBOURS, 1000, 20, 0.0, 1.5, 40),
-        two_samples("NearestNeighbours(k=1)", NEAREST, 1000, 1, 1.0, 1.0, 200),
-        two_samples("NearestNeighbours(k=1)", NEAREST, 1000, 2, 0.5, 1.0, 200),
-        two_samples("NearestNeighbours(bias_reduced=False)", PLAIN, 1000, 1, 1.0, 1.0, 200),
-        two_samples("NearestNeighbours(bias_reduced=False)", PLAIN, 1000, 2, 0.5, 1.0, 200),
-        two_samples("NearestNeighbours(bias_reduced=False)", PLAIN, 1000, 5, 0.3, 1.0, 200),
+        two_samples("NearestNeighbours()", NEIGHBOURS, 500, 1, 0.0, 1.0, 100),
+        two_samples("NearestNeighbours()", NEIGHBOURS, 500, 1, 0.5, 1.0, 100),
+        two_samples("NearestNeighbours()", NEIGHBOURS, 500, 1, 1.0, 1.0, 100),
+        two_samples("NearestNeighbours()", NEIGHBOURS, 500, 2, 0.5, 1.0, 100),
+        two_samples("NearestNeighbours()", NEIGHBOURS, 500, 2, 0.0, 1.5, 100),
+        two_samples("NearestNeighbours()", NEIGHBOURS, 500, 5, 0.0, 1.0, 100),
+        two_samples("NearestNeighbours()", NEIGHBOURS, 500, 5, 0.3, 1.0, 100),
+        two_samples("NearestNeighbours()", NEIGHBOURS, 500, 5, 0.0, 1.5, 100),
+        two_samples("NearestNeighbours()", NEIGHBOURS, 500, 20, 0.0, 1.5, 100),
+        two_samples("NearestNeighbours(k=1)", NEAREST, 500, 1, 1.0, 1.0, 100),
+        two_samples("NearestNeighbours(k=1)", NEAREST, 500, 2, 0.5, 1.0, 100),
+        two_samples("NearestNeighbours(bias_reduced=False)", PLAIN, 500, 1, 1.0, 1.0, 100),
+        two_samples("NearestNeighbours(bias_reduced=False)", PLAIN, 500, 2, 0.5, 1.0, 100),
+        two_samples("NearestNeighbours(bias_reduced=False)", PLAIN, 500, 5, 0.3, 1.0, 100),
         Case(
             "NearestNeighbours(), q known",
-            "N(0,1) ‖ N(1,1), n = 1000",
+            "N(0,1) ‖ N(1,1), n = 500",
             0.5,
-            lambda g: estimate.kl(draws(1000, 1, 0, 1, g), known, generator=g),
-            200,
+            lambda g: estimate.kl(draws(500, 1, 0, 1, g), known, generator=g),
+            100,
         ),
         Case(
             "NearestNeighbours(), p known",
-            "N(1,1) ‖ N(0,1), m = 1000",
+            "N(1,1) ‖ N(0,1), m = 500",
             0.5,
-            lambda g: estimate.kl(known, draws(1000, 1, 0, 1, g), generator=g),
-            200,
+            lambda g: estimate.kl(known, draws(500, 1, 0, 1, g), generator=g),
+            100,
         ),
         counts("PlugIn()", PlugIn(), UNIFORM, UNIFORM, "uniform ‖ uniform, B = 10", 1000, 1000),
         counts("PlugIn()", PlugIn(), UNIFORM, RAMP, "uniform ‖ ramp, B = 10", 1000, 1000),
@@ -148,9 +149,9 @@ def cases() -> list[Case]:
         ),
         counts("PlugIn(Jackknife())", PlugIn(None, Jackknife()), RAMP, UNIFORM, "ramp ‖ uniform, B = 10", 300, 300),
         counts("PlugIn(JEFFREYS)", PlugIn(estimate.JEFFREYS), RAMP, UNIFORM, "ramp ‖ uniform, B = 10", 300, 300),
-        two_samples("DonskerVaradhan(steps=300)", DonskerVaradhan(steps=300), 2000, 1, 1.0, 1.0, 60),
-        two_samples("NWJ(steps=300)", NWJ(steps=300), 2000, 1, 1.0, 1.0, 60),
-        two_samples("Classifier(steps=300)", Classifier(steps=300), 2000, 1, 1.0, 1.0, 60),
+        two_samples("DonskerVaradhan(steps=300)", DonskerVaradhan(steps=300), 2000, 1, 1.0, 1.0, 40),
+        two_samples("NWJ(steps=300)", NWJ(steps=300), 2000, 1, 1.0, 1.0, 40),
+        two_samples("Classifier(steps=300)", Classifier(steps=300), 2000, 1, 1.0, 1.0, 40),
     ]
 
 

@@ -26,6 +26,7 @@ from .result import Estimate, brief
 from .search import search
 
 _WIDE = 0.25  # (k/n)^(1/d), the size of a neighbourhood in units of the whole cloud, above which bias is expected
+_SUBSET = 1000  # subsets are at least so large, or half of the samples: smaller ones see too little of the tails
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class NearestNeighbours:
     k: int = 5
     bias_reduced: bool = True
     whiten: bool = True
-    replicates: int = 200
+    replicates: int = 100
 
     def __post_init__(self) -> None:
         if not (isinstance(self.k, int) and self.k >= 1):
@@ -129,8 +130,8 @@ class NearestNeighbours:
     def _enough(self, n: int, m: int | None) -> None:
         if n < self.k or (m is not None and m < self.k):
             raise FormError(
-                f"estimate.kl: {brief(self)} needs {self.k + 1} draws of p and {self.k} of q at least, and there are fewer. "
-                "Write a smaller k, such as NearestNeighbours(k=1), or give more draws."
+                f"estimate.kl: {brief(self)} needs at least {self.k + 1} draws of p and {self.k} of q, and there are "
+                "fewer. Write a smaller k, such as NearestNeighbours(k=1), or give more draws."
             )
 
     def _finish(
@@ -147,15 +148,17 @@ class NearestNeighbours:
         """The estimate with its standard error, from subsets that are the same fraction of every sample."""
         smallest, n = min(len(part) for part in data), len(data[0])
         details, stderr, drift = {"tied_share": ties}, math.nan, 0.0
-        fraction = max(smallest**-0.3, 2.0 * (self.k + 1) / smallest)
-        if self.replicates and math.isfinite(value) and fraction <= 0.5:
+        fraction = min(max(_SUBSET, smallest**0.7) / smallest, 0.5)
+        if self.replicates and math.isfinite(value) and fraction * smallest >= 2 * (self.k + 1):
             source = need_generator(self, generator)
             sizes = tuple(math.ceil(fraction * len(part)) for part in data)
             values = subsample(statistic, *data, sizes=sizes, generator=source, replicates=self.replicates)
             stderr = subsample_stderr(values, sizes[0] / n)
             details["value_of_subsets"], details["size_of_subsets"] = float(values.mean()), float(sizes[0])
             drift = float(values.mean()) - value
-        width = (self.k / smallest) ** (1.0 / (data[-1].shape[1] - (m is None)))
+        d = data[-1].shape[1] - (m is None)
+        width = (self.k / smallest) ** (1.0 / d)
+        drift = drift / (fraction ** (-1.0 / d) - 1.0)  # what is still to come, if the bias goes like n^(-1/d)
         return Estimate(
             value,
             stderr,
@@ -187,7 +190,7 @@ def _verdict(value: float, stderr: float, ties: float, apart: float, drift: floa
     if value < -2.0 * stderr:
         reasons.append("a divergence cannot be negative: this is bias")
     if abs(drift) > stderr:
-        reasons.append(f"the value still moves with n (subsets read {value + drift:.3g}): it is biased")
+        reasons.append(f"the value still moves with n as if biased by {-drift:.2g}")
     if math.isnan(stderr):
         reasons.append("no standard error: too few draws to take subsets of, or replicates=0")
     return "; ".join(reasons)

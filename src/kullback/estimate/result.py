@@ -85,7 +85,8 @@ class Estimate:
         words = "" if self.bias == "none" else f"; bias: {self.bias}"
         caution = f"; caution: {self.verdict}" if self.verdict else ""
         spread = f" ± {self.stderr:.3g}" if math.isfinite(self.stderr) and self.n else ""
-        return f"{self.value:.6g} {self.unit}{spread} (95 %: {low:.4g} to {high:.4g}), {brief(self.method)}{size}{words}{caution}"
+        number = f"{self.value:.6g} {self.unit}{spread} (95 %: {low:.4g} to {high:.4g})"
+        return f"{number}, {brief(self.method)}{size}{words}{caution}"
 
 
 def brief(method: Any) -> str:
