@@ -145,7 +145,7 @@ def cases() -> list[Case]:
         ),
         counts("PlugIn(MillerMadow())", PlugIn(None, MillerMadow()), RAMP, UNIFORM, "ramp ‖ uniform, B = 10", 300, 300),
         counts(
-            "PlugIn(MillerMadow())", PlugIn(None, MillerMadow()), MANY, SLOPE, "uniform ‖ slope, B = 100", 2000, 2000
+            "PlugIn(MillerMadow())", PlugIn(None, MillerMadow()), MANY, SLOPE, "uniform ‖ slope, B = 100", 5000, 5000
         ),
         counts("PlugIn(Jackknife())", PlugIn(None, Jackknife()), RAMP, UNIFORM, "ramp ‖ uniform, B = 10", 300, 300),
         counts("PlugIn(JEFFREYS)", PlugIn(estimate.JEFFREYS), RAMP, UNIFORM, "ramp ‖ uniform, B = 10", 300, 300),

@@ -10,6 +10,7 @@ from typing import Annotated, Any, get_args
 import typer
 
 from kullback._errors import KullbackError
+from kullback.estimate import JEFFREYS, KRICHEVSKY_TROFIMOV, LAPLACE, DirichletPrior, MillerMadow, PlugIn
 
 from .files import Content, Kind, aligned, read
 from .measure import DIVERGENCES, Answer, Request, Side, answer
@@ -31,6 +32,13 @@ def kl(
         ),
     ] = None,
     columns: Annotated[str, typer.Option(help="Use these columns only, with commas between.", metavar="A,B,...")] = "",
+    prior: Annotated[
+        str | None,
+        typer.Option(help="Of counts: jeffreys, kt, laplace, or the number that is added to each.", metavar="PRIOR"),
+    ] = None,
+    drop_unseen: Annotated[
+        bool, typer.Option("--drop-unseen", help="Of counts: leave out, and report, categories that only P has seen.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
     plot: Annotated[
         Path | None, typer.Option(help="Write a picture of both to this .svg file.", metavar="FILE")
@@ -42,7 +50,9 @@ def kl(
     """
     try:
         _check(base, level, hold, plot)
-        request = Request(divergence.strip().lower(), math.e if base is None else base, level, seed)
+        request = Request(
+            divergence.strip().lower(), math.e if base is None else base, level, seed, _counting(prior, drop_unseen)
+        )
         sides = _sides(p, q, hold, columns)
         answers = [answer(*sides, request)]
         if both:
@@ -50,16 +60,14 @@ def kl(
         if plot is not None:
             from .picture import draw_picture
 
-            plot.write_text(draw_picture(*sides, answers[0]), encoding="utf-8")
+            plot.write_text(draw_picture(*sides, answers[0], (p, q)), encoding="utf-8")
     except (KullbackError, OSError) as error:
         print(f"kullback kl: {' '.join(str(error).split())}", file=sys.stderr)
         raise typer.Exit(2) from None
     if as_json:
         print(json.dumps(_document(sides, (p, q), answers), indent=2, ensure_ascii=False, allow_nan=False))
     else:
-        print(_table(sides, (p, q), answers))
-        if plot is not None:
-            print(f"{'picture':<10}{plot}")
+        print(_table(sides, (p, q), answers, plot))
 
 
 class _BadOption(KullbackError):
@@ -80,6 +88,20 @@ def _check(base: float | None, level: float, hold: str | None, plot: Path | None
             raise _BadOption(f"--plot {plot}: there is no folder {plot.parent}.")
 
 
+def _counting(prior: str | None, drop_unseen: bool) -> PlugIn | None:
+    if prior is None:
+        return PlugIn(correction=MillerMadow(), unseen="drop") if drop_unseen else None
+    if drop_unseen:
+        raise _BadOption("--prior leaves no category unseen; write it without --drop-unseen.")
+    named = {"jeffreys": JEFFREYS, "kt": KRICHEVSKY_TROFIMOV, "laplace": LAPLACE}
+    if prior.lower() in named:
+        return PlugIn(prior=named[prior.lower()])
+    try:
+        return PlugIn(prior=DirichletPrior(float(prior)))
+    except ValueError:
+        raise _BadOption(f"--prior is {prior!r}; write jeffreys, kt, laplace, or a number above 0.") from None
+
+
 def _sides(p: str, q: str, hold: Any, columns: str) -> tuple[Side, Side]:
     names = [name.strip() for name in columns.split(",") if name.strip()]
 
@@ -94,7 +116,7 @@ def _sides(p: str, q: str, hold: Any, columns: str) -> tuple[Side, Side]:
     return first, second
 
 
-def _table(sides: tuple[Side, Side], given: tuple[str, str], answers: list[Answer]) -> str:
+def _table(sides: tuple[Side, Side], given: tuple[str, str], answers: list[Answer], plot: Path | None) -> str:
     lines: list[tuple[str, str]] = []
     for one in answers:
         lines.append((one.direction, f"{one.value:.6g} {one.unit}".rstrip()))
@@ -108,6 +130,8 @@ def _table(sides: tuple[Side, Side], given: tuple[str, str], answers: list[Answe
         if one.verdict:
             lines.append(("caution", one.verdict))
     lines += [(name, _describe(side, text)) for name, side, text in zip("PQ", sides, given, strict=True)]
+    if plot is not None:
+        lines.append(("picture", str(plot)))
     width = max(len(name) for name, _ in lines) + 2
     return "\n".join(f"{name:<{width}}{value}" for name, value in lines)
 

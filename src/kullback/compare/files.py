@@ -27,6 +27,8 @@ class Content:
     source: str
     held: Held
     names: tuple[str, ...]
+    named: bool = True
+    """Whether the file gives the names; else they are positions."""
 
     @property
     def kind(self) -> Kind:
@@ -88,7 +90,7 @@ def _from_array(path: str, array: Any, kind: Kind | None) -> Content:
         kind = "probs" if array.ndim == 1 and _is_probability(array) else "samples"
     width = array.shape[1] if array.ndim == 2 else 1
     names = [str(i) for i in range(width if kind == "samples" else len(array))]
-    return _content(path, array, names, kind)
+    return _content(path, array, names, kind, named=False)
 
 
 def _table(place: Path, suffix: str, columns: Sequence[str]) -> tuple[list[str], list[list[Any]]]:
@@ -123,7 +125,7 @@ def _from_table(path: str, names: list[str], columns: list[list[Any]], kind: Kin
     for name, column in zip(names, columns, strict=True):
         if None in column:
             raise FormError(f"row {column.index(None)} has no value in column {name!r}. Leave such rows out.")
-    text = [any(isinstance(cell, str) for cell in column) for column in columns]
+    text = [_is_text(name, column) for name, column in zip(names, columns, strict=True)]
     if text == [True]:
         return _counted(path, columns[0], kind)
     heading = names[-1].strip().lower()
@@ -142,7 +144,8 @@ def _from_table(path: str, names: list[str], columns: list[list[Any]], kind: Kin
     if table.shape[1] == 1:
         values = table[:, 0]
         found = kind or headed or ("probs" if _is_probability(values) else "samples")
-        return _content(path, values, names if found == "samples" else [str(i) for i in range(len(values))], found)
+        positions = [str(i) for i in range(len(values))]
+        return _content(path, values, names if found == "samples" else positions, found, named=False)
     if asked:
         raise FormError(
             f"{kind} are one column of numbers, or names and numbers; this file has {table.shape[1]} columns. Write "
@@ -160,7 +163,7 @@ def _counted(path: str, labels: list[Any], kind: Kind | None) -> Content:
     return _content(path, values, names, "counts")
 
 
-def _content(path: str, values: Any, names: Sequence[str], kind: Kind) -> Content:
+def _content(path: str, values: Any, names: Sequence[str], kind: Kind, *, named: bool = True) -> Content:
     data = torch.from_numpy(np.ascontiguousarray(values))
     if kind == "probs":
         off = abs(float(data.sum()) - 1.0)
@@ -168,7 +171,7 @@ def _content(path: str, values: Any, names: Sequence[str], kind: Kind) -> Conten
         held: Held = Probs(data / data.sum() if off < 1e-6 else data)
     else:
         held = Samples(data) if kind == "samples" else Counts(data)
-    return Content(path, held, tuple(names))
+    return Content(path, held, tuple(names), named)
 
 
 def _kind_of_values(values: Any, name: str) -> Kind:
@@ -193,6 +196,14 @@ def _floats(name: str, column: list[Any]) -> Any:
         raise FormError(f"column {name!r} does not hold numbers. Write --columns with columns that do.") from None
 
 
+def _is_text(name: str, column: list[Any]) -> bool:
+    """Whether a column is of names; one that is mostly numbers is refused, with the row that is not one."""
+    odd = [i for i, cell in enumerate(column) if isinstance(cell, str) and not _is_number(cell)]
+    if 0 < len(odd) <= len(column) // 2:
+        raise FormError(f"row {odd[0]} has {column[odd[0]]!r} in column {name!r}, which is not a number.")
+    return bool(odd)
+
+
 def _is_number(cell: str) -> bool:
     try:
         float(cell)
@@ -205,6 +216,13 @@ def aligned(p: Content, q: Content) -> tuple[Content, Content]:
     """Both over the union of their categories, with 0 where one has no row."""
     if p.names == q.names:
         return p, q
+    if not (p.named and q.named):
+        raise FormError(
+            f"{p.source} has {len(p.names)} categories and {q.source} has {len(q.names)}, and not both name them, so "
+            "that they cannot be matched. Write two columns, names and numbers, in both files."
+        )
+    if not set(p.names) & set(q.names):
+        raise FormError(f"{p.source} and {q.source} share no category: {p.names[0]!r}, ... and {q.names[0]!r}, ...")
     names = list(dict.fromkeys([*p.names, *q.names]))
 
     def spread(content: Content) -> Content:

@@ -53,6 +53,8 @@ class Request:
     base: float = math.e
     level: float = 0.95
     seed: int = 0
+    counts: estimate.PlugIn | None = None
+    """How counts are compared by KL; None for the default."""
 
 
 def answer(p: Side, q: Side, request: Request, names: tuple[str, str] = ("P", "Q")) -> Answer:
@@ -72,7 +74,7 @@ def answer(p: Side, q: Side, request: Request, names: tuple[str, str] = ("P", "Q
     kinds = {type(one) for one in held}
     if kinds <= {Counts, Probs}:
         found = (
-            estimate.kl(held[0], held[1], generator=generator)
+            estimate.kl(held[0], held[1], method=request.counts)
             if row is divergences.KL
             else estimate.bootstrap_divergence(row, held[0], held[1], generator=generator)
         )

@@ -81,7 +81,7 @@ def _call(node: ast.Call, text: str) -> Distribution:
     try:
         made: Distribution = ALLOWED[name](*args, **options, validate_args=True)
     except (TypeError, ValueError, RuntimeError, AttributeError) as error:
-        raise FormError(f"{_short(text)}: {name} refuses these arguments: {str(error).split(chr(10))[0]}") from None
+        raise FormError(f"{_short(text)}: {name} refuses these arguments: {_reason(error)}") from None
     return made
 
 
@@ -92,6 +92,10 @@ def _argument(value: Any, integer: bool) -> Any:
         return torch.tensor(value, dtype=torch.float64)
     except (TypeError, ValueError, RuntimeError, OverflowError):
         raise FormError("a list of numbers must be a rectangle, such as [[1, 0], [0, 1]].") from None
+
+
+def _reason(error: Exception) -> str:
+    return str(error).split("\n")[0].partition(", but found invalid values")[0]
 
 
 def _short(text: str) -> str:

@@ -84,7 +84,7 @@ class NearestNeighbours:
         u, v, _ = _whitened(x, y) if self.whiten else (x, y, 0.0)
         value, apart = self._compare(u, v)
         return self._finish(
-            value, (u, v), lambda a, b: self._compare(a, b)[0], generator, m=len(y), ties=_tied(x), apart=apart
+            value, (u, v), lambda a, b: self._compare(a, b)[0], generator, m=len(y), ties=_tied(x, y), apart=apart
         )
 
     def _compare(self, x: Tensor, y: Tensor) -> tuple[float, float]:
@@ -121,7 +121,7 @@ class NearestNeighbours:
             return float((found - known if y is None else known - found).mean())
 
         packed = torch.cat([u, log_known.unsqueeze(-1)], -1)
-        ties = _tied(points)
+        ties = _tied(points, points[:0])
         value = against(packed, v)
         if y is None:
             return self._finish(value, (packed,), lambda a: against(a, a[:, :-1]), generator, m=None, ties=ties)
@@ -142,12 +142,12 @@ class NearestNeighbours:
         generator: torch.Generator | None,
         *,
         m: int | None,
-        ties: float,
+        ties: tuple[float, float],
         apart: float = 0.0,
     ) -> Estimate:
         """The estimate with its standard error, from subsets that are the same fraction of every sample."""
         smallest, n = min(len(part) for part in data), len(data[0])
-        details, stderr, drift = {"tied_share": ties}, math.nan, 0.0
+        details, stderr, drift = {"tied_share": ties[0], "shared_share": ties[1]}, math.nan, 0.0
         fraction = min(max(_SUBSET, smallest**0.7) / smallest, 0.5)
         if self.replicates and math.isfinite(value) and fraction * smallest >= 2 * (self.k + 1):
             source = need_generator(self, generator)
@@ -171,13 +171,15 @@ class NearestNeighbours:
         )
 
 
-def _verdict(value: float, stderr: float, ties: float, apart: float, drift: float, width: float) -> str:
+def _verdict(value: float, stderr: float, ties: tuple[float, float], apart: float, drift: float, width: float) -> str:
     if value == math.inf:
         return "a draw of p has no density under q, so that KL(p‖q) is +inf"
     reasons = []
-    if ties > 0.01:
+    if ties[1] > 0.01 and ties[1] > ties[0]:
+        reasons.append(f"{100 * ties[1]:.3g} % of the draws of p are draws of q too: the samples are not independent")
+    if ties[0] > 0.01:
         reasons.append(
-            f"{100 * ties:.3g} % of the draws are duplicates, which a density does not have: if the values are "
+            f"{100 * ties[0]:.3g} % of the draws are duplicates, which a density does not have: if the values are "
             "categories or rounded, compare Counts"
         )
     if apart > 0.1:
@@ -210,10 +212,12 @@ def _distinct(queries: Tensor, points: Tensor, distance: Tensor, k: int, *, itse
     return ks, distance
 
 
-def _tied(x: Tensor) -> float:
-    """The share of draws that repeat another."""
-    _, counts = torch.unique(x, dim=0, return_counts=True)
-    return float(counts[counts > 1].sum()) / len(x)
+def _tied(x: Tensor, y: Tensor) -> tuple[float, float]:
+    """The shares of the draws x that repeat another of x, and that are among y."""
+    rows, index = torch.unique(torch.cat([x, y]), dim=0, return_inverse=True)
+    of_x, of_y = (torch.bincount(part, minlength=len(rows)) for part in (index[: len(x)], index[len(x) :]))
+    seen = of_x > 0
+    return float(of_x[of_x > 1].sum()) / len(x), float(of_x[seen & (of_y > 0)].sum()) / len(x)
 
 
 def _whitened(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, float]:

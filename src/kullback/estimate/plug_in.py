@@ -68,7 +68,7 @@ class PlugIn:
             value is then KL(p given the others ‖ q), and details["mass_unseen_by_q"] is the share of p left out.
 
     Takes: Counts and Counts, or one of them Probs (V,), which then counts as exact.
-    The standard error is the delta method's, plus the term of order 1/n that is left when p = q.
+    The standard error is the delta method's, down to what is left of it when p = q.
     """
 
     prior: DirichletPrior | None = None
@@ -110,9 +110,9 @@ class PlugIn:
         stderr = math.sqrt(_variance(x / x.sum(), y / y.sum(), n, m))
         corrected = value - _bias(self.correction, x, y, n, m)
         verdict = [] if not categories else [f"{_categories(categories)} with {mass:.3g} of p, unseen by q, left out"]
-        rare = _rare(p, q)
-        if rare > 0.2:
-            verdict.append(f"{100 * rare:.0f} % of the categories have fewer than 5 counts: too few for the interval")
+        few, of = _rare(p, q)
+        if 5 * few > of:
+            verdict.append(f"{few} of {of} categories have fewer than 5 counts: too few for the interval")
         return Estimate(
             corrected,
             stderr,
@@ -205,14 +205,19 @@ def _kl(x: Tensor, y: Tensor) -> float:
 
 
 def _variance(p: Tensor, q: Tensor, n: float, m: float) -> float:
-    """First order: Var_p(log p/q)/n + Var_q(p/q)/m. Second, when p = q: that of χ²(B-1)/2 (1/n + 1/m)."""
+    """Of the plug-in value: Var_p(log p/q)/n + Var_q(p/q)/m to first order, that of χ²(B-1) c/2 when p = q, c = 1/n + 1/m.
+
+    The first, taken at the frequencies, is (B-1) c² too large when p = q, where it should be 0 and the second,
+    (B-1) c²/2, is all there is.
+    """
     seen = p > 0
     p, q, categories = p[seen], q[seen], int(((p > 0) | (q > 0)).sum())
     log_ratio = torch.log(p / q)
     mean = float((p * log_ratio).sum())
     of_p = float((p * (log_ratio - mean) ** 2).sum())
     of_q = max(float((p * p / q).sum()) - 1.0, 0.0)
-    return of_p / n + of_q / m + 0.5 * (categories - 1) * (1.0 / n + 1.0 / m) ** 2
+    second = 0.5 * (categories - 1) * (1.0 / n + 1.0 / m) ** 2
+    return max(of_p / n + of_q / m - second, second)
 
 
 def _bias(correction: MillerMadow | Jackknife | None, x: Tensor, y: Tensor, n: float, m: float) -> float:
@@ -250,12 +255,12 @@ def _left_out_of_q(p: Tensor, y: Tensor, m: float) -> float:
     return (m - 1.0) * (float((y / m * change).sum()) + elsewhere * math.log((m - 1.0) / m))
 
 
-def _rare(p: Observed, q: Observed) -> float:
-    """The share of categories with fewer than 5 counts on a side that is counted, of those seen at all."""
+def _rare(p: Observed, q: Observed) -> tuple[int, int]:
+    """How many categories have fewer than 5 counts on a side that is counted, and how many were seen at all."""
     sides = [form.data.cpu() for form in (p, q) if isinstance(form, Counts)]
     seen = torch.stack(sides).sum(0) > 0
     few = torch.stack([side < 5 for side in sides]).any(0)
-    return float((few & seen).sum() / seen.sum())
+    return int((few & seen).sum()), int(seen.sum())
 
 
 def _categories(count: int) -> str:

@@ -183,8 +183,9 @@ class Classifier(_Critic):
         return F.logsigmoid(on_p).mean() + F.logsigmoid(-on_q).mean()
 
     def evaluate(self, on_p: Tensor, on_q: Tensor) -> tuple[float, float]:
-        """E_p logit."""
-        return float(on_p.mean()), float(on_p.std()) / math.sqrt(len(on_p))
+        """E_p logit; the standard error is that of an efficient estimate from so many draws of both."""
+        ratio = torch.exp(on_q)
+        return float(on_p.mean()), math.sqrt(float(on_p.var()) / len(on_p) + float(ratio.var()) / len(on_q))
 
 
 class _Network(nn.Module):
