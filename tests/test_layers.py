@@ -18,8 +18,9 @@ LAYERS = (
     ("engines",),
     ("divergences", "plan"),
     ("verbs",),
+    ("estimate",),
     ("losses", "torch_compat"),
-    ("distill",),
+    ("distill", "compare"),
     ("cli", "__main__"),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
