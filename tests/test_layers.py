@@ -12,14 +12,18 @@ import kullback
 SOURCE = Path(kullback.__file__).parent
 # lowest first; what stands in one line may import each other
 LAYERS = (
-    ("_errors",),
+    ("_errors", "_cpu"),
     ("core",),
     ("forms",),
     ("engines",),
-    ("divergences", "plan"),
+    ("divergences",),
+    ("exact",),
+    ("plan",),
     ("verbs",),
+    ("estimate",),
     ("losses", "torch_compat"),
-    ("distill", "recommend"),
+    ("distill", "recommend", "compare"),
+    ("recipes",),
     ("cli", "__main__"),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
@@ -36,6 +40,7 @@ HEAVY = (
     "safetensors",
     "scipy",
     "mpmath",
+    "triton",
 )
 
 

@@ -11,10 +11,12 @@ def app() -> "typer.Typer":
     """The command line; made on call, because it needs packages that `import kullback` does not."""
     import typer
 
+    from .compare.command import kl
     from .distill.command import distill
 
     commands = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
     commands.command()(distill)
+    commands.command()(kl)
 
     @commands.callback()
     def kullback() -> None:
