@@ -1,11 +1,13 @@
 """The Kullback-Leibler divergence and its relatives: to measure with, to train with, to trust."""
 
-from ._errors import FormError, KullbackError, NoExactMethod
+from ._errors import FormError, KullbackError, NoExactMethod, ToleranceError
+from .forms.density import Density
 from .forms.finite import Labels, Logits, LogProbs, Probs
 from .plan import Plan, explain
 from .verbs import alpha, chi2, cross_entropy, entropy, hellinger, jeffreys, js, kl, renyi, tv
 
 __all__ = [
+    "Density",
     "FormError",
     "KullbackError",
     "Labels",
@@ -14,6 +16,7 @@ __all__ = [
     "NoExactMethod",
     "Plan",
     "Probs",
+    "ToleranceError",
     "alpha",
     "chi2",
     "cross_entropy",
