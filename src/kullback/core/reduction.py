@@ -132,18 +132,20 @@ def gradients(
     A row whose value is +inf has no direction of descent and sends back zeros; so does a row that holds
     NaN and whose upstream gradient is zero, which is how a mask drops it.
     """
-    pair = pair_of(left, right, x, y)
-    silent = ((value.abs() == math.inf) | (value.isnan() & (upstream == 0))).unsqueeze(-1)
-
-    def back(reading: Reading, weights: Weights, partial: Partial, data: Tensor) -> Tensor:
-        grad = upstream.unsqueeze(-1) * reading.pull_back(weights, partial)
-        return torch.where(silent, 0.0, grad).to(data.dtype)
-
+    silent = (value.abs() == math.inf) | (value.isnan() & (upstream == 0))
+    factor = torch.where(silent, 0.0, upstream).unsqueeze(-1)
+    # silenced before the arithmetic, not after it: 0·inf would come back as NaN, here or in a second derivative
+    pair = pair_of(left, right, _silenced(x, silent), _silenced(y, silent))
     to_p, to_q = total.partials(pair)
     return (
-        back(left, pair.p, to_p, x) if wanted[0] else None,
-        back(right, pair.q, to_q, y) if wanted[1] else None,
+        (factor * left.pull_back(pair.p, to_p)).to(x.dtype) if wanted[0] else None,
+        (factor * right.pull_back(pair.q, to_q)).to(y.dtype) if wanted[1] else None,
     )
+
+
+def _silenced(data: Tensor, silent: Tensor) -> Tensor:
+    """`data` with harmless zeros in the silent rows; class labels are harmless as they are."""
+    return torch.where(silent.unsqueeze(-1), 0.0, data) if data.is_floating_point() else data
 
 
 def _no_mass(pair: Pair) -> tuple[Tensor, Tensor]:
