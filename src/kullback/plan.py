@@ -9,7 +9,6 @@ from torch import Tensor
 from . import exact
 from ._errors import FormError
 from .engines import eager
-from .forms.density import Measured
 from .forms.finite import FiniteForm, Labels
 
 _TEMPORARIES = 32  # float64 values per cell alive at once in the eager engine: at most 29 measured (js, forward)
@@ -50,7 +49,7 @@ class Plan:
         return "\n".join(lines)
 
 
-def explain(p: Measured, q: Measured, /) -> Plan | exact.DensityPlan:
+def explain(p: Any, q: Any, /) -> Plan | exact.DensityPlan:
     """Say which exact method serves the pair, what it costs in memory, where gradients go, and what was not taken.
 
     Args: p, q: two forms, in the order in which a verb would take them.

@@ -1,13 +1,15 @@
 """The verbs: each reads as its formula and gives one number per row.
 
-Every verb takes forms (`Logits`, `LogProbs`, `Probs`, `Labels`), or two `torch.distributions` objects or densities, in the order of the formula and positionally only;
-batch shapes broadcast; the result has the broadcast batch shape, float64 if an input is float64 and float32 otherwise.
+Every verb takes forms (`Logits`, `LogProbs`, `Probs`, `Labels`), or `torch.distributions` objects or densities, in the
+order of the formula and positionally only; batch shapes broadcast; the result has the broadcast batch shape, float64 if
+an input is float64 and float32 otherwise.
 Gradients flow to every input that requires them, once and twice. A row whose true value is infinite is +inf and sends
 back a zero gradient (docs/decisions/0002). All raise `FormError` for a bare tensor, different V, batch shapes that do
 not broadcast, or different devices.
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -175,9 +177,7 @@ def cross_entropy(p: Measured, q: Measured, /, *, base: float = math.e) -> Tenso
     return measure(divergences.CROSS_ENTROPY, p, q, base=base)
 
 
-def measure(
-    divergence: Divergence, p: Measured, q: Measured, /, *, base: float = math.e, verb: str | None = None
-) -> Tensor:
+def measure(divergence: Divergence, p: Any, q: Any, /, *, base: float = math.e, verb: str | None = None) -> Tensor:
     """Any row of the table: the verbs are its named cases."""
     unit = _log_base(base)
     if exact.is_measurable(p) or exact.is_measurable(q):

@@ -1,7 +1,7 @@
 """A distribution in float64: the same object with its parameters cast, through which gradients flow.
 
-Known types are rebuilt from the parameters that the caller gave, so that nothing PyTorch derived from them in float32 (a
-reciprocal, a Cholesky factor) enters. Others are copied with every floating tensor cast.
+Known types are rebuilt from the parameters that the caller gave, so that nothing PyTorch derived from them in float32
+(a reciprocal, say) enters. Others are copied with every floating tensor cast.
 """
 
 import copy
@@ -45,7 +45,7 @@ def doubled(d: Distribution) -> Any:
         return type(d)(*(getattr(d, name).double() for name in names), validate_args=False)
     if type(d) is distributions.Categorical:
         name = "probs" if given_as_probs(d) else "logits"
-        return type(d)(**{name: getattr(d, name).double()}, validate_args=False)
+        return distributions.Categorical(**{name: getattr(d, name).double()}, validate_args=False)
     if type(d) is Independent:
         return Independent(doubled(d.base_dist), d.reinterpreted_batch_ndims, validate_args=False)
     if type(d) is MixtureSameFamily:

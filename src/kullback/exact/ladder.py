@@ -1,8 +1,8 @@
 """Exact values for distributions and densities: closed form → exact sum → quadrature, or `NoExactMethod`.
 
-The first rung that serves a pair is taken; it depends on types (and on which parameters are equal), never on an estimate.
-Before the rungs stand the reductions that keep every f-divergence: finite distributions go to the finite engine, equal
-invertible transforms are taken off, independent components add up.
+The first rung that serves a pair is taken; it depends on types and on which parameters are equal. Before the rungs
+stand the reductions that keep every f-divergence: finite distributions go to the finite engine, equal invertible
+transforms are taken off, independent components add up.
 """
 
 import math
@@ -37,6 +37,7 @@ from . import quadrature, summation
 from .closed_form.moments import moments
 from .doubled import doubled
 from .registry import CLOSED_FORMS, doubles, given_as_probs
+from .shapes import batch_of
 from .support import Measurable, support_of
 
 assert _fill_the_registry
@@ -74,9 +75,9 @@ def as_form(d: Any) -> Any:
 
 def measure(divergence: Divergence, verb: str, p: Any, q: Any) -> Tensor:
     """The value for a pair of which at least one side is no finite form; (...) in nats, float64 if a parameter is."""
-    _check(verb, p, q)
+    check(verb, p, q)
     value = route(divergence, p, q).value()
-    return value.to(torch.float64 if torch.float64 in (_dtype(p), _dtype(q)) else torch.float32)
+    return value.to(result_dtype(p, q))
 
 
 def route(divergence: Divergence, p: Any, q: Any) -> Route:
@@ -87,21 +88,20 @@ def route(divergence: Divergence, p: Any, q: Any) -> Route:
             return found
     name = divergence.name.partition("(")[0]
     raise NoExactMethod(
-        f"{name}: no closed form is known for {_name(p)}‖{_name(q)}, and it is not on the line or the integers, where a sum "
-        f"or an integral would serve. Write estimate.{name}(p, q, method=MonteCarlo(n), generator=g)."
+        f"{name}: no closed form is known for {name_of(p)}‖{name_of(q)}, and it is not on the line or the integers, where a "
+        f"sum or an integral would serve. Write estimate.{name}(p, q, method=MonteCarlo(n), generator=g)."
     )
 
 
 def _finite(divergence: Divergence, p: Any, q: Any) -> Route | None:
-    if type(p) is not type(q) and isinstance(p, Distribution) and isinstance(q, Distribution):
-        if isinstance(p, OneHotCategorical) != isinstance(q, OneHotCategorical):
-            return None
+    if isinstance(p, OneHotCategorical) != isinstance(q, OneHotCategorical) and is_measurable(p) and is_measurable(q):
+        return None  # a vector against a number
     left, right = as_form(p), as_form(q)
     if not (isinstance(left, FiniteForm) and isinstance(right, FiniteForm)) or left.num_classes != right.num_classes:
         return None
 
     def value() -> Tensor:
-        batch = torch.Size(torch.broadcast_shapes(left.batch_shape, right.batch_shape))  # type: ignore[no-untyped-call]
+        batch = batch_of(left, right)
         x, y = left.expand(batch), right.expand(batch)
         sums = [eager.rows(total, left.reading, right.reading, x, y, left.num_classes) for total in divergence.sums]
         return divergence.finish(*sums)
@@ -137,7 +137,7 @@ def _same_transforms(p: TransformedDistribution, q: TransformedDistribution) -> 
     return all(a is b or not (a.requires_grad or b.requires_grad) for a, b in zip(*tensors, strict=True))
 
 
-def _product(divergence: Divergence, p: Independent, q: Independent) -> Route | None:
+def _product(divergence: Divergence, p: Any, q: Any) -> Route | None:
     """Independent components: KL, Jeffreys, cross-entropy and log-affinities add up."""
     dims = p.reinterpreted_batch_ndims
     if dims != q.reinterpreted_batch_ndims or p.event_shape != q.event_shape:
@@ -162,7 +162,7 @@ def _product(divergence: Divergence, p: Independent, q: Independent) -> Route | 
     return Route(f"product over {dims} independent axes of: {inner.method}", inner.error, value)
 
 
-def _turned(order: float, p: Independent, q: Independent) -> tuple[Any, Any]:
+def _turned(order: float, p: Any, q: Any) -> tuple[Any, Any]:
     return (p.base_dist, q.base_dist) if order > 0 else (q.base_dist, p.base_dist)
 
 
@@ -175,7 +175,7 @@ def _power(divergence: Divergence) -> float | None:
     generator = first.generator if isinstance(first, GeneratorSum) else None
     if isinstance(generator, generators.alpha):
         return generator.order
-    return {generators.squared_hellinger: 0.5, generators.chi2: 2.0}.get(generator)  # type: ignore[call-overload, no-any-return]
+    return 0.5 if generator is generators.squared_hellinger else 2.0 if generator is generators.chi2 else None
 
 
 def _from_log_affinity(divergence: Divergence, order: float, log_sum: Tensor) -> Tensor:
@@ -193,22 +193,25 @@ def _closed(divergence: Divergence, p: Any, q: Any) -> Route | None:
     if divergence.sums == divergences.KL.sums:
         entry = CLOSED_FORMS.find("kl", p, q)
         if entry is not None:
-            return _formula(entry.name, lambda: entry.formula(p, q))
+            formula = entry.formula
+            return _formula(entry.name, lambda: formula(p, q))
     elif divergence is divergences.JEFFREYS:
         there, back = CLOSED_FORMS.find("kl", p, q), CLOSED_FORMS.find("kl", q, p)
         if there is not None and back is not None:
-            return _formula(f"{there.name} and back", lambda: there.formula(p, q) + back.formula(q, p))
+            one, other = there.formula, back.formula
+            return _formula(f"{there.name} and back", lambda: one(p, q) + other(q, p))
     elif divergence is divergences.CROSS_ENTROPY:
         entropy, cross = _entropy(p), CLOSED_FORMS.find("kl", p, q)
         if entropy is not None and p is q:
-            return _formula(f"entropy of {_name(p)}", entropy)
+            return _formula(f"entropy of {name_of(p)}", entropy)
         if entropy is not None and cross is not None:
-            return _formula(f"entropy + {cross.name}", lambda: entropy() + cross.formula(p, q))
+            formula = cross.formula
+            return _formula(f"entropy + {cross.name}", lambda: entropy() + formula(p, q))
     elif order is not None and order not in (0.0, 1.0):
         entry = CLOSED_FORMS.find("log_affinity", p, q)
         if entry is not None:
-            name = f"log-affinity of {entry.name}"
-            return _formula(name, lambda: _from_log_affinity(divergence, order, entry.formula(p, q, order)))
+            formula, name = entry.formula, f"log-affinity of {entry.name}"
+            return _formula(name, lambda: _from_log_affinity(divergence, order, formula(p, q, order)))
     return None
 
 
@@ -216,8 +219,20 @@ def _formula(name: str, value: Callable[[], Tensor]) -> Route:
     return Route(f"closed form, {name}", "rounding of float64", value)
 
 
-_OWN_ENTROPY = ("Beta", "ContinuousBernoulli", "Exponential", "Gamma", "Chi2", "Gumbel", "Laplace", "LogNormal", "Normal")
-_OWN_ENTROPY += ("Pareto", "StudentT", "Uniform")
+_OWN_ENTROPY = [
+    "Beta",
+    "Chi2",
+    "ContinuousBernoulli",
+    "Exponential",
+    "Gamma",
+    "Gumbel",
+    "Laplace",
+    "LogNormal",
+    "Normal",
+    "Pareto",
+    "StudentT",
+    "Uniform",
+]
 
 
 def _entropy(p: Any) -> Callable[[], Tensor] | None:
@@ -246,10 +261,12 @@ def _outside(divergence: Divergence, p: Any, q: Any) -> Route | None:
     if left is None or right is None or left.integers or right.integers:
         return None
     leaves = ((left.low < right.low) | (left.high > right.high)).detach()
-    batch = torch.Size(torch.broadcast_shapes(p.batch_shape, q.batch_shape))  # type: ignore[no-untyped-call]
+    batch = batch_of(p, q)
     if not bool(leaves.all()):
         return None
-    return Route("support: p has mass where q has none", "none", lambda: torch.full(batch, math.inf).double() + _silent(p, q))
+    return Route(
+        "support: p has mass where q has none", "none", lambda: torch.full(batch, math.inf).double() + _silent(p, q)
+    )
 
 
 def _silent(*distributions: Any) -> Tensor:
@@ -293,7 +310,8 @@ def _integrated(divergence: Divergence, p: Any, q: Any) -> Route | None:
     )
 
 
-def _check(verb: str, p: Any, q: Any) -> None:
+def check(verb: str, p: Any, q: Any) -> None:
+    """Raise for what is no distribution, for batch shapes that do not broadcast, for counts against reals."""
     for name, d in (("p", p), ("q", q)):
         if not (is_measurable(d) or isinstance(d, FiniteForm)):
             raise FormError(
@@ -301,18 +319,26 @@ def _check(verb: str, p: Any, q: Any) -> None:
                 f"torch.distributions object, Density(log_prob, support=...), or a form such as Logits({name})."
             )
     try:
-        torch.broadcast_shapes(p.batch_shape, q.batch_shape)  # type: ignore[no-untyped-call]
+        batch_of(p, q)
     except RuntimeError:
         raise FormError(
-            f"{verb}: p has batch shape {tuple(p.batch_shape)} but q has {tuple(q.batch_shape)}, which do not broadcast."
+            f"{verb}: p has batch shape {tuple(p.batch_shape)} but q has {tuple(q.batch_shape)}, which do not "
+            "broadcast."
         ) from None
     kinds = [s.integers for s in map(_support_if_any, (p, q)) if s is not None]
     if len(set(kinds)) == 2:
-        raise FormError(f"{verb}: one of {_name(p)} and {_name(q)} lives on the integers and the other on the line.")
+        raise FormError(
+            f"{verb}: one of {name_of(p)} and {name_of(q)} lives on the integers and the other on the line."
+        )
 
 
 def _support_if_any(d: Any) -> Any:
     return support_of(d) if is_measurable(d) else None
+
+
+def result_dtype(p: Any, q: Any) -> torch.dtype:
+    """float64 if a parameter on either side is, else float32."""
+    return torch.float64 if torch.float64 in (_dtype(p), _dtype(q)) else torch.float32
 
 
 def _dtype(d: Any) -> torch.dtype:
@@ -321,48 +347,15 @@ def _dtype(d: Any) -> torch.dtype:
         return d.data.dtype
     found = torch.float32
     for value in vars(d).values() if isinstance(d, Distribution) else ():
-        if isinstance(value, Tensor) and value.dtype == torch.float64:
-            found = torch.float64
-        elif isinstance(value, Distribution) and _dtype(value) == torch.float64:
+        if (isinstance(value, Tensor) and value.dtype == torch.float64) or (
+            isinstance(value, Distribution) and _dtype(value) == torch.float64
+        ):
             found = torch.float64
     return found
 
 
-def _name(d: Any) -> str:
+def name_of(d: Any) -> str:
+    """As messages and plans call it."""
     if isinstance(d, Independent):
-        return f"Independent({_name(d.base_dist)}, {d.reinterpreted_batch_ndims})"
+        return f"Independent({name_of(d.base_dist)}, {d.reinterpreted_batch_ndims})"
     return type(d).__name__
-
-
-@dataclass(frozen=True)
-class DensityPlan:
-    """How a verb will measure two distributions; `print(explain(p, q))` shows it."""
-
-    p: str
-    q: str
-    batch_shape: tuple[int, ...]
-    method: str
-    error: str
-    result_dtype: str
-
-    def __str__(self) -> str:
-        return "\n".join(
-            (
-                f"p          {self.p}",
-                f"q          {self.q}",
-                f"result     {self.batch_shape} {self.result_dtype}",
-                f"method     {self.method}",
-                f"error      {self.error}",
-                "gradients  to every parameter that requires them",
-                "not taken  estimate: an exact method exists, and an exact call never falls back to an estimate",
-            )
-        )
-
-
-def explain(p: Any, q: Any) -> DensityPlan:
-    """The plan of KL(p‖q) for distributions and densities."""
-    _check("explain", p, q)
-    found = route(divergences.KL, p, q)
-    batch = tuple(torch.broadcast_shapes(p.batch_shape, q.batch_shape))  # type: ignore[no-untyped-call]
-    dtype = torch.float64 if torch.float64 in (_dtype(p), _dtype(q)) else torch.float32
-    return DensityPlan(_name(p), _name(q), batch, found.method, found.error, str(dtype))

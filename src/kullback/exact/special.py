@@ -144,4 +144,3 @@ def bregman_integral(second: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -
     t = torch.as_tensor((_NODES + 1.0) / 2.0, dtype=x.dtype, device=x.device)
     w = torch.as_tensor(_WEIGHTS / 2.0, dtype=x.dtype, device=x.device)
     return (w * (1.0 - t) * delta**2 * second(y.unsqueeze(-1) + t * delta)).sum(-1)
-

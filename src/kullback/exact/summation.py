@@ -1,22 +1,22 @@
 """Sums over counts: any divergence of two distributions on the integers, from their log-masses.
 
 Finite supports are summed whole. Infinite ones are summed to N, doubled until a proven bound on what lies above N is
-below 1e-14 of the sum (and of 1, for quantities measured against it).
+below 1e-14 of the sum.
 
 **The bound.** Every family here has successive ratios d(x+1)/d(x) <= ρ for all x > N: λ/(N+2) for Poisson, and
-c max(1, (N+1+r)/(N+2)) for the negative binomial with success probability c and count r, since (x+r)/(x+1) is monotone with limit 1
-(Geometric: r = 1). It also has a bounded surprise: -log d(x) <= a + b x + x² for x >= 1, with
+c max(1, (N+1+r)/(N+2)) for the negative binomial with success probability c and count r (Geometric: r = 1), since
+(x+r)/(x+1) is monotone with limit 1. It also has a bounded surprise: -log d(x) <= a + b x + x² for x >= 1, with
 
-    Poisson             a = λ,                                  b = |log λ|             (log x! <= x²)
-    negative binomial   a = -r log(1-c) + max(0, -log r),       b = -log c + 1          (binomial coefficient >= min(1, r/x))
+    Poisson             a = λ,                              b = |log λ|        (log x! <= x²)
+    negative binomial   a = -r log(1-c) + max(0, -log r),   b = -log c + 1     (binomial coefficient >= min(1, r/x))
 
 The polynomial grows by at most ((x+1)/x)² per step, so with σ = ρ ((N+2)/(N+1))² < 1
 
     Σ_(x>N) d(x) (a + b x + x²) <= d(N+1) (a + b (N+1) + (N+1)²) / (1 - σ).
 
-A canonical KL term is at most q + p·surprise of q; Jensen-Shannon, total variation, Hellinger and α in (0, 1) terms are at
-most a constant times p + q. For orders outside [0, 1], p^a q^(1-a) has ratio <= ρ_p^a · (smallest ratio of q)^(1-a), and
-the value is +inf where that limit is above 1. Mixtures add the bounds of their components.
+A canonical KL term is at most q + p·surprise of q; Jensen-Shannon, total variation, Hellinger and α in (0, 1) terms
+are at most a constant times p + q. For orders outside [0, 1], p^a q^(1-a) has ratio at most ρ_p^a · (smallest ratio of
+q)^(1-a), and the value is +inf where that limit is above 1. Mixtures add the bounds of their components.
 """
 
 import math
@@ -41,13 +41,14 @@ from kullback.core.readings import Weights
 from kullback.core.reduction import GeneratorSum, LogAffinity, Pair, Sum
 
 from .registry import doubles, given_as_probs, probabilities
+from .shapes import batch_of, together
 from .support import support_of
 
 _TAIL = 1e-14
 _MAX_CELLS = 1 << 25
 
 
-def log_mass(d: Distribution, x: Tensor) -> Tensor:
+def log_mass(d: Any, x: Tensor) -> Tensor:
     """log P(X = x) in float64 for integers x (..., n) against the batch shape (..., 1) of d."""
     if isinstance(d, MixtureSameFamily):
         weights = torch.log_softmax(d.mixture_distribution.logits.double(), -1).unsqueeze(-2)
@@ -69,11 +70,12 @@ def log_mass(d: Distribution, x: Tensor) -> Tensor:
         none = total == 0
         r = torch.where(none, 1.0, total)
         success, failure = _log_terms(d)
-        value = torch.lgamma(x + r) - torch.lgamma(r) - torch.lgamma(x + 1.0) + success(x) + failure(total)
-        return torch.where(none, torch.where(x == 0, 0.0, -math.inf), value)
+        choose = torch.lgamma(x + r) - torch.lgamma(r) - torch.lgamma(x + 1.0)
+        return torch.where(none, torch.where(x == 0, 0.0, -math.inf), choose + success(x) + failure(total))
     if isinstance(d, Geometric):
         success, failure = _log_terms(d)
-        return failure(x) + success(torch.ones_like(x))
+        trials: Tensor = failure(x) + success(torch.ones_like(x))
+        return trials
     if isinstance(d, Categorical):
         probs = given_as_probs(d)
         columns = doubles(d, "probs" if probs else "logits")[0]
@@ -206,7 +208,7 @@ def add_up(sums: tuple[Sum, ...], p: Distribution, q: Distribution) -> list[Tens
 
     Raises: NoExactMethod for an unbounded support without a proven tail bound, ToleranceError for too long a sum.
     """
-    batch = torch.Size(torch.broadcast_shapes(p.batch_shape, q.batch_shape))  # type: ignore[no-untyped-call]
+    batch = batch_of(p, q)
     known = 0
     bounded = True
     for d in (p, q):
@@ -244,7 +246,7 @@ def add_up(sums: tuple[Sum, ...], p: Distribution, q: Distribution) -> list[Tens
 
 
 def _rows(sums: tuple[Sum, ...], p: Distribution, q: Distribution, x: Tensor) -> list[Tensor]:
-    log_p, log_q = torch.broadcast_tensors(log_mass(p, x), log_mass(q, x))
+    log_p, log_q = together(log_mass(p, x), log_mass(q, x))
     with torch.no_grad():  # a row that is infinite sends back no gradient
         pair = Pair(Weights(torch.exp(log_p), log_p), Weights(torch.exp(log_q), log_q))
         infinite = torch.stack([torch.isinf(total.rows(pair)) for total in sums]).any(0)

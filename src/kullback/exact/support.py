@@ -21,6 +21,8 @@ from torch.distributions.transforms import AbsTransform, ComposeTransform, Trans
 
 from kullback.forms.density import Density
 
+from .shapes import together
+
 Measurable: TypeAlias = Distribution | Density
 
 
@@ -47,7 +49,10 @@ def support_of(d: Measurable) -> Support | None:
         return Support(loc, torch.where(bounded, loc - scale / torch.where(bounded, shape, 1.0), math.inf), False)
     if isinstance(d, MixtureSameFamily):
         part = support_of(d.component_distribution)
-        return part and Support(part.low.expand(_components(d)).amin(-1), part.high.expand(_components(d)).amax(-1), part.integers)
+        if part is None:
+            return None
+        size = _components(d)
+        return Support(part.low.expand(size).amin(-1), part.high.expand(size).amax(-1), part.integers)
     if isinstance(d, TransformedDistribution) and type(d) is TransformedDistribution:
         return _pushed(d)
     return _of_constraint(d.support)
@@ -88,7 +93,8 @@ def _pushed(d: TransformedDistribution) -> Support | None:
     for transform in _flat(d.transforms):
         if isinstance(transform, AbsTransform):
             inside = (low <= 0) & (high >= 0)
-            low, high = torch.where(inside, 0.0, torch.minimum(low.abs(), high.abs())), torch.maximum(low.abs(), high.abs())
+            a, b = low.abs(), high.abs()
+            low, high = torch.where(inside, 0.0, torch.minimum(a, b)), torch.maximum(a, b)
         elif transform.bijective and transform.domain.event_dim == 0:
             a, b = transform(low), transform(high)
             low, high = torch.minimum(a, b), torch.maximum(a, b)
@@ -135,7 +141,7 @@ def landmarks(d: Measurable) -> tuple[Tensor, Tensor]:
         except (NotImplementedError, AttributeError, RuntimeError):
             continue
         if bool(torch.isfinite(c).all()) and bool((torch.isfinite(w) & (w > 0)).all()):
-            c, w = torch.broadcast_tensors(c, w)
+            c, w = together(c, w)
             return c.unsqueeze(0), w.unsqueeze(0)
     zero = torch.zeros(d.batch_shape, dtype=torch.float64)
     return zero.unsqueeze(0), zero.unsqueeze(0) + 1.0
@@ -161,27 +167,29 @@ def log_density(d: Measurable, x: Tensor) -> Tensor:
     return value
 
 
-def _vonmises(d: Any, x: Tensor) -> Tensor:
+def _vonmises(d: Any, x: Tensor) -> Any:
     k = d.concentration
     return k * (torch.cos(x - d.loc) - 1.0) - math.log(2.0 * math.pi) - torch.log(torch.special.i0e(k))
 
 
-def _kumaraswamy(d: Any, x: Tensor) -> Tensor:
+def _kumaraswamy(d: Any, x: Tensor) -> Any:
     a, b = d.concentration1, d.concentration0
-    return torch.log(a) + torch.log(b) + (a - 1.0) * torch.log(x) + (b - 1.0) * torch.log(-torch.expm1(a * torch.log(x)))
+    return (
+        torch.log(a) + torch.log(b) + (a - 1.0) * torch.log(x) + (b - 1.0) * torch.log(-torch.expm1(a * torch.log(x)))
+    )
 
 
-def _inverse_gamma(d: Any, x: Tensor) -> Tensor:
+def _inverse_gamma(d: Any, x: Tensor) -> Any:
     a, b = d.concentration, d.rate
     return a * torch.log(b) - torch.lgamma(a) - (a + 1.0) * torch.log(x) - b / x
 
 
-def _weibull(d: Any, x: Tensor) -> Tensor:
+def _weibull(d: Any, x: Tensor) -> Any:
     k, z = d.concentration, torch.log(x) - torch.log(d.scale)
     return torch.log(k) - torch.log(d.scale) + (k - 1.0) * z - torch.exp(k * z)
 
 
-def _generalized_pareto(d: Any, x: Tensor) -> Tensor:
+def _generalized_pareto(d: Any, x: Tensor) -> Any:
     z, shape = (x - d.loc) / d.scale, d.concentration
     none = shape == 0
     safe = torch.where(none, 1.0, shape)

@@ -23,7 +23,7 @@ class Density:
             the same shape. Gradients flow to the tensors it closes over.
         support: (low, high), numbers or tensors of batch_shape, infinities allowed; the density counts as zero outside.
         batch_shape: one density (the default), or a batch of them.
-        center, scale: roughly where the mass lies, and how wide; they guide the quadrature, and do not change the value.
+        center, scale: roughly where the mass lies, and how wide; they guide the quadrature, not the value.
 
     Raises:
         FormError: an empty support, a scale that is not positive. A density that does not integrate to one is refused
@@ -44,7 +44,9 @@ class Density:
 
     def __post_init__(self) -> None:
         if not callable(self.log_prob):
-            raise FormError("Density: log_prob must be a function of points; write Density(lambda x: ..., support=...).")
+            raise FormError(
+                "Density: log_prob must be a function of points; write Density(lambda x: ..., support=...)."
+            )
         low, high = (torch.as_tensor(end, dtype=torch.float64) for end in self.support)
         if not bool((low < high).all()):
             raise FormError(f"Density: the support {self.support} is empty; write (low, high) with low < high.")

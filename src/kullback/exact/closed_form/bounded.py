@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.distributions import Beta, ContinuousBernoulli, Exponential, Gamma, Pareto, Uniform
 
 from kullback.exact.registry import closed_form, doubles, infinite_where
+from kullback.exact.shapes import together
 from kullback.exact.special import bregman_integral, log_ratio, log_sinhc, rise
 
 from .gamma import beta_parameters, dirichlet
@@ -24,7 +25,7 @@ def continuous_bernoulli(x: Tensor, y: Tensor) -> Tensor:
     Near: ∫ (1-t) Δ² A''. Both far out on one side: A(η) = max(η, 0) - log|η| up to e^-40, which leaves
     rise(log(y/x)). Else the plain difference, which is then above 1e-3.
     """
-    x, y = torch.broadcast_tensors(x, y)
+    x, y = together(x, y)
     outer = (x * y > 0) & (torch.minimum(x.abs(), y.abs()) > 40.0)
     u, v = torch.where(outer, x.abs(), 1.0), torch.where(outer, y.abs(), 1.0)
     far_out = rise(log_ratio(v, u))

@@ -8,6 +8,7 @@ from kullback.core.reduction import GeneratorSum
 from kullback.divergences import KL
 from kullback.engines import eager
 from kullback.exact.registry import closed_form, doubles, given_as_probs, infinite_where, probabilities
+from kullback.exact.shapes import batch_of, together
 from kullback.exact.special import relative_entropy
 from kullback.forms.finite import FiniteForm, Logits, Probs
 
@@ -25,7 +26,7 @@ def two_point(d: Bernoulli | Binomial | Geometric | NegativeBinomial) -> FiniteF
 
 def finite_kl(p: FiniteForm, q: FiniteForm) -> Tensor:
     """KL of two finite forms in float64, through the engine."""
-    batch = torch.Size(torch.broadcast_shapes(p.batch_shape, q.batch_shape))  # type: ignore[no-untyped-call]
+    batch = batch_of(p, q)
     total = KL.sums[0]
     assert isinstance(total, GeneratorSum)
     return eager.rows(total, p.reading, q.reading, p.expand(batch), q.expand(batch), p.num_classes)
@@ -42,7 +43,7 @@ def _times(count: Tensor, value: Tensor) -> Tensor:
 def poisson_poisson(p: Poisson, q: Poisson) -> Tensor:
     """λp log(λp/λq) - λp + λq; λq at λp = 0; +inf at λq = 0 < λp"""
     (a,), (b,) = doubles(p, "rate"), doubles(q, "rate")
-    a, b = torch.broadcast_tensors(a, b)
+    a, b = together(a, b)
     edge = (a == 0) | (b == 0)
     inside = relative_entropy(torch.where(edge, 1.0, a), torch.where(edge, 1.0, b))
     return infinite_where((b == 0) & (a > 0), torch.where(edge, torch.where(a == 0, b, 0.0), inside))
@@ -103,7 +104,7 @@ def bernoulli_poisson(p: Bernoulli, q: Poisson) -> Tensor:
     """(1-p) log(1-p) + p log p - p log λ + λ, as a relative entropy over {0, 1, more}"""
     probs, rest = probabilities(p)
     (rate,) = doubles(q, "rate")
-    probs, rest, rate = torch.broadcast_tensors(probs, rest, rate)
+    probs, rest, rate = together(probs, rest, rate)
     none = rate == 0
     zero, one = torch.exp(-rate), rate * torch.exp(-rate)
     # P(X > 1) = e^-λ (e^λ - 1 - λ)
@@ -111,7 +112,6 @@ def bernoulli_poisson(p: Bernoulli, q: Poisson) -> Tensor:
     more = torch.where(none, 0.0, -torch.expm1(-safe) - safe * torch.exp(-safe))
     left = Probs(torch.stack([rest, probs, torch.zeros_like(probs)], -1), validate=False)
     return finite_kl(left, Probs(torch.stack([zero, one, more], -1), validate=False))
-
 
 
 @closed_form(Poisson, Bernoulli, source="the support of q is bounded")
@@ -128,6 +128,6 @@ def poisson_binomial(p: Poisson, q: Binomial) -> Tensor:
 
 def _zero_rate(p: Poisson, q: Bernoulli | Binomial, count: Tensor) -> Tensor:
     (rate,), (_, rest) = doubles(p, "rate"), probabilities(q)
-    rate, rest, count = torch.broadcast_tensors(rate, rest, count)
+    rate, rest, count = together(rate, rest, count)
     finite = (rate == 0) & ((rest > 0) | (count == 0))
     return infinite_where(~finite, -count * torch.log(torch.where(finite & (rest > 0), rest, 1.0)) + 0.0 * rate)

@@ -7,6 +7,7 @@ from torch.distributions import Beta, Dirichlet, Exponential, Gamma, InverseGamm
 from kullback._errors import FormError
 from kullback.core.generators import excess
 from kullback.exact.registry import closed_form, doubles
+from kullback.exact.shapes import together
 from kullback.exact.special import bregman_phi, log_ratio, rise
 
 
@@ -28,7 +29,7 @@ def _shape_rate(d: Gamma | InverseGamma | Exponential) -> tuple[Tensor, Tensor]:
 
 
 def _gamma(p: Gamma | InverseGamma | Exponential, q: Gamma | InverseGamma | Exponential) -> Tensor:
-    a, r, b, s = torch.broadcast_tensors(*_shape_rate(p), *_shape_rate(q))
+    a, r, b, s = together(*_shape_rate(p), *_shape_rate(q))
     return gamma(a, b, log_ratio(s, r) - log_ratio(b, a))
 
 
@@ -69,7 +70,7 @@ def dirichlet(a: Tensor, b: Tensor) -> Tensor:
     Σ_i b_i log((b_i/Σb)/(a_i/Σa)) + Σ_i B_φ(b_i, a_i) - B_φ(Σb, Σa): the x log x part of log Γ groups into a finite
     relative entropy.
     """
-    a, b = torch.broadcast_tensors(a, b)
+    a, b = together(a, b)
     gap = b - a
     s, t, total_gap = a.sum(-1, keepdim=True), b.sum(-1, keepdim=True), gap.sum(-1, keepdim=True)
     y = log_ratio(a, b, -gap) - log_ratio(s, t, -total_gap)
@@ -79,7 +80,7 @@ def dirichlet(a: Tensor, b: Tensor) -> Tensor:
 
 def beta_parameters(d: Beta) -> Tensor:
     """(..., 2) in float64."""
-    return torch.stack(torch.broadcast_tensors(*doubles(d, "concentration1", "concentration0")), -1)
+    return torch.stack(together(*doubles(d, "concentration1", "concentration0")), -1)
 
 
 @closed_form(Beta, Beta, source="Gil, Alajaji & Linder 2013")
@@ -103,7 +104,7 @@ def lkj_lkj(p: LKJCholesky, q: LKJCholesky) -> Tensor:
     if p.dim != q.dim:
         raise FormError(f"kl: p is over {p.dim}×{p.dim} matrices but q over {q.dim}×{q.dim}.")
     (a,), (b,) = doubles(p, "concentration"), doubles(q, "concentration")
-    a, b = torch.broadcast_tensors(a, b)
+    a, b = together(a, b)
     row = torch.arange(2, p.dim + 1, dtype=a.dtype, device=a.device)
 
     def rows(eta: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from torch.distributions import (
 )
 
 from kullback.exact.registry import closed_form, doubles, infinite_where
+from kullback.exact.shapes import together
 from kullback.exact.special import EULER, bregman_integral, bregman_lgamma, bregman_power, log_ratio, rise
 
 _GIL = "Gil, Alajaji & Linder 2013"
@@ -77,23 +78,20 @@ def gumbel(rho: Tensor, y: Tensor) -> Tensor:
     return rise(y + log_gamma) + bregman_lgamma(rho, one)
 
 
-
-
-
 @closed_form(Gumbel, Gumbel, source="Bauckhage 2014")
 def gumbel_gumbel(p: Gumbel, q: Gumbel) -> Tensor:
     """rise(g) + log Γ(r) + γ (r - 1), r = βp/βq, g = (μq - μp)/βq + log Γ(1 + r)"""
     (m, b), (n, c) = doubles(p, "loc", "scale"), doubles(q, "loc", "scale")
-    m, b, n, c = torch.broadcast_tensors(m, b, n, c)
+    m, b, n, c = together(m, b, n, c)
     return gumbel(b / c, (n - m) / c)
 
 
 @closed_form(Weibull, Weibull, source="Bauckhage 2013")
 def weibull_weibull(p: Weibull, q: Weibull) -> Tensor:
     """as Gumbel‖Gumbel of -log x: r = kq/kp, g = kq log(λp/λq) + log Γ(1 + r)"""
-    (s, k), (t, l) = doubles(p, "scale", "concentration"), doubles(q, "scale", "concentration")
-    s, k, t, l = torch.broadcast_tensors(s, k, t, l)
-    return gumbel(l / k, l * log_ratio(s, t))
+    (s, k), (t, h) = doubles(p, "scale", "concentration"), doubles(q, "scale", "concentration")
+    s, k, t, h = together(s, k, t, h)
+    return gumbel(h / k, h * log_ratio(s, t))
 
 
 @closed_form(Pareto, Pareto, source=_GIL)
@@ -119,7 +117,8 @@ _LOG_I0 = (1 / 8, 1 / 16, 25 / 384, 13 / 128, 1073 / 5120, 103 / 192, 375733 / 2
 
 def _mean_length(k: Tensor) -> Tensor:
     """A(κ) = I1(κ)/I0(κ)."""
-    return torch.special.i1e(k) / torch.special.i0e(k)
+    ratio: Tensor = torch.special.i1e(k) / torch.special.i0e(k)
+    return ratio
 
 
 def _mean_length_slope(k: Tensor) -> Tensor:
@@ -148,9 +147,9 @@ def _bregman_log_i0(x: Tensor, y: Tensor) -> Tensor:
 @closed_form(VonMises, VonMises, source="Kitagawa & Rowley 2022")
 def vonmises_vonmises(p: VonMises, q: VonMises) -> Tensor:
     """[log I0(κq) - log I0(κp) - (κq - κp) A(κp)] + 2 κq A(κp) sin²(Δ/2), A = I1/I0"""
-    (m, k), (n, l) = doubles(p, "loc", "concentration"), doubles(q, "loc", "concentration")
-    m, k, n, l = torch.broadcast_tensors(m, k, n, l)
-    return _bregman_log_i0(l, k) + 2.0 * l * _mean_length(k) * torch.sin((m - n) / 2.0) ** 2
+    (m, k), (n, h) = doubles(p, "loc", "concentration"), doubles(q, "loc", "concentration")
+    m, k, n, h = together(m, k, n, h)
+    return _bregman_log_i0(h, k) + 2.0 * h * _mean_length(k) * torch.sin((m - n) / 2.0) ** 2
 
 
 @closed_form(Normal, Normal, quantity="log_affinity", source=_GIL)
@@ -171,5 +170,3 @@ def jensen_gap(order: float, y: Tensor) -> Tensor:
     t = torch.where(near, y, 0.0)
     close = order * rise(t) - rise(torch.log1p(order * torch.expm1(t)))
     return torch.where(near, close, grown - order * y)
-
-

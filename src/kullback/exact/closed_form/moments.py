@@ -22,6 +22,7 @@ from torch.distributions import (
 )
 
 from kullback.exact.registry import doubles, given_as_probs
+from kullback.exact.shapes import together
 from kullback.exact.special import (
     EULER,
     LOG_2PI_E,
@@ -99,7 +100,7 @@ def moments(d: Distribution) -> Moments:
         (rate,) = doubles(d, "rate")
         return _shaped(1.0 / rate, rate**-2, 1.0 - torch.log(rate))
     if isinstance(d, Gamma):
-        a, rate = torch.broadcast_tensors(*doubles(d, "concentration", "rate"))
+        a, rate = together(*doubles(d, "concentration", "rate"))
         rest = gamma_entropy_rest(a)
         return Moments(a / rate, a / rate**2, 0.5 * (LOG_2PI_E + torch.log(a)) - torch.log(rate) + rest, -rest)
     if isinstance(d, Beta):
@@ -108,7 +109,7 @@ def moments(d: Distribution) -> Moments:
         eta = logits(d)
         return _shaped(0.5 + half_mean(eta), mean_slope(eta), -_to_standard_uniform(eta))
     if isinstance(d, Pareto):
-        scale, alpha = torch.broadcast_tensors(*doubles(d, "scale", "alpha"))
+        scale, alpha = together(*doubles(d, "scale", "alpha"))
         mean = _where_above(alpha, 1.0, lambda a: scale * a / (a - 1.0))
         variance = _where_above(alpha, 2.0, lambda a: scale**2 * a / ((a - 1.0) ** 2 * (a - 2.0)))
         return _shaped(mean, variance, torch.log(scale) - torch.log(alpha) + 1.0 + 1.0 / alpha)
@@ -117,7 +118,7 @@ def moments(d: Distribution) -> Moments:
         mean = torch.exp(loc + scale**2 / 2.0)
         return _shaped(mean, torch.expm1(scale**2) * mean**2, 0.5 * LOG_2PI_E + torch.log(scale) + loc)
     if isinstance(d, StudentT):
-        df, loc, scale = torch.broadcast_tensors(*doubles(d, "df", "loc", "scale"))
+        df, loc, scale = together(*doubles(d, "df", "loc", "scale"))
         half = (df + 1.0) / 2.0
         log_beta = torch.lgamma(df / 2.0) + math.lgamma(0.5) - torch.lgamma(half)
         entropy = half * (torch.digamma(half) - torch.digamma(df / 2.0)) + 0.5 * torch.log(df) + log_beta
@@ -127,7 +128,7 @@ def moments(d: Distribution) -> Moments:
 
 
 def _of(mean: Tensor, variance: Tensor, entropy: Tensor, negentropy: Tensor) -> Moments:
-    return Moments(*torch.broadcast_tensors(mean, variance, entropy, negentropy))
+    return Moments(*together(mean, variance, entropy, negentropy))
 
 
 def _shaped(mean: Tensor, variance: Tensor, entropy: Tensor) -> Moments:

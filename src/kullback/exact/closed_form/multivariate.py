@@ -5,7 +5,7 @@ combine to Σ_i rise(2 log m_ii) + Σ_(i>j) m_ij², a sum of non-negative terms;
 which keeps its digits for nearly equal factors.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from torch.distributions import Independent, LowRankMultivariateNormal, Multivar
 
 from kullback._errors import FormError
 from kullback.exact.registry import closed_form, doubles, infinite_where
+from kullback.exact.shapes import together
 from kullback.exact.special import log_ratio, rise
 
 from .gamma import gamma
@@ -40,7 +41,8 @@ def scale_tril(d: MultivariateNormal | Wishart) -> Tensor:
         matrix = given.double()
         if name == "precision_matrix":
             matrix = torch.cholesky_inverse(torch.linalg.cholesky(matrix))
-        return torch.linalg.cholesky(matrix)
+        factor_of: Tensor = torch.linalg.cholesky(matrix)
+        return factor_of
     return made.double()
 
 
@@ -52,7 +54,7 @@ def _is_made_from(given: Tensor, made: Tensor, name: str) -> bool:
         return not bool(failed.any()) and torch.equal(factor, made.expand_as(factor))
 
 
-def factor(d: MultivariateNormal | LowRankMultivariateNormal | Independent) -> Factor:
+def factor(d: Any) -> Factor:
     """Mean and factor of any of the three."""
     if isinstance(d, Independent):
         loc, scale = doubles(d.base_dist, "loc", "scale")
@@ -71,7 +73,7 @@ def _same_size(p: Tensor, q: Tensor) -> None:
 
 def whitened(lp: Tensor, lq: Tensor) -> tuple[Tensor, Tensor]:
     """(2 log m_ii, Σ_(i>j) m_ij²) of M = Lq^-1 Lp."""
-    lp, lq = torch.broadcast_tensors(lp, lq)
+    lp, lq = together(lp, lq)
     log_square = 2.0 * log_ratio(lp.diagonal(dim1=-2, dim2=-1), lq.diagonal(dim1=-2, dim2=-1))
     below = torch.linalg.solve_triangular(lq, lp - lq, upper=False).tril(-1)
     return log_square, (below**2).sum((-2, -1))
@@ -82,7 +84,8 @@ def mvn(p: Factor, q: Factor) -> Tensor:
     _same_size(p.loc, q.loc)
     log_square, below = whitened(p.tril, q.tril)
     gap = torch.linalg.solve_triangular(q.tril, (p.loc - q.loc).unsqueeze(-1), upper=False).squeeze(-1)
-    return 0.5 * (rise(log_square).sum(-1) + below + (gap**2).sum(-1))
+    value: Tensor = 0.5 * (rise(log_square).sum(-1) + below + (gap**2).sum(-1))
+    return value
 
 
 def _is_normal_vector(p: object, q: object) -> bool:
@@ -109,7 +112,7 @@ def mvn_affinity(
     """-½ a(1-a) Δᵀ S⁻¹ Δ - ½ log(det S / (det Σp^(1-a) det Σq^a)), S = (1-a) Σp + a Σq; +inf where S is not definite"""
     (m, lp), (n, lq) = factor(p), factor(q)
     _same_size(m, n)
-    lp, lq = torch.broadcast_tensors(lp, lq)
+    lp, lq = together(lp, lq)
     ratio = torch.linalg.solve_triangular(lq, lp, upper=False)
     square = ratio @ ratio.mT
     eigenvalues = torch.linalg.eigvalsh(square)
@@ -136,15 +139,15 @@ for _p in _VECTORS:
 
 @closed_form(Wishart, Wishart, source="Bartlett decomposition: Anderson 2003, section 7.2")
 def wishart_wishart(p: Wishart, q: Wishart) -> Tensor:
-    """Σ_i [KL of Gamma((np-i)/2) to Gamma((nq-i)/2) with scales m_ii² : 1, + (i/2) rise(2 log m_ii)] + (np/2) Σ m_ij²"""
+    """Σ_i [KL of Gamma((np-i)/2) to Gamma((nq-i)/2), scales m_ii² : 1, + (i/2) rise(2 log m_ii)] + (np/2) Σ m_ij²"""
     if p.event_shape != q.event_shape:
         raise FormError(f"kl: p is over {tuple(p.event_shape)} matrices but q over {tuple(q.event_shape)}.")
     (a,), (b,) = doubles(p, "df"), doubles(q, "df")
-    a, b = torch.broadcast_tensors(a / 2.0, b / 2.0)
+    a, b = together(a / 2.0, b / 2.0)
     log_square, below = whitened(scale_tril(p), scale_tril(q))
     half = torch.arange(p.event_shape[-1], dtype=a.dtype, device=a.device) / 2.0
     difference = (b - a).unsqueeze(-1)
     x, y = a.unsqueeze(-1) - half, b.unsqueeze(-1) - half
-    x, y, log_square, difference = torch.broadcast_tensors(x, y, log_square, difference)
+    x, y, log_square, difference = together(x, y, log_square, difference)
     diagonal = gamma(x, y, log_square + log_ratio(x, y, -difference), difference) + half * rise(log_square)
     return diagonal.sum(-1) + a * below

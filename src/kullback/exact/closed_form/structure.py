@@ -7,6 +7,7 @@ from torch.distributions import ExponentialFamily
 
 from kullback.exact.doubled import doubled
 from kullback.exact.registry import closed_form
+from kullback.exact.shapes import batch_of
 
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(20)
 
@@ -35,7 +36,7 @@ def family_family(p: ExponentialFamily, q: ExponentialFamily) -> Tensor:
         return slope
 
     with torch.enable_grad():
-        batch = torch.broadcast_shapes(p.batch_shape, q.batch_shape)  # type: ignore[no-untyped-call]
+        batch = batch_of(p, q)
         size = (-1, *(1,) * len(batch))
         t = torch.as_tensor((_NODES + 1.0) / 2.0).reshape(size).expand(-1, *batch).clone().requires_grad_()
         curvature = derivative(derivative(at(t), t), t)

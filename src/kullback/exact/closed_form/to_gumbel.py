@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.distributions import Exponential, Gamma, Gumbel, Laplace, Normal, Uniform
 
 from kullback.exact.registry import closed_form, doubles, infinite_where
+from kullback.exact.shapes import together
 from kullback.exact.special import LOG_2PI_E, gamma_entropy_rest, log1mexp, log_ratio, log_sinhc, rise
 
 _SOURCE = "moment generating function; Nawa & Nadarajah 2024"
@@ -36,7 +37,7 @@ def exponential_gumbel(p: Exponential, q: Gumbel) -> Tensor:
 def gamma_gumbel(p: Gamma, q: Gumbel) -> Tensor:
     """rise(μ/β - α log(1 + 1/c)) + 1 + α (1/c - log(1 + 1/c)) + log c - H(Gamma(α, 1)), c = λβ"""
     (a, rate), (loc, b) = doubles(p, "concentration", "rate"), doubles(q, "loc", "scale")
-    a, c, loc, b = torch.broadcast_tensors(a, rate * b, loc, b)
+    a, c, loc, b = together(a, rate * b, loc, b)
     log_m = torch.log1p(1.0 / c)
     entropy = 0.5 * (LOG_2PI_E + torch.log(a)) + gamma_entropy_rest(a)
     return rise(loc / b - a * log_m) + 1.0 + a * rise(log_m) + torch.log(c) - entropy
@@ -57,4 +58,6 @@ def laplace_gumbel(p: Laplace, q: Gumbel) -> Tensor:
     infinite = s >= b
     r = torch.where(infinite, 0.5, s / b)
     log_rest = torch.log1p(-r * r)
-    return infinite_where(infinite, rise(torch.where(infinite, 0.0, (n - m) / b) - log_rest) - torch.log(2.0 * r) - log_rest)
+    return infinite_where(
+        infinite, rise(torch.where(infinite, 0.0, (n - m) / b) - log_rest) - torch.log(2.0 * r) - log_rest
+    )
