@@ -1,8 +1,10 @@
 """The Kullback-Leibler divergence and its relatives: to measure with, to train with, to trust."""
 
 from ._errors import FormError, KullbackError, NoExactMethod, ToleranceError
+from .exact.transport import wasserstein
 from .forms.density import Density
 from .forms.finite import Labels, Logits, LogProbs, Probs
+from .forms.points import Points
 from .plan import Plan, explain
 from .verbs import alpha, chi2, cross_entropy, entropy, hellinger, jeffreys, js, kl, renyi, tv
 
@@ -15,6 +17,7 @@ __all__ = [
     "Logits",
     "NoExactMethod",
     "Plan",
+    "Points",
     "Probs",
     "ToleranceError",
     "alpha",
@@ -28,5 +31,6 @@ __all__ = [
     "kl",
     "renyi",
     "tv",
+    "wasserstein",
 ]
 __version__ = "0.1.0"

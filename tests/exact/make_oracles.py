@@ -1,4 +1,4 @@
-"""Writes closed_forms.json: KL and its gradient for every closed form, by mpmath quadrature or summation of the densities.
+"""Writes closed_forms.json: KL and its gradient for every closed form, by mpmath quadrature or summation.
 
 Run from the repository root: python tests/exact/make_oracles.py. Densities are written out here, in 25 digits, without
 any of kullback's or PyTorch's formulas. Parameters are rounded to float32 first, so that one oracle serves both dtypes.
@@ -31,23 +31,43 @@ def _cb(eta):
 
 # family: log density, support, points around the mass
 CONTINUOUS = {
-    "Normal": (lambda x, m, s: -(((x - m) / s) ** 2) / 2 - mp.log(s) - mp.log(2 * mp.pi) / 2, lambda m, s: (-INF, INF), lambda m, s: (m, s)),
+    "Normal": (
+        lambda x, m, s: -(((x - m) / s) ** 2) / 2 - mp.log(s) - mp.log(2 * mp.pi) / 2,
+        lambda m, s: (-INF, INF),
+        lambda m, s: (m, s),
+    ),
     "LogNormal": (
         lambda x, m, s: -(((mp.log(x) - m) / s) ** 2) / 2 - mp.log(s * x) - mp.log(2 * mp.pi) / 2,
         lambda m, s: (0, INF),
         lambda m, s: (mp.exp(m), s * mp.exp(m)),
     ),
-    "HalfNormal": (lambda x, s: -((x / s) ** 2) / 2 + mp.log(2 / mp.pi) / 2 - mp.log(s), lambda s: (0, INF), lambda s: (s, s)),
+    "HalfNormal": (
+        lambda x, s: -((x / s) ** 2) / 2 + mp.log(2 / mp.pi) / 2 - mp.log(s),
+        lambda s: (0, INF),
+        lambda s: (s, s),
+    ),
     "Laplace": (lambda x, m, b: -abs(x - m) / b - mp.log(2 * b), lambda m, b: (-INF, INF), lambda m, b: (m, b)),
-    "Cauchy": (lambda x, m, g: -mp.log(mp.pi * g * (1 + ((x - m) / g) ** 2)), lambda m, g: (-INF, INF), lambda m, g: (m, g)),
+    "Cauchy": (
+        lambda x, m, g: -mp.log(mp.pi * g * (1 + ((x - m) / g) ** 2)),
+        lambda m, g: (-INF, INF),
+        lambda m, g: (m, g),
+    ),
     "HalfCauchy": (lambda x, g: -mp.log(mp.pi / 2 * g * (1 + (x / g) ** 2)), lambda g: (0, INF), lambda g: (g, g)),
-    "Gumbel": (lambda x, m, b: -(x - m) / b - mp.exp(-(x - m) / b) - mp.log(b), lambda m, b: (-INF, INF), lambda m, b: (m, b)),
+    "Gumbel": (
+        lambda x, m, b: -(x - m) / b - mp.exp(-(x - m) / b) - mp.log(b),
+        lambda m, b: (-INF, INF),
+        lambda m, b: (m, b),
+    ),
     "Weibull": (
         lambda x, s, k: mp.log(k / s) + (k - 1) * mp.log(x / s) - (x / s) ** k,
         lambda s, k: (0, INF),
         lambda s, k: (s, s / k),
     ),
-    "Pareto": (lambda x, s, a: mp.log(a) + a * mp.log(s) - (a + 1) * mp.log(x), lambda s, a: (s, INF), lambda s, a: (s * (1 + 1 / a), s / a)),
+    "Pareto": (
+        lambda x, s, a: mp.log(a) + a * mp.log(s) - (a + 1) * mp.log(x),
+        lambda s, a: (s, INF),
+        lambda s, a: (s * (1 + 1 / a), s / a),
+    ),
     "Uniform": (lambda x, a, b: -mp.log(b - a), lambda a, b: (a, b), lambda a, b: ((a + b) / 2, (b - a) / 4)),
     "VonMises": (
         lambda x, m, k: k * mp.cos(x - m) - mp.log(2 * mp.pi * mp.besseli(0, k)),
@@ -70,9 +90,15 @@ CONTINUOUS = {
         lambda a, b: (0, 1),
         lambda a, b: (a / (a + b), mp.sqrt(a * b / (a + b + 1)) / (a + b)),
     ),
-    "ContinuousBernoulli": (lambda x, eta: eta * x - _cb(eta), lambda eta: (0, 1), lambda eta: (mp.mpf(1) / 2, mp.mpf(1) / 8)),
+    "ContinuousBernoulli": (
+        lambda x, eta: eta * x - _cb(eta),
+        lambda eta: (0, 1),
+        lambda eta: (mp.mpf(1) / 2, mp.mpf(1) / 8),
+    ),
     "StudentT": (
-        lambda x, v, m, s: -(v + 1) / 2 * mp.log1p(((x - m) / s) ** 2 / v) - mp.log(s * mp.sqrt(v)) - _beta(v / 2, mp.mpf(1) / 2),
+        lambda x, v, m, s: (
+            -(v + 1) / 2 * mp.log1p(((x - m) / s) ** 2 / v) - mp.log(s * mp.sqrt(v)) - _beta(v / 2, mp.mpf(1) / 2)
+        ),
         lambda v, m, s: (-INF, INF),
         lambda v, m, s: (m, s),
     ),
@@ -111,7 +137,9 @@ def kl_density(p, a, q, b):
     for center, width in (mass(*a), mass_q(*b)):
         marks |= {center + k * width for k in (-40, -12, -5, -2, 0, 2, 5, 12, 40) if low < center + k * width < high}
     if low == 0:
-        marks |= {mass(*a)[0] * mp.mpf(10) ** -k for k in (1, 3, 10, 40, 160, 640) if mass(*a)[0] * mp.mpf(10) ** -k < high}
+        marks |= {
+            mass(*a)[0] * mp.mpf(10) ** -k for k in (1, 3, 10, 40, 160, 640) if mass(*a)[0] * mp.mpf(10) ** -k < high
+        }
     if high == 1:
         marks |= {1 - mp.mpf(10) ** -k for k in (2, 5, 15, 40) if low < 1 - mp.mpf(10) ** -k}
     points = sorted(marks)
@@ -204,12 +232,38 @@ INTERIOR = {
     "Bernoulli": [(0.3,), (0.6,)],
 }
 CROSS = [
-    ("Gamma", "Exponential"), ("Exponential", "Gamma"), ("Bernoulli", "Poisson"),
-    *[(p, "Normal") for p in ("Beta", "ContinuousBernoulli", "Exponential", "Gamma", "Gumbel", "Laplace", "LogNormal", "Pareto", "StudentT", "Uniform")],
-    ("Normal", "Laplace"), *[(p, "Gumbel") for p in ("Normal", "Exponential", "Gamma", "Uniform")],
-    ("ContinuousBernoulli", "Uniform"), ("ContinuousBernoulli", "Exponential"), ("Beta", "ContinuousBernoulli"), ("Beta", "Uniform"),
-    ("Beta", "Exponential"), ("Beta", "Gamma"), ("Pareto", "Exponential"), ("Pareto", "Gamma"),
-    ("Uniform", "Beta"), ("Uniform", "ContinuousBernoulli"), ("Uniform", "Exponential"), ("Uniform", "Gamma"),
+    ("Gamma", "Exponential"),
+    ("Exponential", "Gamma"),
+    ("Bernoulli", "Poisson"),
+    *[
+        (p, "Normal")
+        for p in (
+            "Beta",
+            "ContinuousBernoulli",
+            "Exponential",
+            "Gamma",
+            "Gumbel",
+            "Laplace",
+            "LogNormal",
+            "Pareto",
+            "StudentT",
+            "Uniform",
+        )
+    ],
+    ("Normal", "Laplace"),
+    *[(p, "Gumbel") for p in ("Normal", "Exponential", "Gamma", "Uniform")],
+    ("ContinuousBernoulli", "Uniform"),
+    ("ContinuousBernoulli", "Exponential"),
+    ("Beta", "ContinuousBernoulli"),
+    ("Beta", "Uniform"),
+    ("Beta", "Exponential"),
+    ("Beta", "Gamma"),
+    ("Pareto", "Exponential"),
+    ("Pareto", "Gamma"),
+    ("Uniform", "Beta"),
+    ("Uniform", "ContinuousBernoulli"),
+    ("Uniform", "Exponential"),
+    ("Uniform", "Gamma"),
 ]
 FIXED = {"NegativeBinomial": (0, 2), "Binomial": (0, 2)}
 # nearly equal, extreme, and boundary parameters

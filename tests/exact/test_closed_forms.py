@@ -92,7 +92,8 @@ def test_the_most_specific_entry_is_taken():
 FAMILIES = {
     td.Normal: "rp", td.LogNormal: "rp", td.HalfNormal: "p", td.Laplace: "rp", td.Cauchy: "rp", td.HalfCauchy: "p",
     td.Gumbel: "rp", td.Weibull: "pp", td.Pareto: "pp", td.VonMises: "rp", td.Gamma: "pp", td.InverseGamma: "pp",
-    td.Exponential: "p", td.Beta: "pp", td.Poisson: "z", td.Geometric: "u", td.Bernoulli: "u", td.ContinuousBernoulli: "u",
+    td.Exponential: "p", td.Beta: "pp", td.Poisson: "z", td.Geometric: "u", td.Bernoulli: "u",
+    td.ContinuousBernoulli: "u",
 }  # fmt: skip
 NUMBERS = {
     "r": st.floats(-5, 5, width=32),
@@ -132,14 +133,24 @@ def test_never_negative_and_zero_for_equals(family, data):
 def test_second_derivative_at_equality_is_the_fisher_information(pair):
     """∇² KL at equality is positive semidefinite and the same for either side: the Fisher metric."""
     p, q = pair
-    names = [n for n in p.arg_constraints if n in ("loc", "scale", "concentration", "rate", "concentration0", "concentration1")]
+    names = [
+        n
+        for n in p.arg_constraints
+        if n in ("loc", "scale", "concentration", "rate", "concentration0", "concentration1")
+    ]
     at = torch.stack([getattr(p, n).double() for n in names])
 
     def from_q(theta):
-        return kl(p.__class__(**{n: getattr(p, n).double() for n in names}), q.__class__(**dict(zip(names, theta, strict=True)), validate_args=False))
+        return kl(
+            p.__class__(**{n: getattr(p, n).double() for n in names}),
+            q.__class__(**dict(zip(names, theta, strict=True)), validate_args=False),
+        )
 
     def from_p(theta):
-        return kl(p.__class__(**dict(zip(names, theta, strict=True)), validate_args=False), q.__class__(**{n: getattr(q, n).double() for n in names}))
+        return kl(
+            p.__class__(**dict(zip(names, theta, strict=True)), validate_args=False),
+            q.__class__(**{n: getattr(q, n).double() for n in names}),
+        )
 
     to_q, to_p = torch.autograd.functional.hessian(from_q, at), torch.autograd.functional.hessian(from_p, at)
     torch.testing.assert_close(to_q, to_p, rtol=1e-9, atol=1e-10)

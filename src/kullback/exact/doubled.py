@@ -42,10 +42,14 @@ def doubled(d: Distribution) -> Any:
     """The distribution in float64, unvalidated."""
     if type(d) in _PARAMETERS:
         names = _PARAMETERS[type(d)]
-        return type(d)(*(getattr(d, name).double() for name in names), validate_args=False)
+        kind: Any = type(d)
+        return kind(*(getattr(d, name).double() for name in names), validate_args=False)
     if type(d) is distributions.Categorical:
         name = "probs" if given_as_probs(d) else "logits"
-        return distributions.Categorical(**{name: getattr(d, name).double()}, validate_args=False)
+        value = getattr(d, name).double()
+        if name == "probs":
+            return distributions.Categorical(probs=value, validate_args=False)
+        return distributions.Categorical(logits=value, validate_args=False)
     if type(d) is Independent:
         return Independent(doubled(d.base_dist), d.reinterpreted_batch_ndims, validate_args=False)
     if type(d) is MixtureSameFamily:

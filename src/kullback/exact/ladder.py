@@ -88,8 +88,8 @@ def route(divergence: Divergence, p: Any, q: Any) -> Route:
             return found
     name = divergence.name.partition("(")[0]
     raise NoExactMethod(
-        f"{name}: no closed form is known for {name_of(p)}‖{name_of(q)}, and it is not on the line or the integers, where a "
-        f"sum or an integral would serve. Write estimate.{name}(p, q, method=MonteCarlo(n), generator=g)."
+        f"{name}: no closed form is known for {name_of(p)}‖{name_of(q)}, and it is not on the line or the integers, "
+        f"where a sum or an integral would serve. Write estimate.{name}(p, q, method=MonteCarlo(n), generator=g)."
     )
 
 
@@ -239,7 +239,8 @@ def _entropy(p: Any) -> Callable[[], Tensor] | None:
     """Differential entropy in closed form; counts are summed instead."""
     if type(p).__name__ in _OWN_ENTROPY and type(p).__module__.startswith("torch.distributions"):
         return lambda: moments(p).entropy
-    if not isinstance(p, Distribution) or getattr(p.support, "is_discrete", True):
+    support = _support_if_any(p)
+    if not isinstance(p, Distribution) or (support is not None and support.integers):
         return None
     if type(p).entropy in (Distribution.entropy, ExponentialFamily.entropy) or isinstance(p, ContinuousBernoulli):
         return None

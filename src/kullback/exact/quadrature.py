@@ -98,10 +98,10 @@ def _rule(weights: Tensor, f: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _refine(integrand: Integrand) -> tuple[list[Panels], Tensor, Tensor]:
+def _refine(integrand: Integrand, pieces: list[Piece]) -> tuple[list[Panels], Tensor, Tensor]:
     """Panels fine enough, which rows are infinite, and the error estimate (quantities, ...)."""
-    shift = _shift(integrand)
-    parts = [Panels(integrand, piece, shift) for piece in integrand.pieces()]
+    shift = _shift(integrand, pieces)
+    parts = [Panels(integrand, piece, shift) for piece in pieces]
     for _ in range(_MAX_ROUNDS):
         total = sum(part.value.nan_to_num(0.0, 0.0, 0.0).abs().sum(1) for part in parts)
         assert isinstance(total, Tensor)
@@ -122,12 +122,12 @@ def _refine(integrand: Integrand) -> tuple[list[Panels], Tensor, Tensor]:
     return parts, infinite, error
 
 
-def _shift(integrand: Integrand) -> Tensor | None:
+def _shift(integrand: Integrand, pieces: list[Piece]) -> Tensor | None:
     """The largest log-integrand of the first panels: the scale in which a power sum is integrated."""
     if not integrand.logarithmic:
         return None
     best = torch.full(integrand.batch, -math.inf, dtype=torch.float64)
-    for piece in integrand.pieces():
+    for piece in pieces:
         edges = integrand.edges(piece)
         t, _ = _nodes(edges[:-1], edges[1:])
         values = integrand.terms(piece, t, integrand.keep(piece, t))
@@ -163,7 +163,7 @@ def integrate(sums: tuple[Sum, ...], p: Measurable, q: Measurable) -> list[Tenso
     Raises: ToleranceError where the tolerance is not met or a density does not integrate to one.
     """
     integrand = Integrand(sums, p, q)
-    parts, infinite, error = _refine(integrand)
+    parts, infinite, error = _refine(integrand, integrand.pieces())  # the pieces keep the gradients of their ends
     rows: list[list[Tensor]] = []
     for part in parts:
         t, half = _nodes(part.start, part.stop)
@@ -223,5 +223,6 @@ def _check(
                 raise ToleranceError(
                     f"quadrature: the error estimate {error[k][bad].max().item():.2g} of the value "
                     f"{results[k][bad].flatten()[0].item():.6g} is above the tolerance. Write "
-                    "Density(..., center=, scale=) around its peaks, or estimate.kl(p, q, method=MonteCarlo(n), generator=g)."
+                    "Density(..., center=, scale=) around its peaks, or estimate.kl(p, q, method=MonteCarlo(n), "
+                    "generator=g)."
                 )

@@ -55,7 +55,10 @@ def support_of(d: Measurable) -> Support | None:
         return Support(part.low.expand(size).amin(-1), part.high.expand(size).amax(-1), part.integers)
     if isinstance(d, TransformedDistribution) and type(d) is TransformedDistribution:
         return _pushed(d)
-    return _of_constraint(d.support)
+    try:
+        return _of_constraint(d.support)
+    except NotImplementedError:
+        return None
 
 
 def _components(d: MixtureSameFamily) -> torch.Size:
