@@ -1,6 +1,59 @@
 """Training losses: choose forms, call a verb, average."""
 
+from . import fgan
 from .average import average
+from .consistency import UDA, Consistency, UDAParts
+from .control import AdaptiveKL, DoubleHalveKL, EarlyStop, Step, TrustRegion
 from .distillation import Distillation
+from .dkd import DKD, DKDParts
+from .fgan import FGAN, NWJ, DonskerVaradhan
+from .gaussian import DiagonalGaussian, FullGaussian, gaussian_kl, gaussian_kl_per_dimension
+from .gkd import GKD, SkewKL
+from .label_smoothing import LabelSmoothing
+from .mutual import MutualLearning
+from .policy import PolicyKL, PolicyParts
+from .rdrop import RDrop
+from .schedules import cyclical, linear, training_signal
+from .skew import skew_kl
+from .vae import VAELoss, VAEParts, reconstruction_nll
+from .variational import ForwardFit, ForwardKL, ReverseKL
 
-__all__ = ["Distillation", "average"]
+__all__ = [
+    "DKD",
+    "FGAN",
+    "GKD",
+    "NWJ",
+    "UDA",
+    "AdaptiveKL",
+    "Consistency",
+    "DKDParts",
+    "DiagonalGaussian",
+    "Distillation",
+    "DonskerVaradhan",
+    "DoubleHalveKL",
+    "EarlyStop",
+    "ForwardFit",
+    "ForwardKL",
+    "FullGaussian",
+    "LabelSmoothing",
+    "MutualLearning",
+    "PolicyKL",
+    "PolicyParts",
+    "RDrop",
+    "ReverseKL",
+    "SkewKL",
+    "Step",
+    "TrustRegion",
+    "UDAParts",
+    "VAELoss",
+    "VAEParts",
+    "average",
+    "cyclical",
+    "fgan",
+    "gaussian_kl",
+    "gaussian_kl_per_dimension",
+    "linear",
+    "reconstruction_nll",
+    "skew_kl",
+    "training_signal",
+]

@@ -48,7 +48,8 @@ def training_signal(
 ) -> float:
     """UDA's training-signal annealing: labelled examples with a higher probability of their label are left out.
 
-    η = a (1 - 1/K) + 1/K, with progress t = step/steps and a = t ("linear"), 1 - exp(-5t) ("log") or exp(5(t-1)) ("exp").
+    η = a (1 - 1/K) + 1/K, with progress t = step/steps and a = t ("linear"), 1 - exp(-5t) ("log") or exp(5(t-1))
+    ("exp").
 
     "exp" releases the signal late (few labels, easy overfitting), "log" early.
 
