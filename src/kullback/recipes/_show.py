@@ -2,6 +2,7 @@
 
 import importlib
 import math
+import re
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -11,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from kullback._errors import KullbackError
 
@@ -193,21 +193,19 @@ def picture(out: Path, draw: Callable[[Any], None], *, width: float = 8.0, heigh
         draw(figure)
         metadata = {"Date": None} if out.suffix == ".svg" else {}
         figure.savefig(out, metadata=metadata, dpi=150)
+    if out.suffix == ".svg":
+        out.write_text(_lighter(out.read_text(encoding="utf-8")), encoding="utf-8")
 
 
-def smooth(values: Sequence[float], window: int) -> list[float]:
-    """Means of the last `window` values, one for every full window: for pictures of noisy losses.
+def smooth(values: Sequence[float], window: int) -> tuple[list[int], list[float]]:
+    """Steps, and the means of the `window` values up to each: about a hundred points, for pictures of noisy losses.
 
     >>> smooth([1.0, 3.0, 5.0], 2)
-    [2.0, 4.0]
+    ([1, 2], [2.0, 4.0])
     """
     width = max(1, min(window, len(values)))
-    return [statistics.fmean(values[i - width : i]) for i in range(width, len(values) + 1)]
-
-
-def count_parameters(model: nn.Module) -> int:
-    """How many numbers the model learns."""
-    return sum(parameter.numel() for parameter in model.parameters())
+    steps = list(range(width - 1, len(values), max(1, len(values) // 100)))
+    return steps, [statistics.fmean(values[step + 1 - width : step + 1]) for step in steps]
 
 
 def _mean(values: list[float]) -> tuple[float, float]:
@@ -220,6 +218,15 @@ def _cell(mean: float, error: float, form: str) -> str:
     if math.isnan(mean):
         return "-"
     return f"{mean:{form}}" + ("" if math.isnan(error) else f" ± {error:{form.lstrip('+')}}")
+
+
+def _lighter(svg: str) -> str:
+    """The paths of a drawing with two decimals: a hundredth of a point cannot be seen."""
+
+    def rounded(path: re.Match[str]) -> str:
+        return re.sub(r"-?\d+\.\d{3,}", lambda number: f"{float(number[0]):.2f}", path[0])
+
+    return re.sub(r' d="[^"]*"', rounded, svg)
 
 
 def _plain(value: float) -> float | None:

@@ -147,7 +147,7 @@ def run(seeds: int = 5, steps: int = 400, out: Path | None = None) -> Result:
         picture(out, lambda figure: draw(figure, curve, rows))
     return Result(
         "calibrated_recommendation",
-        f"{len(data.has)} Python files (PSF, BSD 3-clause), {len(data.items)} functions, {data.genres.shape[1]} modules",
+        f"{len(data.has)} Python files (PSF, BSD 3-clause) as users, {len(data.items)} functions as items",
         {"seeds": seeds, "steps": steps, "tradeoffs": list(TRADEOFFS)},
         COLUMNS, rows, ("calibration KL ↓", name_of(0.9), name_of(0.0)), {"recommender": curve}, clock.seconds,
     )  # fmt: skip
@@ -156,7 +156,7 @@ def run(seeds: int = 5, steps: int = 400, out: Path | None = None) -> Result:
 def draw(figure: Any, curve: list[float], rows: dict[str, list[dict[str, float]]]) -> None:
     """Left the recommender's loss, right hits against calibration along the trade-off."""
     left, right = figure.subplots(1, 2)
-    left.plot(smooth(curve, 10), color=BLUE)
+    left.plot(*smooth(curve, 10), color=BLUE)
     left.set(title="Training loss: KL(items ‖ scores)", xlabel="step")
     points = [
         tuple(sum(row[name] for row in each) / len(each) for name in ("calibration KL ↓", "hidden items found ↑"))

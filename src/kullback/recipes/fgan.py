@@ -55,8 +55,8 @@ def train(method: str, data: Tensor, steps: int, seed: int, tick: Any) -> tuple[
         settings: dict[str, Any] = {"lr": 1e-3, "betas": (0.5, 0.9)}
         make_step, critic_step = (torch.optim.Adam(net.parameters(), **settings) for net in (make, critic))
         for step in range(steps):
-            real = data[torch.randint(len(data), (256,), generator=generator)]
-            fake = make(torch.randn(256, 4, generator=generator))
+            real = data[torch.randint(len(data), (128,), generator=generator)]
+            fake = make(torch.randn(128, 4, generator=generator))
             loss = loss_of(real=critic(real), fake=critic(fake.detach()))
             critic_step.zero_grad()
             loss.backward()
@@ -101,7 +101,7 @@ def gaussian(data: Tensor, seed: int) -> Tensor:
     return data.mean(0) + noise @ factor.T
 
 
-def run(seeds: int = 3, steps: int = 2000, out: Path | None = None) -> Result:
+def run(seeds: int = 3, steps: int = 1000, out: Path | None = None) -> Result:
     """Train for each divergence with every seed; `Result` compares Jensen-Shannon with the Gaussian.
 
     Args: seeds: splits, initialisations, draws.  steps: one of the critic, one of the generator.  out: picture file.
@@ -141,9 +141,12 @@ def draw(figure: Any, curves: dict[str, list[float]], clouds: dict[str, Tensor])
     panels = figure.subplots(2, 4, height_ratios=[1, 1]).flatten()
     colours = dict(zip(("held out", GAUSSIAN, *METHODS), ("black", GREY, BLUE, ORANGE, GREEN, PINK), strict=True))
     for method, distances in curves.items():
-        panels[0].semilogy([max(d, 1e-3) for d in smooth(distances, 5)], color=colours[method], label=method)
+        steps, means = smooth(distances, 5)
+        panels[0].semilogy(
+            [20 * step for step in steps], [max(mean, 1e-3) for mean in means], color=colours[method], label=method
+        )
     panels[0].set_title("energy distance", fontsize=9)
-    panels[0].set_xlabel("step / 20", fontsize=8)
+    panels[0].set_xlabel("step", fontsize=8)
     handles, labels = panels[0].get_legend_handles_labels()
     panels[1].legend(handles, labels, loc="center left")
     panels[1].axis("off")

@@ -150,7 +150,7 @@ def train(method: str, steps: int, seed: int, tick: Any) -> tuple[list[float], l
     return returns, moves
 
 
-def run(seeds: int = 4, steps: int = 24, out: Path | None = None) -> Result:
+def run(seeds: int = 3, steps: int = 20, out: Path | None = None) -> Result:
     """Train every method with every seed; `Result` compares the adaptive penalty with no KL.
 
     Args: seeds: initialisations and environments.  steps: iterations of 2048 transitions.  out: picture file.
@@ -198,4 +198,4 @@ def draw(figure: Any, every: dict[str, list[list[float]]], rows: dict[str, list[
             right.semilogx(row["largest KL ↓"], row["return, last quarter ↑"], "o", color=colour, label=label)
     left.set(title="Mean return", xlabel="iteration", ylim=(0, 510))
     right.set(title="One point a seed", xlabel="largest KL of an update", ylabel="return, last quarter", ylim=(0, 510))
-    left.legend(fontsize=8)
+    right.legend(fontsize=8, loc="lower left")

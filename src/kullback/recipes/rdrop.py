@@ -104,7 +104,7 @@ def draw(figure: Any, curves: dict[str, list[float]], rows: dict[str, list[dict[
     """Left the training losses, right accuracy and likelihood of every seed."""
     left, right = figure.subplots(1, 2)
     for (method, losses), colour in zip(curves.items(), (GREY, ORANGE, BLUE), strict=True):
-        left.semilogy(smooth(losses, 20), color=colour, label=method)
+        left.semilogy(*smooth(losses, 20), color=colour, label=method)
         accuracy, nats = ([row[name] for row in rows[method]] for name in ("accuracy ↑", "nats a digit ↓"))
         right.plot(accuracy, nats, "o", color=colour, label=method)
     left.set(title="Training loss", xlabel="step")

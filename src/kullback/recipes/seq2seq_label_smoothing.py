@@ -129,7 +129,7 @@ def measure(model: Speller, pairs: tuple[Tensor, Tensor]) -> tuple[dict[str, flo
 
 
 def run(
-    seeds: int = 3, steps: int = 250, out: Path | None = None, smoothings: tuple[float, ...] = (0.0, 0.1)
+    seeds: int = 3, steps: int = 200, out: Path | None = None, smoothings: tuple[float, ...] = (0.0, 0.1)
 ) -> Result:
     """Train with each smoothing and seed on the same identifiers; `Result` compares the first two.
 
@@ -169,7 +169,7 @@ def draw(figure: Any, curves: dict[str, list[float]], reliability: dict[str, lis
     """Left the training losses, right the reliability of the letters."""
     left, right = figure.subplots(1, 2)
     for (method, losses), colour in zip(curves.items(), (ORANGE, BLUE, GREY), strict=False):
-        left.semilogy(smooth(losses, 20), color=colour, label=method)
+        left.semilogy(*smooth(losses, 20), color=colour, label=method)
         right.plot(*zip(*reliability[method], strict=True), "o-", color=colour, label=method)
     left.set(title="Training loss: KL(smoothed label ‖ model)", xlabel="step")
     right.plot([0.3, 1], [0.3, 1], ":", color=GREY)

@@ -148,13 +148,12 @@ def draw(figure: Any, curves: dict[str, list[float]], fits: dict[str, list[FullG
     left, right = figure.subplots(1, 2, width_ratios=[2, 3])
     colours = dict(zip(METHODS, (GREEN, BLUE, ORANGE), strict=True))
     for method, losses in curves.items():
-        left.plot(smooth(losses, 10), color=colours[method], label=method)
+        left.plot(*smooth(losses, 10), color=colours[method], label=method)
     left.set(title="Training loss (up to a constant)", xlabel="step")
     left.legend()
     p = target.log_p(grid()).exp().view(CELLS).T.numpy()
-    xs, ys = ([a + (b - a) * (i + 0.5) / n for i in range(n)] for a, b, n in zip(LOW, HIGH, CELLS, strict=True))
-    right.contourf(xs, ys, p, levels=8, cmap="Greys")
-    turn = torch.linspace(0, 2 * math.pi, 60)
+    right.imshow(p, cmap="Greys", origin="lower", extent=(LOW[0], HIGH[0], LOW[1], HIGH[1]), aspect="auto")
+    turn = torch.linspace(0, 2 * math.pi, 40)
     circle = torch.stack([turn.cos(), turn.sin()])
     for method in METHODS:
         for number, q in enumerate(fits[method]):

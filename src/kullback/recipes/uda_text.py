@@ -179,7 +179,7 @@ def draw(figure: Any, rows: dict[str, list[dict[str, float]]], curves: dict[str,
     """Left the training losses, right the accuracy of every seed."""
     left, right = figure.subplots(1, 2)
     for place, (method, colour) in enumerate(zip(METHODS, (ORANGE, GREY, BLUE), strict=True)):
-        left.plot(smooth(curves[method], 20), color=colour, label=method)
+        left.plot(*smooth(curves[method], 20), color=colour, label=method)
         values = [row["accuracy ↑"] for row in rows[method]]
         right.bar(place, sum(values) / len(values), 0.6, color=colour, alpha=0.5)
         right.plot([place] * len(values), values, "o", color=colour)

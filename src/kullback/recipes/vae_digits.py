@@ -139,12 +139,13 @@ def draw(figure: Any, curves: dict[str, list[float]], samples: dict[str, Tensor]
     """Left the training losses, right digits decoded from draws of the prior."""
     left, right = figure.subplots(1, 2, width_ratios=[2, 3])
     for (method, losses), colour in zip(curves.items(), (ORANGE, BLUE, GREEN, GREY, PINK), strict=True):
-        left.plot(smooth(losses, 50)[::10], color=colour, label=method)
-    left.set(title="Training loss (nats)", xlabel="step / 10", ylim=(0, 45))
+        left.plot(*smooth(losses, 50), color=colour, label=method)
+    left.set(title="Training loss (nats)", xlabel="step", ylim=(0, 45))
     left.legend(fontsize=8, ncols=2)
-    shown = torch.cat([torch.cat(list(tiles), 1) for tiles in samples.values()], 0)
+    framed = [nn.functional.pad(tiles, (1, 1, 1, 1)) for tiles in samples.values()]
+    shown = torch.cat([torch.cat(list(tiles), 1) for tiles in framed], 0)
     right.imshow(1 - shown.numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest", aspect="auto")
     for row in range(1, len(samples)):
-        right.axhline(8 * row - 0.5, color=BLUE, linewidth=0.8)
-    right.set(title="Decoded draws of the prior", xticks=[], yticks=[8 * i + 3.5 for i in range(len(samples))])
+        right.axhline(10 * row - 0.5, color=BLUE, linewidth=0.8)
+    right.set(title="Decoded draws of the prior", xticks=[], yticks=[10 * i + 4.5 for i in range(len(samples))])
     right.set_yticklabels(list(samples))
