@@ -5,8 +5,8 @@ lower bound of D(data‖generator), the generator lowers it. Beside them a Gauss
 Source: Nowozin, Cseke & Tomioka 2016, arXiv 1606.00709; Goodfellow et al. 2014 (the non-saturating generator).
 Data: scikit-learn's digits (UCI, Alpaydin & Kaynak 1998, CC BY 4.0), 3s, 4s and 7s, projected on two principal
 components.
-Expect: Jensen-Shannon and the GAN, whose critics are bounded, find the clusters that one Gaussian cannot. KL's critic goes
-through an exponential and is unstable: playing for KL is no way to fit a density where maximum likelihood is possible.
+Expect: Jensen-Shannon and the GAN, whose critics are bounded, find the clusters that one Gaussian cannot. KL's critic
+goes through an exponential and is unstable: no way to fit a density where maximum likelihood is possible.
 """
 
 from pathlib import Path
