@@ -159,7 +159,8 @@ def chi2(c: Cells) -> Terms:
 
 def nothing(c: Cells) -> Terms:
     """0: all that counts lies on the edge (Rényi's order 0 is the mass of q where p has none)."""
-    return Terms(0.0 * c.p, 0.0 * c.p, 0.0 * c.q)
+    zero = 0.0 * c.d
+    return Terms(zero, zero, zero)
 
 
 def cross_entropy(c: Cells) -> Terms:
