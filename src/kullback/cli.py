@@ -13,10 +13,12 @@ def app() -> "typer.Typer":
 
     from .compare.command import kl
     from .distill.command import distill
+    from .recipes.command import register as register_recipes
 
     commands = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
     commands.command()(distill)
     commands.command()(kl)
+    register_recipes(commands)
 
     @commands.callback()
     def kullback() -> None:
