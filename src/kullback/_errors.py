@@ -3,7 +3,9 @@
     KullbackError
     ├── FormError (also ValueError)      an input does not mean what its form says, or has no form
     ├── NoExactMethod (also TypeError)   this pair has no exact method
-    └── ToleranceError (also ArithmeticError)   an integral or a sum could not be resolved to its tolerance
+    ├── ToleranceError (also ArithmeticError)   an integral or a sum could not be resolved to its tolerance
+    ├── BadInput (also ValueError)       a command cannot use its data or settings
+    └── MissingExtra (also ImportError)  an optional package is not installed
 
 Every message says what was given, what is needed, and what to write instead.
 """
@@ -23,3 +25,11 @@ class NoExactMethod(KullbackError, TypeError):
 
 class ToleranceError(KullbackError, ArithmeticError):
     """An integral or a sum could not be resolved to its tolerance; no value is better than a wrong one."""
+
+
+class BadInput(KullbackError, ValueError):
+    """The data, a setting or an output of a command cannot be used; one line says what to do."""
+
+
+class MissingExtra(KullbackError, ImportError):
+    """A package of an optional extra is not installed."""

@@ -9,7 +9,8 @@ from typing import Annotated, Any, get_args
 
 import typer
 
-from kullback._errors import KullbackError
+from kullback._errors import BadInput, KullbackError
+from kullback.distill.run_folder import write_bytes
 from kullback.estimate import JEFFREYS, KRICHEVSKY_TROFIMOV, LAPLACE, DirichletPrior, MillerMadow, PlugIn
 
 from .files import Content, Kind, aligned, read
@@ -60,7 +61,7 @@ def kl(
         if plot is not None:
             from .picture import draw_picture
 
-            plot.write_text(draw_picture(*sides, answers[0], (p, q)), encoding="utf-8")
+            write_bytes(plot, draw_picture(*sides, answers[0], (p, q)).encode())
     except (KullbackError, OSError) as error:
         print(f"kullback kl: {' '.join(str(error).split())}", file=sys.stderr)
         raise typer.Exit(2) from None
@@ -70,36 +71,32 @@ def kl(
         print(_table(sides, (p, q), answers, plot))
 
 
-class _BadOption(KullbackError):
-    """An option that cannot be taken."""
-
-
 def _check(base: float | None, level: float, hold: str | None, plot: Path | None) -> None:
     if base is not None and not 1.0 < base < math.inf:
-        raise _BadOption(f"--base is {base:g}, but a unit needs a number above 1: --base 2 for bits.")
+        raise BadInput(f"--base is {base:g}, but a unit needs a number above 1: --base 2 for bits.")
     if not 0.0 < level < 1.0:
-        raise _BadOption(f"--level is {level:g}; write a number between 0 and 1, such as 0.95.")
+        raise BadInput(f"--level is {level:g}; write a number between 0 and 1, such as 0.95.")
     if hold is not None and hold not in get_args(Kind):
-        raise _BadOption(f"--as is {hold!r}; write samples, counts or probs.")
+        raise BadInput(f"--as is {hold!r}; write samples, counts or probs.")
     if plot is not None:
         if plot.suffix.lower() != ".svg":
-            raise _BadOption(f"--plot {plot}: the picture is SVG; write a name that ends in .svg.")
+            raise BadInput(f"--plot {plot}: the picture is SVG; write a name that ends in .svg.")
         if not plot.absolute().parent.is_dir():
-            raise _BadOption(f"--plot {plot}: there is no folder {plot.parent}.")
+            raise BadInput(f"--plot {plot}: there is no folder {plot.parent}.")
 
 
 def _counting(prior: str | None, drop_unseen: bool) -> PlugIn | None:
     if prior is None:
         return PlugIn(correction=MillerMadow(), unseen="drop") if drop_unseen else None
     if drop_unseen:
-        raise _BadOption("--prior leaves no category unseen; write it without --drop-unseen.")
+        raise BadInput("--prior leaves no category unseen; write it without --drop-unseen.")
     named = {"jeffreys": JEFFREYS, "kt": KRICHEVSKY_TROFIMOV, "laplace": LAPLACE}
     if prior.lower() in named:
         return PlugIn(prior=named[prior.lower()])
     try:
         return PlugIn(prior=DirichletPrior(float(prior)))
     except ValueError:
-        raise _BadOption(f"--prior is {prior!r}; write jeffreys, kt, laplace, or a number above 0.") from None
+        raise BadInput(f"--prior is {prior!r}; write jeffreys, kt, laplace, or a number above 0.") from None
 
 
 def _sides(p: str, q: str, hold: Any, columns: str) -> tuple[Side, Side]:

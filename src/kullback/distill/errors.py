@@ -3,15 +3,9 @@
 import importlib
 from typing import Any
 
-from kullback._errors import KullbackError
+from kullback._errors import BadInput, MissingExtra
 
-
-class BadInput(KullbackError, ValueError):
-    """The data, the teacher, a setting or the run folder cannot be used; one line says what to do."""
-
-
-class MissingExtra(KullbackError, ImportError):
-    """A package of the `distill` extra is not installed."""
+__all__ = ["BadInput", "MissingExtra", "extra", "near"]
 
 
 def extra(module: str) -> Any:

@@ -1,6 +1,7 @@
 """What the recipes share: optional packages, seeds, the progress bar, the table of results, the look of pictures."""
 
 import importlib
+import io
 import math
 import re
 import statistics
@@ -13,7 +14,8 @@ from typing import Any
 
 import torch
 
-from kullback._errors import KullbackError
+from kullback._errors import BadInput, MissingExtra
+from kullback.distill.run_folder import write_bytes
 
 BLUE, ORANGE, GREEN, GREY, PINK = "#0072b2", "#d55e00", "#009e73", "#666666", "#cc79a7"  # for colour-blind readers too
 STYLE = {
@@ -27,14 +29,6 @@ STYLE = {
     "axes.titlesize": 11,
     "legend.frameon": False,
 }
-
-
-class BadRecipe(KullbackError, ValueError):
-    """A recipe's name or one of its settings cannot be used. The message is one line that says what to write."""
-
-
-class MissingExtra(KullbackError, ImportError):
-    """A package of the `recipes` extra is not installed."""
 
 
 @dataclass(frozen=True)
@@ -137,15 +131,15 @@ def extra(module: str) -> Any:
 
 
 def check(seeds: int, steps: int, out: Path | None) -> None:
-    """Refuse settings that cannot run, before any work. Raises: BadRecipe."""
+    """Refuse settings that cannot run, before any work. Raises: BadInput."""
     for name, value in (("--seeds", seeds), ("--steps", steps)):
         if value < 1:
-            raise BadRecipe(f"{name} is {value}, but it must be at least 1")
+            raise BadInput(f"{name} is {value}, but it must be at least 1")
     if out is not None:
         if out.suffix not in (".svg", ".png", ".pdf"):
-            raise BadRecipe(f"--out {str(out)!r} is no picture file; end it in .svg, .png or .pdf")
+            raise BadInput(f"--out {str(out)!r} is no picture file; end it in .svg, .png or .pdf")
         if not out.absolute().parent.is_dir():
-            raise BadRecipe(
+            raise BadInput(
                 f"--out {str(out)!r}: the folder {str(out.absolute().parent)!r} does not exist; create it first"
             )
         extra("matplotlib")
@@ -192,9 +186,10 @@ def picture(out: Path, draw: Callable[[Any], None], *, width: float = 8.0, heigh
         figure = extra("matplotlib.figure").Figure(figsize=(width, height))
         draw(figure)
         metadata = {"Date": None} if out.suffix == ".svg" else {}
-        figure.savefig(out, metadata=metadata, dpi=150)
-    if out.suffix == ".svg":
-        out.write_text(_lighter(out.read_text(encoding="utf-8")), encoding="utf-8")
+        drawn = io.BytesIO()
+        figure.savefig(drawn, format=out.suffix[1:], metadata=metadata, dpi=150)
+    data = drawn.getvalue()
+    write_bytes(out, _lighter(data.decode()).encode() if out.suffix == ".svg" else data)
 
 
 def smooth(values: Sequence[float], window: int) -> tuple[list[int], list[float]]:

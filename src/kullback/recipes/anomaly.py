@@ -126,7 +126,7 @@ def run(seeds: int = 5, steps: int = 300, out: Path | None = None) -> Result:
     """Measure every rule on STREAMS streams of every seed; `Result` compares calibrated KL with the fixed threshold.
 
     Args: seeds: splits and streams.  steps: of the classifier, 64 rows each.  out: picture file.
-    Raises: BadRecipe, MissingExtra.
+    Raises: BadInput, MissingExtra.
     """
     check(seeds, steps, out)
     clock = Clock()

@@ -126,7 +126,7 @@ def run(seeds: int = 5, steps: int = 400, out: Path | None = None) -> Result:
     """Train a recommender with every seed, re-rank at every trade-off; `Result` compares λ = 0.9 with the top ten.
 
     Args: seeds: choices of hidden items and initialisations.  steps: batches of 128 users.  out: picture file.
-    Raises: BadRecipe, MissingExtra.
+    Raises: BadInput, MissingExtra.
     """
     check(seeds, steps, out)
     clock, data = Clock(), histories()

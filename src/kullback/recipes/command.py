@@ -11,10 +11,10 @@ from typing import Annotated, Any
 
 import typer
 
-from kullback._errors import KullbackError
+from kullback._errors import BadInput, KullbackError
 
 from . import NAMES
-from ._show import BadRecipe, Result, extra, show
+from ._show import Result, extra, show
 
 
 def register(app: typer.Typer) -> None:
@@ -37,12 +37,12 @@ def describe() -> dict[str, str]:
 def run_recipe(name: str, *, seeds: int | None = None, steps: int | None = None, out: Path | None = None) -> Result:
     """Run one recipe by name; what is None is the recipe's own default.
 
-    Raises: BadRecipe for an unknown name or a setting that cannot be used, MissingExtra for a missing package.
+    Raises: BadInput for an unknown name or a setting that cannot be used, MissingExtra for a missing package.
     """
     if name not in NAMES:
         near = difflib.get_close_matches(name, NAMES, n=1, cutoff=0.5)
         guess = f"did you mean {near[0]!r}? " if near else ""
-        raise BadRecipe(f"there is no recipe {name!r}; {guess}Recipes: {', '.join(NAMES)}")
+        raise BadInput(f"there is no recipe {name!r}; {guess}Recipes: {', '.join(NAMES)}")
     given = {key: value for key, value in (("seeds", seeds), ("steps", steps)) if value is not None}
     result: Result = _module(name).run(**given, out=out)
     return result

@@ -105,7 +105,7 @@ def run(seeds: int = 3, steps: int = 1000, out: Path | None = None) -> Result:
     """Train for each divergence with every seed; `Result` compares Jensen-Shannon with the Gaussian.
 
     Args: seeds: splits, initialisations, draws.  steps: one of the critic, one of the generator.  out: picture file.
-    Raises: BadRecipe, MissingExtra.
+    Raises: BadInput, MissingExtra.
     """
     check(seeds, steps, out)
     clock, data = Clock(), points()

@@ -154,7 +154,7 @@ def run(seeds: int = 3, steps: int = 20, out: Path | None = None) -> Result:
     """Train every method with every seed; `Result` compares the adaptive penalty with no KL.
 
     Args: seeds: initialisations and environments.  steps: iterations of 2048 transitions.  out: picture file.
-    Raises: BadRecipe, MissingExtra.
+    Raises: BadInput, MissingExtra.
     """
     check(seeds, steps, out)
     clock = Clock()

@@ -74,7 +74,7 @@ def run(seeds: int = 5, steps: int = 500, out: Path | None = None) -> Result:
     """Train the three methods with every seed; `Result` compares R-Drop with dropout alone.
 
     Args: seeds: splits and initialisations.  steps: batches of 50.  out: picture file.
-    Raises: BadRecipe, MissingExtra.
+    Raises: BadInput, MissingExtra.
     """
     check(seeds, steps, out)
     clock = Clock()

@@ -134,7 +134,7 @@ def run(
     """Train with each smoothing and seed on the same identifiers; `Result` compares the first two.
 
     Args: seeds: how many splits and initialisations.  steps: batches of 64.  out: picture file.
-    Raises: BadRecipe, MissingExtra.
+    Raises: BadInput, MissingExtra.
     """
     check(seeds, steps, out)
     clock, names = Clock(), identifiers()

@@ -116,7 +116,7 @@ def run(seeds: int = 6, steps: int = 600, out: Path | None = None) -> Result:
     """Fit from every start; `Result` compares reverse with forward KL in KL(q‖p).
 
     Args: seeds: starts and draws.  steps: of 256 draws.  out: picture file.
-    Raises: BadRecipe, MissingExtra.
+    Raises: BadInput, MissingExtra.
     """
     check(seeds, steps, out)
     clock, target = Clock(), Target()

@@ -20,9 +20,10 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from kullback._errors import BadInput
 from kullback.losses import UDA
 
-from ._show import BLUE, GREY, ORANGE, BadRecipe, Clock, Result, check, extra, picture, progress, seeded, smooth
+from ._show import BLUE, GREY, ORANGE, Clock, Result, check, extra, picture, progress, seeded, smooth
 
 CLASSES = ("interpolate", "linalg", "optimize", "signal", "sparse", "spatial", "stats")
 LONGEST = 80  # words of a text
@@ -146,11 +147,11 @@ def run(seeds: int = 3, steps: int = 400, out: Path | None = None, labels: int =
     """Train on `labels` labels a class with the three methods; `Result` compares UDA with the labels alone.
 
     Args: seeds: splits and initialisations.  steps: of 32 labelled rows.  out: picture file.
-    Raises: BadRecipe, MissingExtra.
+    Raises: BadInput, MissingExtra.
     """
     check(seeds, steps, out)
     if labels < 1:
-        raise BadRecipe(f"labels is {labels}, but every class needs at least 1")
+        raise BadInput(f"labels is {labels}, but every class needs at least 1")
     clock, found = Clock(), docstrings()
     rows: dict[str, list[dict[str, float]]] = {name: [] for name in METHODS}
     curves: dict[str, list[float]] = {}

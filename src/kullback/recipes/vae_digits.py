@@ -100,7 +100,7 @@ def run(seeds: int = 3, steps: int = 1000, out: Path | None = None) -> Result:
     """Train every method with every seed; `Result` compares β = 1 with independent pixels.
 
     Args: seeds: splits and initialisations.  steps: batches of 128.  out: picture file.
-    Raises: BadRecipe, MissingExtra.
+    Raises: BadInput, MissingExtra.
     """
     check(seeds, steps, out)
     clock = Clock()
