@@ -66,7 +66,15 @@ def uncomputed(text: str) -> list[str]:
 def broken_links(page: Path) -> list[str]:
     text = FENCE.sub("", page.read_text(encoding="utf-8"))
     found = [first or second for first, second in LINK.findall(text)]
-    return [link for link in found if "://" not in link and not (page.parent / link.partition("#")[0]).exists()]
+    return [link for link in found if "://" not in link and not leads_somewhere(page, *link.partition("#")[::2])]
+
+
+def leads_somewhere(page: Path, path: str, heading: str) -> bool:
+    target = page.parent / path if path else page
+    if not heading or not target.exists():
+        return target.exists()
+    headings = re.findall(r"^#+ (.*)$", FENCE.sub("", target.read_text(encoding="utf-8")), re.MULTILINE)
+    return heading in [re.sub(r"[^\w\- ]", "", each.lower()).replace(" ", "-") for each in headings]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
@@ -99,9 +107,11 @@ def test_lessons_are_there_and_every_picture_is_shown():
 
 def test_the_checks_can_fail(tmp_path):
     page = tmp_path / "page.md"
-    page.write_text("It costs 0.27 or 0.28, see [x](gone.md).\n\n```python\n>>> 0.2685\n0.2685\n```\n")
+    page.write_text(
+        "# Here\n\nIt costs 0.27 or 0.28: [x](gone.md), [y](#gone), [z](#here).\n\n```python\n>>> 0.2685\n0.2685\n```\n"
+    )
     assert uncomputed(page.read_text()) == ["0.28"]
-    assert broken_links(page) == ["gone.md"]
+    assert broken_links(page) == ["gone.md", "#gone"]
 
 
 def test_the_figures_are_made_by_the_committed_script_and_are_the_same_twice(tmp_path):

@@ -11,11 +11,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("svg")
-
-import matplotlib.pyplot as plt
+import matplotlib as mpl
 import numpy as np
 import torch
 from matplotlib.axes import Axes
@@ -51,7 +47,8 @@ def variables_of(page: str) -> dict[str, Any]:
 
 def panels(count: int) -> tuple[Figure, Any]:
     """A figure as wide as a page of text, with `count` panels side by side."""
-    return plt.subplots(1, count, figsize=(8, 3.4))
+    figure = Figure(figsize=(8, 3.4))
+    return figure, figure.subplots(1, count)
 
 
 def news_desk() -> Figure:
@@ -66,8 +63,8 @@ def news_desk() -> Figure:
     ):
         mix.bar(at + shift, shares.numpy(), 0.38, color=colour, label=label)
     mix.set(title="Share of the stories", xticks=at, xticklabels=subjects)
-    mix.set_ylim(0, 0.8)
-    mix.legend(title="newspaper", loc="upper right")
+    mix.set_ylim(0, 0.75)
+    mix.legend(loc="upper center", ncols=2)
 
     shades = [BLUE, "#56b4e9", "#b3d9f2"]
     for row, lengths in enumerate((page["own"], page["other"])):
@@ -120,7 +117,7 @@ def direction() -> Figure:
 def digits() -> Figure:
     """Page 3: the relative error of F.kl_div and of kl as the true value shrinks."""
     page = variables_of("3-cross-entropy.md")
-    figure, axes = plt.subplots(figsize=(8, 3.6))
+    figure, axes = panels(1)
     axes.loglog(page["truths"], page["usual_error"], "s-", color=ORANGE)
     axes.loglog(page["truths"], page["our_error"], "o-", color=BLUE)
     axes.axhline(1.0, color=GREY, linewidth=0.8, linestyle=":")
@@ -162,10 +159,8 @@ def draw_all(folder: Path) -> list[str]:
     """Draw every picture into `folder`; the names."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, draw in FIGURES.items():
-        with plt.rc_context(STYLE):
-            figure = draw()
-            figure.savefig(folder / name, metadata={"Date": None})
-            plt.close(figure)
+        with mpl.rc_context(STYLE):
+            draw().savefig(folder / name, metadata={"Date": None})
     return list(FIGURES)
 
 

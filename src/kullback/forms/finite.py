@@ -336,7 +336,7 @@ def _check_rows_sum_to_one(owner: str, data: Tensor, sums: Tensor, found: str, i
     def describe(at: tuple[int, ...]) -> str:
         return (
             what[bool(sums[at].isnan())]
-            or f"{found} to {sums[at].item():.7g}, not 1 (tolerance {tolerance:.1g} in {data.dtype})"
+            or f"{found} to {sums[at].item():.10g}, not 1 (tolerance {tolerance:.1g} in {data.dtype})"
         )
 
     _refuse_row(off.unsqueeze(-1), owner, describe, instead)

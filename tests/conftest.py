@@ -1,0 +1,35 @@
+"""Settings of the suite: one thread, repeatable Hypothesis runs, and the engine under test."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+TESTS = Path(__file__).resolve().parent
+sys.path[:0] = [str(TESTS), str(TESTS / "oracles")]  # so that tests can say `from cases import ...`
+
+from cases import ENGINES
+from kullback.divergences import TABLE
+from kullback.engines import eager
+
+settings.register_profile(
+    "suite", max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("suite")
+torch.set_num_threads(1)
+
+
+@pytest.fixture(params=ENGINES, scope="module")
+def engine(request):
+    """The tests that ask for it run once on every engine."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(eager, "rows", ENGINES[request.param])
+        yield request.param
+
+
+@pytest.fixture(params=TABLE, ids=lambda d: d.name)
+def divergence(request):
+    """Every row of the table."""
+    return request.param
