@@ -10,9 +10,9 @@ from hypothesis import HealthCheck, settings
 TESTS = Path(__file__).resolve().parent
 sys.path[:0] = [str(TESTS), str(TESTS / "oracles")]  # so that tests can say `from cases import ...`
 
-from cases import ENGINES
-from kullback.divergences import TABLE
-from kullback.engines import cpu, use
+from cases import ENGINES  # noqa: E402
+from kullback.divergences import TABLE  # noqa: E402
+from kullback.engines import cpu, use  # noqa: E402
 
 settings.register_profile(
     "suite", max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
@@ -30,7 +30,7 @@ def engine(request):
         yield request.param
 
 
-@pytest.fixture(params=TABLE, ids=lambda d: d.name)
+@pytest.fixture(params=TABLE, ids=lambda d: d.name, scope="module")
 def divergence(request):
     """Every row of the table."""
     return request.param
