@@ -6,8 +6,8 @@ import math
 
 import pytest
 import torch
-from cases import SMALL
 
+from cases import SMALL
 from kullback import Labels, Logits, LogProbs, Probs
 from kullback.core import reduction
 from kullback.divergences import TABLE
