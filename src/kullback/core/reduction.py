@@ -103,6 +103,8 @@ class LogAffinity:
 
     def partials(self, pair: Pair) -> tuple[Partial, Partial]:
         scores = self._scores(pair)
+        # an infinite row is a silent one; 0 keeps its unused shares finite
+        scores = torch.where(scores.amax(-1, keepdim=True).abs() == math.inf, 0.0, scores)
         share = torch.exp(Normalizer.of(scores).log_probs(scores))
         return Partial(self.order * share, 0.0, 0.0), Partial((1.0 - self.order) * share, 0.0, 0.0)
 
