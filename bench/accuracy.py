@@ -144,8 +144,8 @@ def page(of_kl: Errors, of_js: Errors, checked: float) -> str:
     return f"""# Accuracy in float32
 
 The worst relative error of {ROWS} random rows of float32 scores in each cell, on the CPU. q's scores carry a
-common offset (+0, +100, +1000), which changes nothing in the distribution. Inputs count as exact: the truth is that of the rounded
-scores, computed in extended precision, which agrees with 50-digit arithmetic to {checked:.0e}
+common offset (+0, +100, +1000), which changes nothing in the distribution. Inputs count as exact: the truth is that
+of the rounded scores, computed in extended precision, which agrees with 50-digit arithmetic to {checked:.0e}
 (V = 10 and 1,000, offset 1000).
 
 The worst of all cells is {ours["kl"]:.1e} for `kl` and {ours["js"]:.1e} for `js`; {LIMIT:.0e} is promised. Results are

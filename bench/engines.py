@@ -188,7 +188,8 @@ def memory(shape, dtype):
 
 
 def machine():
-    model = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), "?")
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout
     return {
         "processor": model,
@@ -250,12 +251,14 @@ def markdown(report):
         "",
         "![Time per call, relative to kullback](images/performance.svg)",
         "",
-        f"Measured by `python bench/engines.py` on {m['date']}, commit {m['commit']}: {m['processor']}, {m['threads']} threads "
-        f"on {m['cores']} cores, {m['instruction_set']} kernels, torch {m['torch']}; load average {m['load_before']:.1f} before "
-        f"and {m['load_after']:.1f} after. The machine was shared, so ratios say more than milliseconds.",
+        f"Measured by `python bench/engines.py` on {m['date']}, commit {m['commit']}: {m['processor']}, "
+        f"{m['threads']} threads on {m['cores']} cores, {m['instruction_set']} kernels, torch {m['torch']}; "
+        f"load average {m['load_before']:.1f} before and {m['load_after']:.1f} after. "
+        "The machine was shared, so ratios say more than milliseconds.",
         "",
-        "KL(p‖q) of two rows of logits, one number per row; backward goes to q. Medians of interleaved rounds, milliseconds. "
-        "The ratio is time over kullback's: above 1, kullback is faster. `PyTorch` is `F.kl_div` over two `log_softmax`; "
+        "KL(p‖q) of two rows of logits, one number per row; backward goes to q. Medians of interleaved rounds, "
+        "milliseconds. The ratio is time over kullback's: above 1, kullback is faster. "
+        "`PyTorch` is `F.kl_div` over two `log_softmax`; "
         "`upcast` converts bfloat16 logits to float32 first. The floors do no arithmetic to speak of: "
         "reading both inputs (`sum` of each), or reading both and writing one (`torch.add`). "
         "Every row is here, also those that kullback loses.",
