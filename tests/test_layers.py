@@ -19,7 +19,7 @@ LAYERS = (
     ("divergences", "plan"),
     ("verbs",),
     ("losses", "torch_compat"),
-    ("distill",),
+    ("distill", "recommend"),
     ("cli", "__main__"),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

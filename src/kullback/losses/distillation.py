@@ -6,10 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from kullback._errors import FormError
-from kullback.forms.finite import FiniteForm, Labels, Logits, positive_number
+from kullback.forms.finite import FiniteForm, Labels, positive_number
 from kullback.verbs import cross_entropy, kl
 
-from .average import Reduction, average, fit_mask
+from .average import Reduction, average
+from .inputs import as_form, labelled, share
 
 
 class Distillation(nn.Module):
@@ -70,11 +71,7 @@ class Distillation(nn.Module):
         self.teacher_temperature = positive_number(
             "Distillation", "teacher_temperature", temperature if teacher_temperature is None else teacher_temperature
         )
-        if not 0.0 <= soft_weight <= 1.0:
-            raise FormError(
-                f"Distillation: soft_weight is {soft_weight}, but it is a share: write a number from 0 to 1."
-            )
-        self.soft_weight = float(soft_weight)
+        self.soft_weight = share("Distillation", "soft_weight", soft_weight)
         self.t_squared = t_squared
         self.divergence = divergence
         self.smoothing = smoothing
@@ -92,14 +89,14 @@ class Distillation(nn.Module):
         num_labels: int | Tensor | None = None,
     ) -> Tensor:
         """The loss; see the class."""
-        learner = _as_form(student)
+        learner = as_form(student)
         parts = []
         if self.soft_weight > 0.0:
             if teacher is None:
                 raise FormError(
                     "Distillation: teacher is missing. Write teacher=..., or soft_weight=0 for the labels alone."
                 )
-            parts.append(self._soft(learner, _as_form(teacher), mask, num_items))
+            parts.append(self._soft(learner, as_form(teacher), mask, num_items))
         if self.soft_weight < 1.0:
             if labels is None:
                 raise FormError(
@@ -119,9 +116,8 @@ class Distillation(nn.Module):
     def _hard(
         self, student: FiniteForm, labels: Tensor, mask: Tensor | None, num_labels: int | Tensor | None
     ) -> Tensor:
-        labelled = labels != self.ignore_index
-        keep = labelled if mask is None else labelled & fit_mask(mask, labels.shape)
-        targets = Labels(torch.where(keep, labels, 0), student.num_classes, self.smoothing)
+        classes, keep = labelled(labels, self.ignore_index, mask)
+        targets = Labels(classes, student.num_classes, self.smoothing)
         per_row = cross_entropy(targets, student)
         return (1.0 - self.soft_weight) * average(per_row, mask=keep, num_items=num_labels, reduction=self.reduction)
 
@@ -132,8 +128,3 @@ class Distillation(nn.Module):
             f"soft_weight={self.soft_weight:g}, t_squared={self.t_squared}, "
             f"divergence={getattr(self.divergence, '__name__', self.divergence)}"
         )
-
-
-def _as_form(x: Tensor | FiniteForm) -> FiniteForm:
-    """A tensor given to a loss by name holds logits."""
-    return Logits(x) if isinstance(x, Tensor) else x

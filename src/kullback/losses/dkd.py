@@ -1,0 +1,126 @@
+"""Decoupled knowledge distillation."""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from kullback._errors import FormError
+from kullback.forms.finite import FiniteForm, Labels, Logits, positive_number
+from kullback.verbs import kl
+
+from .average import average
+from .inputs import as_form, emptied, labelled, not_negative
+
+
+class DKDParts(NamedTuple):
+    """The loss and its two terms, before their weights and with T²."""
+
+    loss: Tensor
+    target_class: Tensor
+    other_classes: Tensor
+
+
+class DKD(nn.Module):
+    """Hinton's KL split in two: how sure the target class is, and how the other classes share the rest.
+
+    L = T² ( α KL(b_teacher‖b_student) + β KL(r_teacher‖r_student) )
+
+    with b = (p_target, 1 - p_target) and r = p over the other V-1 classes, renormalised; both at temperature T. The
+    plain KL is the same with α = 1 and β = 1 - p_target of the teacher, which silences the second term where the
+    teacher is sure.
+
+    Args:
+        alpha, beta: the weights, >= 0; 1 and 8 in the source's CIFAR-100 runs.
+        temperature: T, 4 in the source.
+        t_squared: multiply by T².
+        ignore_index: rows with this label do not count.
+
+    Call with keywords only:
+        student: (..., V) logits. teacher: (..., V) logits; no gradient flows to it. Or forms.
+        labels: (...) integers: the target classes.
+        mask: (...) bool, True keeps the row; dropped rows may hold NaN.
+        num_items: kept rows in the whole step; see `average`.
+
+    Returns: a scalar; `parts(...)` gives its terms. The labels' cross-entropy is not included: add it. A zero connected
+        to the graph if nothing is kept.
+    Raises: FormError: V = 1, settings out of range, inputs that do not fit.
+
+    A row whose target is the only class with mass has no distribution over the others: its value is NaN.
+
+    Where copies differ: the source masks the target with -1000 instead of leaving it out, takes the log of a sum
+    of softmaxes (infinite once it underflows, for a gap of 104 in float32), and warms the loss up over 20 epochs.
+
+    Source: Zhao et al. 2022, arXiv 2203.08679, equations 5-7.
+
+    >>> import torch
+    >>> loss = DKD(alpha=1.0, beta=2.0, temperature=1.0)
+    >>> teacher, student = torch.tensor([[2.0, 1.0, 0.0]]), torch.tensor([[1.0, 1.0, 1.0]])
+    >>> loss(student=student, teacher=teacher, labels=torch.tensor([0]))
+    tensor(0.4510)
+    """
+
+    def __init__(
+        self,
+        alpha: float = 1.0,
+        beta: float = 8.0,
+        *,
+        temperature: float = 4.0,
+        t_squared: bool = True,
+        ignore_index: int = -100,
+    ) -> None:
+        super().__init__()
+        self.alpha = not_negative("DKD", "alpha", alpha)
+        self.beta = not_negative("DKD", "beta", beta)
+        self.temperature = positive_number("DKD", "temperature", temperature)
+        self.t_squared = t_squared
+        self.ignore_index = ignore_index
+
+    def forward(
+        self,
+        *,
+        student: Tensor | FiniteForm,
+        teacher: Tensor | FiniteForm,
+        labels: Tensor,
+        mask: Tensor | None = None,
+        num_items: int | Tensor | None = None,
+    ) -> Tensor:
+        """The loss; see the class."""
+        return self.parts(student=student, teacher=teacher, labels=labels, mask=mask, num_items=num_items).loss
+
+    def parts(
+        self,
+        *,
+        student: Tensor | FiniteForm,
+        teacher: Tensor | FiniteForm,
+        labels: Tensor,
+        mask: Tensor | None = None,
+        num_items: int | Tensor | None = None,
+    ) -> DKDParts:
+        """The loss with its terms; the arguments are those of the call."""
+        q, p = as_form(student), as_form(teacher).detach()
+        if q.num_classes < 2:
+            raise FormError("DKD: V=1 leaves no other classes to share the rest.")
+        classes, keep = labelled(labels, self.ignore_index, mask)
+        classes = Labels(classes, q.num_classes).data  # checked: every kept label is in [0, V)
+        (b_p, r_p), (b_q, r_q) = self._split(p, classes, keep), self._split(q, classes, keep)
+        scale = self.temperature**2 if self.t_squared else 1.0
+        dtype = torch.float64 if torch.float64 in (q.data.dtype, p.data.dtype) else torch.float32
+        target = scale * average(kl(b_p, b_q), mask=keep, num_items=num_items).to(dtype)
+        others = scale * average(kl(r_p, r_q), mask=keep, num_items=num_items).to(dtype)
+        return DKDParts(self.alpha * target + self.beta * others, target, others)
+
+    def _split(self, form: FiniteForm, labels: Tensor, keep: Tensor) -> tuple[Logits, Logits]:
+        """Target against the rest, and the rest among themselves, as logits at temperature T."""
+        tempered = form.tempered(self.temperature)
+        assert isinstance(tempered, Logits)
+        scores = emptied(tempered.expand(labels.shape), keep).double() / tempered.temperature
+        at = labels.unsqueeze(-1)
+        rest = scores.scatter(-1, at, -math.inf)
+        rest_together = torch.logsumexp(rest, -1, keepdim=True)
+        return Logits(torch.cat([scores.gather(-1, at), rest_together], -1)), Logits(rest)
+
+    def extra_repr(self) -> str:
+        """The settings, for `print(module)`."""
+        return f"alpha={self.alpha:g}, beta={self.beta:g}, temperature={self.temperature:g}"
