@@ -28,9 +28,12 @@ KULLBACK_INLINE T excess(T w, T m, T y) {
   return magnitude(y) < T(1) ? w * excess_near(y) : m - w - w * y;
 }
 
+// p and q below e^-87 count as e^-87 in single precision: harmless while |d| is not huge
+constexpr double kReach = 1e5;
+
 // `reach` is the largest |d| at which single precision holds every intermediate; beyond it a block is redone in double.
 struct kl {
-  static constexpr double reach = 1e30;
+  static constexpr double reach = kReach;
   template <class T>
   KULLBACK_INLINE Terms<T> at(const kl&, Cells<T> c) {
     return {excess(c.p, c.q, c.d), -c.p * c.d, growth(c.p, c.q, c.d)};
@@ -38,7 +41,7 @@ struct kl {
 };
 
 struct reverse_kl {
-  static constexpr double reach = 1e30;
+  static constexpr double reach = kReach;
   template <class T>
   KULLBACK_INLINE Terms<T> at(const reverse_kl&, Cells<T> c) {
     return {excess(c.q, c.p, -c.d), growth(c.q, c.p, -c.d), c.q * c.d};
@@ -46,7 +49,7 @@ struct reverse_kl {
 };
 
 struct jeffreys {
-  static constexpr double reach = 1e30;
+  static constexpr double reach = kReach;
   template <class T>
   KULLBACK_INLINE Terms<T> at(const jeffreys&, Cells<T> c) {
     const T g = growth(c.p, c.q, c.d);
@@ -58,14 +61,14 @@ struct jeffreys {
 template <class T>
 KULLBACK_INLINE T log_mix(T w, T u, T y) {
   const bool near = magnitude(y) < T(1);
-  const T small = exp(-magnitude(y));
+  const T small = exp_negative(-magnitude(y));
   const T far = (y > T(0) ? y : T(0)) + log(y < T(0) ? w + u * small : u + w * small);
   return near ? log1p(u * (y + excess_near(y))) : far;
 }
 
 struct js {
   double w, u;
-  explicit js(double weight) : w(weight), u(1.0 - weight), reach(w < 1e-6 || u < 1e-6 ? 0.0 : 1e30) {}
+  explicit js(double weight) : w(weight), u(1.0 - weight), reach(w < 1e-6 || u < 1e-6 ? 0.0 : kReach) {}
   double reach;
   template <class T>
   KULLBACK_INLINE Terms<T> at(const js& g, Cells<T> c) {
@@ -90,7 +93,7 @@ template <bool exchanged>
 struct alpha {
   double a, t, reach;
   explicit alpha(double order)
-      : a(exchanged ? 1.0 - order : order), t(1.0 - a), reach(t < 0.0 ? 20.0 / a : t < 1e-6 ? 0.0 : 1e30) {}
+      : a(exchanged ? 1.0 - order : order), t(1.0 - a), reach(t < 0.0 ? 20.0 / a : t < 1e-6 ? 0.0 : kReach) {}
   template <class T>
   KULLBACK_INLINE Terms<T> at(const alpha& g, Cells<T> c) {
     if constexpr (exchanged) {
@@ -103,7 +106,7 @@ struct alpha {
 };
 
 struct tv {
-  static constexpr double reach = 1e30;
+  static constexpr double reach = kReach;
   template <class T>
   KULLBACK_INLINE Terms<T> at(const tv&, Cells<T> c) {
     const T g = growth(c.p, c.q, c.d);
@@ -113,7 +116,7 @@ struct tv {
 };
 
 struct squared_hellinger {
-  static constexpr double reach = 1e30;
+  static constexpr double reach = kReach;
   template <class T>
   KULLBACK_INLINE Terms<T> at(const squared_hellinger&, Cells<T> c) {
     const T root_p = root(c.p), root_q = root(c.q);
@@ -132,7 +135,7 @@ struct chi2 {
 };
 
 struct nothing {
-  static constexpr double reach = 1e30;
+  static constexpr double reach = kReach;
   template <class T>
   KULLBACK_INLINE Terms<T> at(const nothing&, Cells<T> c) {
     return {T(0) * c.p, T(0) * c.p, T(0) * c.q};
@@ -140,7 +143,7 @@ struct nothing {
 };
 
 struct cross_entropy {
-  static constexpr double reach = 1e30;
+  static constexpr double reach = kReach;
   template <class T>
   KULLBACK_INLINE Terms<T> at(const cross_entropy&, Cells<T> c) {
     const T term = -c.p * c.log_q;

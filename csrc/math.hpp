@@ -28,7 +28,7 @@ struct Real<float> {
   static constexpr float shifter = 0x1.8p23f;  // adding it rounds to an integer, held in the low bits
   static constexpr float ln2_hi = 0x1.63p-1f, ln2_lo = -0x1.bd0106p-13f;  // k·ln2_hi is exact
   static constexpr float exp_low = -87.33f, exp_high = 88.37f;  // outside: 0 and inf
-  static constexpr int exp_terms = 8, log_terms = 6, excess_terms = 10;
+  static constexpr int exp_terms = 8, log_terms = 6;
 };
 
 template <>
@@ -39,7 +39,7 @@ struct Real<double> {
   static constexpr double shifter = 0x1.8p52;
   static constexpr double ln2_hi = 0x1.62e42feep-1, ln2_lo = 0x1.a39ef35793c76p-33;
   static constexpr double exp_low = -708.39, exp_high = 709.43;
-  static constexpr int exp_terms = 14, log_terms = 12, excess_terms = 17;
+  static constexpr int exp_terms = 14, log_terms = 12;
 };
 
 KULLBACK_INLINE uint32_t bits_of(float x) { return __builtin_bit_cast(uint32_t, x); }
@@ -92,6 +92,36 @@ KULLBACK_INLINE T exp(T x) {
   return x < R::exp_low ? T(0) : x > R::exp_high ? T(kInf) : result;
 }
 
+// Horner's rule.
+template <class T, size_t n>
+KULLBACK_INLINE T polynomial(const T (&coefficients)[n], T y) {
+  T sum = coefficients[n - 1];
+  for (size_t i = n - 1; i-- > 0;) sum = coefficients[i] + y * sum;
+  return sum;
+}
+
+// (e^y - 1 - y) / y²: interpolated at Chebyshev's nodes, to 1e-8 on |y| <= ln(2)/2 and to 2e-8 on |y| <= 1.
+constexpr float kExcessNarrow[] = {0.5f, 0x1.5554dep-3f, 0x1.55551ap-5f, 0x1.120b62p-7f, 0x1.6d10fcp-10f};
+constexpr float kExcessWide[] = {0.5f,           0x1.555556p-3f,  0x1.55557ap-5f,  0x1.11111ep-7f,
+                                 0x1.6bff52p-10f, 0x1.a009p-13f,  0x1.a971fcp-16f, 0x1.78a70ep-19f};
+
+// e^x for x <= 0, where most of the time goes; anything below -87 counts as -87.
+KULLBACK_INLINE float exp_negative(float x) {
+  using R = Real<float>;
+  constexpr float biased = R::shifter + float(R::bias);  // the low bits of `shifted` are the exponent of 2^k as they are
+  const float bounded = x < -87.0f ? -87.0f : x;
+  const float shifted = bounded * 1.44269504f + biased;
+  const float k = shifted - biased;
+#ifdef __FMA__
+  const float f = bounded - k * 0x1.62e430p-1f;
+#else
+  const float f = (bounded - k * R::ln2_hi) - k * R::ln2_lo;
+#endif
+  const float scale = real_of(bits_of(shifted) << R::mantissa);
+  return (1.0f + f * (1.0f + f * polynomial(kExcessNarrow, f))) * scale;
+}
+KULLBACK_INLINE double exp_negative(double x) { return exp(x); }
+
 // log x = k ln 2 + 2 atanh((m - 1) / (m + 1)), m in [√½, √2); -inf at 0, NaN below.
 template <class T>
 KULLBACK_INLINE T log(T x) {
@@ -121,10 +151,8 @@ KULLBACK_INLINE T log1p(T x) {
 }
 
 // e^y - 1 - y for |y| < 1.
-template <class T>
-KULLBACK_INLINE T excess_near(T y) {
-  return y * y * factorial_series<T, 2, Real<T>::excess_terms>(y);
-}
+KULLBACK_INLINE float excess_near(float y) { return y * y * polynomial(kExcessWide, y); }
+KULLBACK_INLINE double excess_near(double y) { return y * y * factorial_series<double, 2, 17>(y); }
 
 template <class T>
 KULLBACK_INLINE T expm1(T y) {

@@ -135,6 +135,11 @@ KULLBACK_INLINE const void* row_of(const Job& job, int side, int64_t row) {
   return static_cast<const char*>(s.data) + bytes * offset_of(job, s.strides, row);
 }
 
+KULLBACK_INLINE bool logits_at_one_temperature(const Job& job) {
+  return job.sides[0].reading == Reading::logits && job.sides[1].reading == Reading::logits &&
+         job.sides[0].inverse_temperature == job.sides[1].inverse_temperature;
+}
+
 KULLBACK_INLINE bool double_throughout(const Job& job) {
   for (int side = 0; side < 2; ++side) {
     const Side& s = job.sides[side];
@@ -168,13 +173,13 @@ static Normalizer normalize_block(const T* x, int n, double scale) {
   T sum = T(0);
   if (scale == 1.0) {
 #pragma omp simd reduction(+ : sum)
-    for (int i = 0; i < n; ++i) sum += exp(x[i] - base);
+    for (int i = 0; i < n; ++i) sum += exp_negative(x[i] - base);
   } else {
     const T high = T(scale), low = T(scale - double(high)), far = T(-kSafe);  // -inf·low would be NaN or +inf
 #pragma omp simd reduction(+ : sum)
     for (int i = 0; i < n; ++i) {
       const T below = x[i] - base, t = below < far ? far : below;
-      sum += exp(t * high + t * low);
+      sum += exp_negative(t * high + t * low);
     }
   }
   return {double(m), double(sum)};
@@ -220,7 +225,7 @@ static bool weigh(const Side& s, const void* row, int64_t label, int64_t from, i
       for (int i = 0; i < n; ++i) {
         const double l = (double(x[i]) - m) * scale - log_sum;
         log_w[i] = l;
-        w[i] = exp(T(l));
+        w[i] = exp_negative(T(l));
       }
       return true;
     }
@@ -312,95 +317,179 @@ struct Sums {
   double value, x[2];
 };
 
-// core/reduction.py: `_terms`. Single precision knows no edges: cells that have one are flagged by their infinite d.
-template <class G>
-KULLBACK_INLINE Terms<float> terms_of(const G& g, const Edges&, float p, float q, double log_p, double log_q) {
-  return G::template at<float>(g, {p, q, float(log_q - log_p), float(log_q)});
-}
-
-template <class G>
-KULLBACK_INLINE Terms<double> terms_of(const G& g, const Edges& e, double p, double q, double log_p, double log_q) {
-  const bool no_p = log_p == -kInf, no_q = log_q == -kInf, edge = no_p | no_q;
-  const Terms<double> inside =
-      G::template at<double>(g, {edge ? 1.0 : p, edge ? 1.0 : q, edge ? 0.0 : log_q - log_p, edge ? 0.0 : log_q});
-  const double p_gone = (no_p & !no_q) ? (e.at_zero[0] == kInf ? kInf : e.at_zero[0] * q) : 0.0;
-  const double q_gone = (no_q & !no_p) ? (e.at_zero[1] == kInf ? kInf : e.at_zero[1] * p) : 0.0;
-  return {edge ? p_gone + q_gone : inside.value, edge ? (q_gone == kInf ? 0.0 : q_gone) : inside.dlogp,
-          edge ? (p_gone == kInf ? 0.0 : p_gone) : inside.dlogq};
-}
-
+// Where the cells of a block come from: the terms of cell i, and whether it is outside of what single precision holds.
 template <class T>
-KULLBACK_INLINE int out_of_reach(double log_p, double log_q, T reach) {
-  return !(magnitude(T(log_q - log_p)) < reach);
-}
+struct Seen {
+  Terms<T> f;
+  T p, q;
+  int outside;
+};
 
-// Whether every cell stayed within reach. `values_only` leaves the two sums of x alone.
-template <class T, class G, bool values_only>
-static bool sum_terms(const G& g, const Edges& edges, int n, const Block<T>& b, Sums& sums) {
+// core/reduction.py: `_terms`. Single precision knows no edges: a cell that has one is outside, by its infinite d.
+template <class T>
+struct FromWeights {
+  const double *log_p, *log_q;
+  const T *p, *q;
+
+  explicit FromWeights(const Block<T>& b) : log_p(b.log_w[0]), log_q(b.log_w[1]), p(b.w[0]), q(b.w[1]) {}
+
+  template <class G>
+  KULLBACK_INLINE Seen<T> terms(const G& g, const Edges& e, const FromWeights& s, int i) {
+    if constexpr (Same<T, float>::value) {
+      const float d = float(s.log_q[i] - s.log_p[i]);
+      return {G::template at<float>(g, {s.p[i], s.q[i], d, float(s.log_q[i])}), s.p[i], s.q[i],
+              !(magnitude(d) < float(g.reach))};
+    } else {
+      const double log_p = s.log_p[i], log_q = s.log_q[i], p = s.p[i], q = s.q[i];
+      const bool no_p = log_p == -kInf, no_q = log_q == -kInf, edge = no_p | no_q;
+      const Terms<double> inside =
+          G::template at<double>(g, {edge ? 1.0 : p, edge ? 1.0 : q, edge ? 0.0 : log_q - log_p, edge ? 0.0 : log_q});
+      const double p_gone = (no_p & !no_q) ? (e.at_zero[0] == kInf ? kInf : e.at_zero[0] * q) : 0.0;
+      const double q_gone = (no_q & !no_p) ? (e.at_zero[1] == kInf ? kInf : e.at_zero[1] * p) : 0.0;
+      return {{edge ? p_gone + q_gone : inside.value, edge ? (q_gone == kInf ? 0.0 : q_gone) : inside.dlogp,
+               edge ? (p_gone == kInf ? 0.0 : p_gone) : inside.dlogq},
+              p,
+              q,
+              0};
+    }
+  }
+};
+
+// Two rows of logits at one temperature, in single precision: the pair that large vocabularies are made of, in one go.
+// d = ((b - a) - (log Z_b - log Z_a)) / temperature by a compensated subtraction, so that a common offset costs nothing.
+struct FromLogits {
+  const float *a, *b;
+  float max_a, max_b, log_sum_a, log_sum_b, scale, shift_high, shift_low;
+
+  FromLogits(const Job& job, const float* a_, const float* b_, const Stats* stats) : a(a_), b(b_) {
+    max_a = float(stats[0].max), max_b = float(stats[1].max);
+    log_sum_a = float(stats[0].log_sum), log_sum_b = float(stats[1].log_sum);
+    scale = float(job.sides[0].inverse_temperature);
+    const double shift = (stats[1].max - stats[0].max) + (stats[1].log_sum - stats[0].log_sum) / job.sides[0].inverse_temperature;
+    shift_high = float(shift);
+    shift_low = float(shift - double(shift_high));
+  }
+
+  KULLBACK_INLINE Cells<float> cells(const FromLogits& s, int i) {
+    const float a = s.a[i], b = s.b[i];
+    const float log_p = (a - s.max_a) * s.scale - s.log_sum_a, log_q = (b - s.max_b) * s.scale - s.log_sum_b;
+    const float difference = b - a, moved = difference - b;
+    const float lost = (b - (difference - moved)) - (a + moved);  // what rounding b - a lost, exactly
+    const float d = ((difference - s.shift_high) + (lost - s.shift_low)) * s.scale;
+    return {exp_negative(log_p), exp_negative(log_q), d, log_q};
+  }
+
+  template <class G>
+  KULLBACK_INLINE Seen<float> terms(const G& g, const Edges&, const FromLogits& s, int i) {
+    const Cells<float> c = cells(s, i);
+    return {G::template at<float>(g, c), c.p, c.q, !(magnitude(c.d) < float(g.reach))};
+  }
+};
+
+// False where a cell was outside; the sums are then left alone. `values_only` does without the two sums of x.
+template <bool values_only, class T, class G, class Source>
+static bool sum_terms(const G& generator, const Edges& all_edges, int n, const Source& where, Sums& sums, T) {
+  const G g = generator;  // copies that the loop's stores cannot alias
+  const Edges edges = all_edges;
+  const Source source = where;
   T value = T(0), x_p = T(0), x_q = T(0);
   int outside = 0;
-  const T reach = T(g.reach);
 #pragma omp simd reduction(+ : value, x_p, x_q) reduction(| : outside)
   for (int i = 0; i < n; ++i) {
-    const Terms<T> f = terms_of(g, edges, b.w[0][i], b.w[1][i], b.log_w[0][i], b.log_w[1][i]);
+    const Seen<T> cell = Source::template terms<G>(g, edges, source, i);
+    const Terms<T> f = cell.f;
+    outside |= cell.outside;
     value += f.value;
     if constexpr (!values_only) {
       x_p += f.dlogp;
       x_q += f.dlogq;
     }
-    if constexpr (Same<T, float>::value) outside |= out_of_reach(b.log_w[0][i], b.log_w[1][i], reach);
   }
-  if (outside) return false;
+  if (Same<T, float>::value && outside) return false;
   sums.value += double(value);
   sums.x[0] += double(x_p);
   sums.x[1] += double(x_q);
   return true;
 }
 
-template <class T, class G, bool with_value>
-static bool write_terms(const G& g, const Edges& edges, int n, Block<T>& b) {
+template <class T, class G, class Source>
+static bool write_terms(const G& generator, const Edges& all_edges, int n, const Source& where, T* value, T* x_p, T* x_q) {
+  const G g = generator;
+  const Edges edges = all_edges;
+  const Source source = where;
   int outside = 0;
-  const T reach = T(g.reach);
 #pragma omp simd reduction(| : outside)
   for (int i = 0; i < n; ++i) {
-    const Terms<T> f = terms_of(g, edges, b.w[0][i], b.w[1][i], b.log_w[0][i], b.log_w[1][i]);
-    if constexpr (with_value) b.value[i] = f.value;
-    b.x[0][i] = f.dlogp;
-    b.x[1][i] = f.dlogq;
-    if constexpr (Same<T, float>::value) outside |= out_of_reach(b.log_w[0][i], b.log_w[1][i], reach);
+    const Seen<T> cell = Source::template terms<G>(g, edges, source, i);
+    const Terms<T> f = cell.f;
+    outside |= cell.outside;
+    value[i] = f.value;
+    x_p[i] = f.dlogp;
+    x_q[i] = f.dlogq;
   }
-  return outside == 0;
+  return !(Same<T, float>::value && outside);
 }
 
-enum class Mode { sum_values, sum_all, write_x, write_all };
-
-template <class T, class G>
-static bool run(const G& g, const Edges& edges, Mode mode, int n, Block<T>& b, Sums& sums) {
-  switch (mode) {
-    case Mode::sum_values: return sum_terms<T, G, true>(g, edges, n, b, sums);
-    case Mode::sum_all: return sum_terms<T, G, false>(g, edges, n, b, sums);
-    case Mode::write_x: return write_terms<T, G, false>(g, edges, n, b);
-    default: return write_terms<T, G, true>(g, edges, n, b);
+// Both stages of the backward pass of two rows of logits in one go: `sides` is 1 for p, 2 for q, 3 for both.
+template <int sides, class G>
+static bool write_gradients_of_logits(const G& generator, int n, const FromLogits& where, const float* scale, const float* sum_x,
+                                      float* __restrict to_p, float* __restrict to_q) {
+  const G g = generator;
+  const FromLogits source = where;
+  const Edges none{};
+  int outside = 0;
+  const float scale_p = scale[0], scale_q = scale[1], sum_p = sum_x[0], sum_q = sum_x[1];
+#pragma omp simd reduction(| : outside)
+  for (int i = 0; i < n; ++i) {
+    const Seen<float> cell = FromLogits::terms<G>(g, none, source, i);
+    outside |= cell.outside;
+    if constexpr (sides & 1) to_p[i] = scale_p * (cell.f.dlogp - cell.p * sum_p);
+    if constexpr (sides & 2) to_q[i] = scale_q * (cell.f.dlogq - cell.q * sum_q);
   }
+  return !outside;
+}
+
+// Calls `act` with the generator that the job names.
+template <class Act>
+KULLBACK_INLINE bool with_generator(const Job& job, Act act) {
+  switch (job.formula) {
+    case Formula::kl: return act(kl{});
+    case Formula::reverse_kl: return act(reverse_kl{});
+    case Formula::jeffreys: return act(jeffreys{});
+    case Formula::js: return act(js(job.parameter));
+    case Formula::alpha:
+      return job.parameter >= 0.5 ? act(alpha<false>(job.parameter)) : act(alpha<true>(job.parameter));
+    case Formula::tv: return act(tv{});
+    case Formula::squared_hellinger: return act(squared_hellinger{});
+    case Formula::chi2: return act(chi2{});
+    case Formula::cross_entropy: return act(cross_entropy{});
+    default: return act(nothing{});
+  }
+}
+
+template <class T, class Source>
+static bool sum_formula(const Job& job, int n, const Source& source, Sums& sums) {
+  return with_generator(job, [&](const auto& g) __attribute__((always_inline)) {
+    return job.stats == nullptr ? sum_terms<true>(g, job.edges, n, source, sums, T())
+                                : sum_terms<false>(g, job.edges, n, source, sums, T());
+  });
 }
 
 template <class T>
-static bool run_formula(const Job& job, Mode mode, int n, Block<T>& b, Sums& sums) {
-  const Edges& e = job.edges;
-  switch (job.formula) {
-    case Formula::kl: return run(kl{}, e, mode, n, b, sums);
-    case Formula::reverse_kl: return run(reverse_kl{}, e, mode, n, b, sums);
-    case Formula::jeffreys: return run(jeffreys{}, e, mode, n, b, sums);
-    case Formula::js: return run(js(job.parameter), e, mode, n, b, sums);
-    case Formula::alpha:
-      return job.parameter >= 0.5 ? run(alpha<false>(job.parameter), e, mode, n, b, sums)
-                                  : run(alpha<true>(job.parameter), e, mode, n, b, sums);
-    case Formula::tv: return run(tv{}, e, mode, n, b, sums);
-    case Formula::squared_hellinger: return run(squared_hellinger{}, e, mode, n, b, sums);
-    case Formula::chi2: return run(chi2{}, e, mode, n, b, sums);
-    case Formula::cross_entropy: return run(cross_entropy{}, e, mode, n, b, sums);
-    default: return run(nothing{}, e, mode, n, b, sums);
-  }
+static bool write_formula(const Job& job, int n, Block<T>& b) {
+  const FromWeights<T> source(b);
+  return with_generator(job, [&](const auto& g) __attribute__((always_inline)) {
+    return write_terms<T>(g, job.edges, n, source, b.value, b.x[0], b.x[1]);
+  });
+}
+
+static bool write_formula_of_logits(const Job& job, int n, const FromLogits& source, const float* scale, const float* sum_x,
+                                    float* to_p, float* to_q) {
+  return with_generator(job, [&](const auto& g) __attribute__((always_inline)) {
+    return to_q == nullptr   ? write_gradients_of_logits<1>(g, n, source, scale, sum_x, to_p, to_q)
+           : to_p == nullptr ? write_gradients_of_logits<2>(g, n, source, scale, sum_x, to_p, to_q)
+                             : write_gradients_of_logits<3>(g, n, source, scale, sum_x, to_p, to_q);
+  });
 }
 
 // log_affinity's scores a log p + (1-a) log q, -inf or +inf where one side has no mass.
@@ -451,16 +540,21 @@ static void weigh_block(const Job& job, const Row& r, int64_t from, int n, Block
     weigh<double>(job.sides[side], r.data[side], r.label[side], from, n, r.stats[side], b.room, b.log_w[side], b.w[side]);
 }
 
-static void sum_block_in_double(const Job& job, const Row& r, int64_t from, int n, Mode mode, Sums& sums) {
+static void sum_block_in_double(const Job& job, const Row& r, int64_t from, int n, Sums& sums) {
   Block<double> b;
   weigh_block(job, r, from, n, b);
-  run_formula(job, mode, n, b, sums);
+  sum_formula<double>(job, n, FromWeights<double>(b), sums);
 }
 
-static bool sum_block_in_single(const Job& job, const Row& r, int64_t from, int n, Mode mode, Sums& sums, Block<float>& b) {
+static bool sum_block_in_single(const Job& job, const Row& r, int64_t from, int n, Sums& sums, Block<float>& b) {
+  if (logits_at_one_temperature(job)) {
+    const float* x = load<float>(job.sides[0].dtype, r.data[0], from, n, b.w[0]);
+    const float* y = load<float>(job.sides[1].dtype, r.data[1], from, n, b.w[1]);
+    return sum_formula<float>(job, n, FromLogits(job, x, y, r.stats), sums);
+  }
   const Kind kind = weigh_block(job, r, from, n, b);
   if (kind == Kind::redo) return false;
-  if (kind == Kind::both) return run_formula(job, mode, n, b, sums);
+  if (kind == Kind::both) return sum_formula<float>(job, n, FromWeights<float>(b), sums);
   const int there = kind == Kind::p_gone ? 1 : 0;
   const double each = job.edges.at_zero[1 - there];
   float mass = 0.0f;
@@ -473,7 +567,6 @@ static bool sum_block_in_single(const Job& job, const Row& r, int64_t from, int 
 
 // Stage two of the columns [from, from + count).
 static void sum_columns(const Job& job, const Row& r, int64_t from, int64_t count, Piece& piece) {
-  const Mode mode = job.stats == nullptr ? Mode::sum_values : Mode::sum_all;
   if (job.formula == Formula::log_affinity) {
     Normalizer all = {-kInf, 0.0};
     Block<double> b;
@@ -492,7 +585,7 @@ static void sum_columns(const Job& job, const Row& r, int64_t from, int64_t coun
   Block<float> b;
   for (int64_t at = from; at < from + count; at += kBlock) {
     const int n = int(from + count - at < kBlock ? from + count - at : kBlock);
-    if (wide || !sum_block_in_single(job, r, at, n, mode, sums, b)) sum_block_in_double(job, r, at, n, mode, sums);
+    if (wide || !sum_block_in_single(job, r, at, n, sums, b)) sum_block_in_double(job, r, at, n, sums);
   }
   piece.value = sums.value;
   piece.sum_x[0] = sums.x[0];
@@ -627,22 +720,42 @@ static void write_gradients(const Job& job, const Row& r, int64_t row, int64_t f
 
 static void backward_block_in_double(const Job& job, const Row& r, int64_t row, int64_t from, int n) {
   Block<double> b;
-  Sums unused;
   weigh_block(job, r, from, n, b);
   if (job.formula == Formula::log_affinity) {
     affinity_x(job, r, n, b);
   } else {
-    run_formula(job, Mode::write_x, n, b, unused);
+    write_formula(job, n, b);
   }
   write_gradients(job, r, row, from, n, b);
 }
 
+static bool backward_logits(const Job& job, const Row& r, int64_t row, int64_t from, int n, Block<float>& b) {
+  const float* x = load<float>(job.sides[0].dtype, r.data[0], from, n, b.w[0]);
+  const float* y = load<float>(job.sides[1].dtype, r.data[1], from, n, b.w[1]);
+  float scale[2], sum_x[2], *to[2];
+  for (int side = 0; side < 2; ++side) {
+    scale[side] = float(scale_of(job, side, r.upstream));
+    sum_x[side] = float(r.stats[side].sum_x);
+    float* whole = static_cast<float*>(job.gradients[side]);
+    to[side] = whole == nullptr                                ? nullptr
+               : job.sides[side].dtype == Dtype::float32 ? whole + row * job.num_columns + from
+                                                               : b.x[side];
+  }
+  if (!write_formula_of_logits(job, n, FromLogits(job, x, y, r.stats), scale, sum_x, to[0], to[1])) return false;
+  for (int side = 0; side < 2; ++side) {
+    const Dtype dtype = job.sides[side].dtype;
+    if (to[side] != b.x[side]) continue;
+    store<float>(dtype, static_cast<char*>(job.gradients[side]) + size_of(dtype) * row * job.num_columns, from, n, b.x[side]);
+  }
+  return true;
+}
+
 static bool backward_block_in_single(const Job& job, const Row& r, int64_t row, int64_t from, int n, Block<float>& b) {
-  Sums unused;
+  if (logits_at_one_temperature(job)) return backward_logits(job, r, row, from, n, b);
   const Kind kind = weigh_block(job, r, from, n, b);
   if (kind == Kind::redo) return false;
   if (kind == Kind::both) {
-    if (!run_formula(job, Mode::write_x, n, b, unused)) return false;
+    if (!write_formula(job, n, b)) return false;
   } else {
     const int there = kind == Kind::p_gone ? 1 : 0;
     const float each = float(job.edges.at_zero[1 - there]);

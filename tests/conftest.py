@@ -10,9 +10,9 @@ from hypothesis import HealthCheck, settings
 TESTS = Path(__file__).resolve().parent
 sys.path[:0] = [str(TESTS), str(TESTS / "oracles")]  # so that tests can say `from cases import ...`
 
-from cases import ENGINES
-from kullback.divergences import TABLE
-from kullback.engines import eager
+from cases import ENGINES  # noqa: E402
+from kullback.divergences import TABLE  # noqa: E402
+from kullback.engines import cpu, use  # noqa: E402
 
 settings.register_profile(
     "suite", max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
@@ -24,12 +24,13 @@ torch.set_num_threads(1)
 @pytest.fixture(params=ENGINES, scope="module")
 def engine(request):
     """The tests that ask for it run once on every engine."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(eager, "rows", ENGINES[request.param])
+    if request.param == "cpu" and cpu.ABSENT is not None:
+        pytest.skip(cpu.ABSENT)
+    with use(request.param):
         yield request.param
 
 
-@pytest.fixture(params=TABLE, ids=lambda d: d.name)
+@pytest.fixture(params=TABLE, ids=lambda d: d.name, scope="module")
 def divergence(request):
     """Every row of the table."""
     return request.param

@@ -36,9 +36,9 @@ def _identity(x: Tensor) -> Tensor:
 
 
 def _sqrt(x: Tensor) -> Tensor:
-    """√x, with derivative 0 at 0, where the divergence has its minimum."""
-    zero = x == 0
-    return torch.where(zero, 0.0, torch.sqrt(torch.where(zero, 1.0, x)))
+    """√x; at 0 and NaN the derivative of x itself is passed on, which is 0 at the minimum and leaves a masked NaN masked."""
+    inside = x > 0
+    return torch.where(inside, torch.sqrt(torch.where(inside, x, 1.0)), x)
 
 
 KL = Divergence(

@@ -15,7 +15,7 @@ from torch import Tensor
 from . import divergences
 from ._errors import FormError
 from .divergences import Divergence
-from .engines import eager
+from .engines import choice
 from .forms.finite import FiniteForm
 from .plan import check_pair
 
@@ -182,7 +182,7 @@ def measure(
     unit = _log_base(base)
     batch_shape = check_pair(verb or divergence.name.partition("(")[0], p, q)
     x, y = p.expand(batch_shape), q.expand(batch_shape)
-    sums = [eager.rows(total, p.reading, q.reading, x, y, p.num_classes) for total in divergence.sums]
+    sums = [choice.rows(total, p.reading, q.reading, x, y, p.num_classes) for total in divergence.sums]
     return (divergence.finish(*sums) / unit).to(_result_dtype(x, y))
 
 

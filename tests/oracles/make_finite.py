@@ -131,26 +131,31 @@ def _xlogy(p: mp.mpf, ratio: Callable[[], mp.mpf]) -> mp.mpf:
     return mp.mpf(0) if p == 0 else p * mp.log(ratio())
 
 
+def _sum(cell, *rows):
+    return mp.fsum(cell(*cells) for cells in zip(*rows, strict=True))
+
+
 def kl(p, q):
-    return mp.fsum(
-        mp.inf if a > 0 and b == 0 else _xlogy(a, lambda a=a, b=b: a / b) - a + b for a, b in zip(p, q, strict=True)
-    )
+    return _sum(lambda a, b: mp.inf if a > 0 and b == 0 else _xlogy(a, lambda: a / b) - a + b, p, q)
 
 
 def jeffreys(p, q):
-    return mp.fsum(
-        mp.mpf(0) if a == b else mp.inf if a == 0 or b == 0 else (a - b) * mp.log(a / b)
-        for a, b in zip(p, q, strict=True)
-    )
+    def cell(a, b):
+        if a == b:
+            return mp.mpf(0)
+        return mp.inf if a == 0 or b == 0 else (a - b) * mp.log(a / b)
+
+    return _sum(cell, p, q)
 
 
 def js(p, q, w):
     w, u = mp.mpf(w), 1 - mp.mpf(w)
-    m = [w * a + u * b for a, b in zip(p, q, strict=True)]
-    return mp.fsum(
-        w * _xlogy(a, lambda a=a, c=c: a / c) + u * _xlogy(b, lambda b=b, c=c: b / c)
-        for a, b, c in zip(p, q, m, strict=True)
-    )
+
+    def cell(a, b):
+        m = w * a + u * b
+        return w * _xlogy(a, lambda: a / m) + u * _xlogy(b, lambda: b / m)
+
+    return _sum(cell, p, q)
 
 
 def _power_sum(p, q, a):
@@ -167,7 +172,7 @@ def _power_sum(p, q, a):
         left, right = power(x, a), power(y, 1 - a)
         return mp.mpf(0) if left == 0 or right == 0 else left * right
 
-    return mp.fsum(cell(x, y) for x, y in zip(p, q, strict=True))
+    return _sum(cell, p, q)
 
 
 def alpha(p, q, a):
@@ -193,19 +198,19 @@ def renyi(p, q, a):
 
 
 def tv(p, q):
-    return mp.fsum(abs(a - b) for a, b in zip(p, q, strict=True)) / 2
+    return _sum(lambda a, b: abs(a - b), p, q) / 2
 
 
 def hellinger(p, q):
-    return mp.sqrt(mp.fsum((mp.sqrt(a) - mp.sqrt(b)) ** 2 for a, b in zip(p, q, strict=True)) / 2)
+    return mp.sqrt(_sum(lambda a, b: (mp.sqrt(a) - mp.sqrt(b)) ** 2, p, q) / 2)
 
 
 def chi2(p, q):
-    return mp.fsum(mp.mpf(0) if a == b else mp.inf if b == 0 else (a - b) ** 2 / b for a, b in zip(p, q, strict=True))
+    return _sum(lambda a, b: mp.mpf(0) if a == b else mp.inf if b == 0 else (a - b) ** 2 / b, p, q)
 
 
 def cross_entropy(p, q):
-    return mp.fsum(mp.inf if a > 0 and b == 0 else -_xlogy(a, lambda b=b: b) for a, b in zip(p, q, strict=True))
+    return _sum(lambda a, b: mp.inf if a > 0 and b == 0 else -_xlogy(a, lambda: b), p, q)
 
 
 FORMULAS = {f.__name__: f for f in (kl, jeffreys, js, alpha, renyi, tv, hellinger, chi2, cross_entropy)}

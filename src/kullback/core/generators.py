@@ -115,14 +115,15 @@ class alpha:  # noqa: N801
             return kl(c)
         if self.order == 0.0:
             return reverse_kl(c)
-        if self.order >= 0.5:
-            return Terms(*_alpha_half_up(self.order, c.p, c.q, c.d))
-        value, dlogq, dlogp = _alpha_half_up(1.0 - self.order, c.q, c.p, -c.d)
+        a, t = self.order, 1.0 - self.order
+        if a >= 0.5:
+            return Terms(*_alpha_half_up(a, t, c.p, c.q, c.d))
+        value, dlogq, dlogp = _alpha_half_up(t, a, c.q, c.p, -c.d)
         return Terms(value, dlogp, dlogq)
 
 
-def _alpha_half_up(a: float, p: Tensor, q: Tensor, d: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    t = 1.0 - a
+def _alpha_half_up(a: float, t: float, p: Tensor, q: Tensor, d: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The formula for a = 1 - t >= 1/2, where nothing cancels; t may be too small for 1 - t to show it."""
     m = torch.where(d < 0, p, q) * torch.exp(torch.where(d < 0, t * d, -a * d))  # p^a q^(1-a)
     dlogp = -growth(p, m, t * d) / t
     near = excess(p, q, d) - excess(p, m, t * d) / t
@@ -158,7 +159,8 @@ def chi2(c: Cells) -> Terms:
 
 def nothing(c: Cells) -> Terms:
     """0: all that counts lies on the edge (Rényi's order 0 is the mass of q where p has none)."""
-    return Terms(0.0 * c.p, 0.0 * c.p, 0.0 * c.q)
+    zero = 0.0 * c.d
+    return Terms(zero, zero, zero)
 
 
 def cross_entropy(c: Cells) -> Terms:

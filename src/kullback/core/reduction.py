@@ -137,9 +137,15 @@ def gradients(
     # silenced before the arithmetic, not after it: 0·inf would come back as NaN, here or in a second derivative
     pair = pair_of(left, right, _silenced(x, silent), _silenced(y, silent))
     to_p, to_q = total.partials(pair)
+
+    def back(reading: Reading, weights: Weights, partial: Partial, data: Tensor) -> Tensor:
+        # and after it: a row of one-hot labels stays infinite, and its log affinity has no derivative
+        grad = torch.where(silent.unsqueeze(-1), 0.0, factor * reading.pull_back(weights, partial))
+        return grad.to(data.dtype)
+
     return (
-        (factor * left.pull_back(pair.p, to_p)).to(x.dtype) if wanted[0] else None,
-        (factor * right.pull_back(pair.q, to_q)).to(y.dtype) if wanted[1] else None,
+        back(left, pair.p, to_p, x) if wanted[0] else None,
+        back(right, pair.q, to_q, y) if wanted[1] else None,
     )
 
 

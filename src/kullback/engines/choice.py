@@ -69,7 +69,8 @@ def why_not_cpu(x: Tensor, y: Tensor) -> str | None:
 def rows(total: Sum, left: Reading, right: Reading, x: Tensor, y: Tensor, num_classes: int) -> Tensor:
     """One float64 number per row of x and y, which already share their batch shape, from the engine that serves."""
     engine = eager if why_not_cpu(x, y) is not None else cpu
-    return engine.rows(total, left, right, x, y, num_classes)
+    values: Tensor = engine.rows(total, left, right, x, y, num_classes)
+    return values
 
 
 def _inside_functorch() -> bool:

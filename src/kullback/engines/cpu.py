@@ -1,8 +1,8 @@
 """The C++ engine: `core`, transcribed to loops over rows that stay in cache (csrc/), behind a PyTorch operator.
 
-Forward saves three numbers per row and side, (max, log Σ exp, Σ ∂f/∂log w); backward recomputes the terms and writes each
-requested gradient once. No temporary is larger than a few blocks per thread. A second derivative goes through the eager
-definition. The operator, not the extension, is what PyTorch sees: it has a fake kernel for `torch.compile` and export.
+Forward saves three numbers per row and side, (max, log Σ exp, Σ ∂f/∂log w); backward recomputes the terms and writes
+each requested gradient once. No temporary is larger than a few blocks per thread. A second derivative goes through the
+eager definition. The operator, not the extension, is what PyTorch sees: it has a fake kernel for `torch.compile`.
 """
 
 from collections.abc import Sequence
@@ -43,8 +43,18 @@ _FORMULAS = (
     generators.cross_entropy,
     LogAffinity,
 )
+# An error δ in log Z costs a divergence δ²/2, but a distance δ: these take their normalisers in double. Elsewhere the
+# exponentials are single (their sum is double), δ ~ 3e-8 at worst, except in short rows, where double costs nothing.
+_DISTANCES = (generators.tv, generators.squared_hellinger)
+_EXACT_NORMALIZER_UP_TO = 512
+
 _READINGS = (LogitsReading, LogProbsReading, ProbsReading, LabelsReading)
 _SPREADS = ("all", "others")
+
+
+def instruction_set() -> str:
+    """Which build of the kernels this processor runs."""
+    return _cpu.instruction_set()
 
 
 def rows(total: Sum, left: Reading, right: Reading, x: Tensor, y: Tensor, num_classes: int) -> Tensor:
@@ -55,14 +65,17 @@ def rows(total: Sum, left: Reading, right: Reading, x: Tensor, y: Tensor, num_cl
     return values
 
 
-# ------------------------------------------------------------------ an operator takes numbers: sums and readings as such
+# ---------------------------------------------------------------- sums and readings as the numbers an operator takes
 
 
 def _encode(total: Sum, left: Reading, right: Reading) -> tuple[list[int], list[float]]:
     formula, numbers = _encode_sum(total)
     codes = [formula]
     for reading in (left, right):
-        codes += [_READINGS.index(type(reading)), int(isinstance(reading, LabelsReading) and reading.spread == "others")]
+        codes += [
+            _READINGS.index(type(reading)),
+            int(isinstance(reading, LabelsReading) and reading.spread == "others"),
+        ]
         numbers = [*numbers, _number_of(reading)]
     return codes, numbers
 
@@ -96,10 +109,8 @@ def _decode(codes: Sequence[int], numbers: Sequence[float], num_classes: int) ->
         total = LogAffinity(parameter)
     else:
         takes_parameter = formula in (generators.js, generators.alpha)
-        generator: Generator = formula(parameter) if takes_parameter else formula  # type: ignore[assignment, arg-type, operator]
-        total = GeneratorSum(
-            generator, at_p_zero, at_q_zero, (plain_p, plain_q), (slope_p, slope_q), bool(log_q_slope)
-        )
+        generator: Generator = formula(parameter) if takes_parameter else formula  # type: ignore[assignment, arg-type]
+        total = GeneratorSum(generator, at_p_zero, at_q_zero, (plain_p, plain_q), (slope_p, slope_q), bool(log_q_slope))
     left = _decode_reading(codes[1], codes[2], of_left, num_classes)
     return total, left, _decode_reading(codes[3], codes[4], of_right, num_classes)
 
@@ -118,8 +129,8 @@ def _settings(
 ) -> tuple[tuple[int, bool, list[float]], tuple[list[float], list[float]]]:
     """What the extension needs of a sum and of both readings."""
     _, left, right = _decode(codes, numbers, num_classes)
-    flat = codes[0] != _FORMULAS.index(generators.tv)  # total variation has a corner at p = q
-    return (codes[0], not flat, list(numbers[:8])), (_reading_numbers(left), _reading_numbers(right))
+    exact_normalizer = _FORMULAS[codes[0]] in _DISTANCES or num_classes <= _EXACT_NORMALIZER_UP_TO
+    return (codes[0], exact_normalizer, list(numbers[:8])), (_reading_numbers(left), _reading_numbers(right))
 
 
 def _reading_numbers(reading: Reading) -> list[float]:
@@ -127,11 +138,13 @@ def _reading_numbers(reading: Reading) -> list[float]:
     return [1.0 / reading.temperature if isinstance(reading, LogitsReading) else 1.0, on, off]
 
 
-# ------------------------------------------------------------------ the operators
+# ---------------------------------------------------------------- the operators
 
-_library = torch.library.Library("kullback", "DEF")
-_library.define("rows(Tensor x, Tensor y, int[] codes, float[] numbers, SymInt num_classes, bool keep) -> (Tensor, Tensor)")
-_library.define(
+_library = torch.library.Library("kullback", "DEF")  # type: ignore[no-untyped-call]
+_library.define(  # type: ignore[no-untyped-call]
+    "rows(Tensor x, Tensor y, int[] codes, float[] numbers, SymInt num_classes, bool keep) -> (Tensor, Tensor)"
+)
+_library.define(  # type: ignore[no-untyped-call]
     "row_gradients(Tensor x, Tensor y, Tensor values, Tensor stats, Tensor upstream, int[] codes, float[] numbers, "
     "SymInt num_classes, bool to_x, bool to_y) -> (Tensor, Tensor)"
 )
@@ -269,8 +282,8 @@ def _backward(ctx: Any, upstream: Tensor | None, _: Tensor | None) -> tuple[Tens
     return to_x, to_y, None, None, None, None
 
 
-_library.impl("rows", _rows, "CPU")
-_library.impl("row_gradients", _row_gradients, "CPU")
+_library.impl("rows", _rows, "CPU")  # type: ignore[no-untyped-call]
+_library.impl("row_gradients", _row_gradients, "CPU")  # type: ignore[no-untyped-call]
 torch.library.register_fake("kullback::rows", _fake_rows, lib=_library)
 torch.library.register_fake("kullback::row_gradients", _fake_row_gradients, lib=_library)
 torch.library.register_autograd("kullback::rows", _backward, setup_context=_setup_context, lib=_library)
