@@ -101,7 +101,9 @@ def _merged(m, s, low, scale_hi, scale_lo, UNIT: tl.constexpr):
 
 
 @triton.jit
-def _normalizer(row_ptr, row_ok, V, scale, UNIT: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, T: tl.constexpr):
+def _normalizer(
+    row_ptr, row_ok, V, scale, UNIT: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, T: tl.constexpr
+):
     """Stage one: (max, log Σ exp((x - max)·scale)) of every row, (ROWS, 1), float64."""
     scale_hi, scale_lo = _split(scale, T)
     m = tl.full((ROWS, BLOCK), float("-inf"), T)
@@ -117,9 +119,7 @@ def _normalizer(row_ptr, row_ok, V, scale, UNIT: tl.constexpr, ROWS: tl.constexp
 
 
 @triton.jit
-def _load(
-    row_ptr, column, cell_ok, READING: tl.constexpr, T: tl.constexpr
-):
+def _load(row_ptr, column, cell_ok, READING: tl.constexpr, T: tl.constexpr):
     """The data of a block; a class index stays as it is."""
     if READING == LABELS:
         return row_ptr
@@ -136,7 +136,8 @@ def _weigh(
 ):  # fmt: skip
     """Weight, log weight + log_sum as hi + lo, and where there is no mass; 0 and 0 there."""
     if READING == LOGITS:
-        none = (x == float("-inf")) | ~cell_ok
+        # a row without a distribution has no normaliser: its cells are NaN, not empty
+        none = ((x == float("-inf")) & (log_sum == log_sum)) | ~cell_ok
         scale_hi, scale_lo = _split(scale, T)
         hi, lo = _two_sum(tl.where(none, top.to(T), x), -top.to(T))
         hi, lo = _scaled(hi, lo, scale_hi, scale_lo, UNIT)
@@ -330,6 +331,15 @@ def _pull_back(
 
 
 @triton.jit
+def _rounded(x, T: tl.constexpr):
+    """Through float32: not every target converts float64 to 16 bits."""
+    if T == tl.float64:
+        return x.to(tl.float64)
+    else:
+        return x.to(tl.float32).to(T)
+
+
+@triton.jit
 def backward(
     x_ptr, y_ptr, values_ptr, stats_ptr, upstream_ptr, to_x_ptr, to_y_ptr,
     N, V, x_stride, y_stride, upstream_stride,
@@ -388,8 +398,10 @@ def backward(
                 dlogp, p, no_q, log_q, x_p, upstream, constants_p[0], PLAIN_P, SLOPE_P, LOG_Q_SLOPE, LEFT, T
             )
             gradient = tl.where(silent, 0.0, gradient)
-            tl.store(to_x_ptr + row * V + column, gradient.to(to_x_ptr.dtype.element_ty), mask=cell_ok)
+            tl.store(to_x_ptr + row * V + column, _rounded(gradient, to_x_ptr.dtype.element_ty), mask=cell_ok)
         if TO_Y:
-            gradient = _pull_back(dlogq, q, no_p, log_q, x_q, upstream, constants_q[0], PLAIN_Q, SLOPE_Q, False, RIGHT, T)
+            gradient = _pull_back(
+                dlogq, q, no_p, log_q, x_q, upstream, constants_q[0], PLAIN_Q, SLOPE_Q, False, RIGHT, T
+            )
             gradient = tl.where(silent, 0.0, gradient)
-            tl.store(to_y_ptr + row * V + column, gradient.to(to_y_ptr.dtype.element_ty), mask=cell_ok)
+            tl.store(to_y_ptr + row * V + column, _rounded(gradient, to_y_ptr.dtype.element_ty), mask=cell_ok)

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 import triton.language as tl
 from torch import Tensor
+from triton.runtime.jit import JITFunction
 
 from kullback.core import generators as core
 from kullback.core.readings import LabelsReading, LogitsReading, LogProbsReading, ProbsReading, Reading
@@ -20,19 +21,39 @@ STATS = 6  # per row: (max, log Σ exp, Σ ∂f/∂log w) of p, then of q
 
 
 class Tile(NamedTuple):
-    """What one program holds at once: rows x columns; `span` blocks of columns for a backward program; its warps."""
+    """What one program holds at once: rows x columns; `span` blocks of columns for a backward program; its warps.
+
+    Four warps of at most 128 registers leave room for four programs on every NVIDIA multiprocessor from sm_80 on; without
+    the number, the assembler aims at fewer registers still and spills in some kernels (bench/triton_compile.py shows it).
+    """
 
     rows: int
     columns: int
     span: int
-    warps: int
+    warps: int = 4
+    registers: int = 128
+
+    @property
+    def options(self) -> dict[str, int]:
+        """What the compiler is told."""
+        warps = {"num_warps": self.warps}
+        return warps if torch.version.hip else warps | {"maxnreg": self.registers}
 
 
 def tile(num_columns: int, wide: bool) -> Tile:
     """8 cells a thread in float32, 2 in float64 (no register spills: docs/performance-gpu.md); short rows share a tile."""
-    cells, warps = (256, 4) if wide else (1024, 4)
+    cells = 256 if wide else 1024
     columns = min(_power_of_two(num_columns), cells)
-    return Tile(cells // columns, columns, 8, warps)
+    return Tile(cells // columns, columns, 8)
+
+
+def check_device(x: Tensor) -> None:
+    """Refuse a tensor of the CPU where the kernels are compiled for a GPU."""
+    if not x.is_cuda and isinstance(kernels.forward, JITFunction):
+        raise RuntimeError(
+            f"kullback's Triton kernels were given a tensor on {x.device}, but they run on GPUs. Move it with .cuda(), or set "
+            "TRITON_INTERPRET=1 before Triton is imported, to interpret them."
+        )
 
 
 def forward(
@@ -50,7 +71,7 @@ def forward(
         with _on(x):
             kernels.forward[(_blocks(n, size.rows),)](
                 a, b, values, stats, n, num_columns, a_stride, b_stride, *scalars(left), *scalars(right),
-                KEEP=keep, ROWS=size.rows, BLOCK=size.columns, num_warps=size.warps,
+                KEEP=keep, ROWS=size.rows, BLOCK=size.columns, **size.options,
                 **{name: setting[name] for name in FORWARD},
             )  # fmt: skip
     return values, stats
@@ -83,7 +104,7 @@ def backward(
                 a, b, values.contiguous(), stats.contiguous(), u, to_x, to_y,
                 n, num_columns, a_stride, b_stride, u.stride(0), *scalars(left), *scalars(right),
                 TO_X=wanted[0], TO_Y=wanted[1], ROWS=size.rows, BLOCK=size.columns, SPAN=size.span,
-                num_warps=size.warps, **{name: setting[name] for name in BACKWARD},
+                **size.options, **{name: setting[name] for name in BACKWARD},
             )  # fmt: skip
     return to_x, to_y
 
@@ -106,7 +127,9 @@ def settings(total: Sum, left: Reading, right: Reading, x: torch.dtype, y: torch
         name = getattr(total.generator, "__name__", type(total.generator).__name__)
         result |= {"AFFINITY": False, "GENERATOR": getattr(generators, name), "PARAMETER": _parameter(total)}
     wide = result["AFFINITY"] or torch.float64 in (x, y) or not _narrow_enough(total)
-    wide |= isinstance(left, LabelsReading) and isinstance(right, LabelsReading)
+    # probabilities may be subnormal, and 1/p or a zero that was none would show in their gradients
+    kinds = {type(left), type(right)}
+    wide |= ProbsReading in kinds or kinds == {LabelsReading}
     unit_p, unit_q = (not isinstance(side, LogitsReading) or side.temperature == 1.0 for side in (left, right))
     return result | {
         "AT_P_ZERO": total.at_p_zero,

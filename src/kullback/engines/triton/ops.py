@@ -4,6 +4,7 @@ Forward saves three numbers per row and side, (max, log Σ exp, Σ ∂f/∂log w
 requested gradient once. A second derivative goes through the eager definition. Nothing here waits for the device.
 """
 
+import os
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -19,7 +20,6 @@ from kullback.engines.cpu import _decode as decode
 from kullback.engines.cpu import _encode as encode
 from kullback.engines.cpu import _fake_row_gradients, _fake_rows, _setup_context
 
-DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 BYTES_SAVED_PER_ROW = 8 + 2 * 3 * 8
 OLDEST = (3, 2)
 
@@ -36,6 +36,17 @@ def why_not() -> str | None:
     if tuple(int(part) for part in found.split(".")[:2]) < OLDEST:
         return f"Triton {found} is older than {'.'.join(map(str, OLDEST))}"
     return None
+
+
+why_not._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def interpreted() -> bool:
+    """Whether Triton interprets kernels in this process, on tensors of the CPU."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+interpreted._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def rows(total: Sum, left: Reading, right: Reading, x: Tensor, y: Tensor, num_classes: int) -> Tensor:
@@ -61,6 +72,7 @@ def _rows(
 ) -> tuple[Tensor, Tensor]:
     from . import launch
 
+    launch.check_device(x)
     return launch.forward(*decode(codes, numbers, num_classes), x, y, num_classes, keep)
 
 
