@@ -10,19 +10,20 @@ from torch.autograd import forward_ad
 from kullback.core.readings import Reading
 from kullback.core.reduction import Sum
 
-from . import cpu, eager
+from . import cpu, eager, triton
 
-NAMES = ("eager", "cpu")
+NAMES = ("eager", "cpu", "triton")
 
 _forced: str | None = None
 
 
 @contextmanager
 def use(engine: str) -> Iterator[None]:
-    """Let one engine, "eager" or "cpu", compute everything that it can inside a `with` block; for tests and benchmarks.
+    """Let one engine, "eager", "cpu" or "triton", compute all that it can inside a `with` block; for tests and benchmarks.
 
-    It holds for the whole process, and a backward pass stays with the engine of its forward pass. Where "cpu" cannot
-    serve (another device, a functorch transform) "eager" does, as always.
+    It holds for the whole process, and a backward pass stays with the engine of its forward pass. Where that engine cannot
+    serve (another device, a functorch transform) "eager" does, as always. "triton" takes tensors on the CPU too if Triton
+    interprets its kernels (TRITON_INTERPRET=1).
 
     >>> from kullback import engines
     >>> with engines.use("eager"):
@@ -46,12 +47,27 @@ def forced() -> str | None:
 
 def why_not_cpu(x: Tensor, y: Tensor) -> str | None:
     """Why the C++ engine cannot serve these tensors, or None: from types, dtypes and devices alone."""
-    if _forced == "eager":
-        return "engines.use('eager') is in force"
+    if _forced not in (None, "cpu"):
+        return f"engines.use({_forced!r}) is in force"
     if cpu.ABSENT is not None:
         return cpu.ABSENT
     if x.device.type != "cpu" or y.device.type != "cpu":
         return f"the tensors are on {x.device}"
+    return _why_not_operator(x, y)
+
+
+def why_not_triton(x: Tensor, y: Tensor) -> str | None:
+    """Why the Triton engine cannot serve these tensors, or None: from types, dtypes and devices alone."""
+    if _forced not in (None, "triton"):
+        return f"engines.use({_forced!r}) is in force"
+    interpreted = _forced == "triton" and triton.interpreted()
+    if not interpreted and (x.device.type != "cuda" or y.device.type != "cuda"):
+        return f"the tensors are on {x.device}"
+    return triton.why_not() or _why_not_operator(x, y)
+
+
+def _why_not_operator(x: Tensor, y: Tensor) -> str | None:
+    """Why a custom operator cannot take these tensors, whatever its device."""
     for data in (x, y):
         if data.is_floating_point() and data.dtype not in cpu.DTYPES:
             return f"{data.dtype} has no kernel"
@@ -68,7 +84,7 @@ def why_not_cpu(x: Tensor, y: Tensor) -> str | None:
 
 def rows(total: Sum, left: Reading, right: Reading, x: Tensor, y: Tensor, num_classes: int) -> Tensor:
     """One float64 number per row of x and y, which already share their batch shape, from the engine that serves."""
-    engine = eager if why_not_cpu(x, y) is not None else cpu
+    engine = cpu if why_not_cpu(x, y) is None else triton if why_not_triton(x, y) is None else eager
     values: Tensor = engine.rows(total, left, right, x, y, num_classes)
     return values
 
