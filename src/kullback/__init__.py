@@ -1,23 +1,29 @@
 """The Kullback-Leibler divergence and its relatives: to measure with, to train with, to trust."""
 
+from . import estimate
 from ._errors import FormError, KullbackError, NoExactMethod
+from .forms.empirical import Counts, LogRatios, Samples
 from .forms.finite import Labels, Logits, LogProbs, Probs
 from .plan import Plan, explain
 from .verbs import alpha, chi2, cross_entropy, entropy, hellinger, jeffreys, js, kl, renyi, tv
 
 __all__ = [
+    "Counts",
     "FormError",
     "KullbackError",
     "Labels",
     "LogProbs",
+    "LogRatios",
     "Logits",
     "NoExactMethod",
     "Plan",
     "Probs",
+    "Samples",
     "alpha",
     "chi2",
     "cross_entropy",
     "entropy",
+    "estimate",
     "explain",
     "hellinger",
     "jeffreys",

@@ -1,0 +1,57 @@
+"""The second mood: divergences from samples, counts and draws, each with how sure it is."""
+
+from kullback.forms.empirical import Counts, LogRatios, Samples
+
+from .homogeneity import KLTest, critical_value, homogeneity_test
+from .mixtures import MixtureBound
+from .monte_carlo import K1, K2, K3, MonteCarlo, Regressed
+from .neighbours import NearestNeighbours
+from .plug_in import (
+    JEFFREYS,
+    KRICHEVSKY_TROFIMOV,
+    LAPLACE,
+    DirichletPrior,
+    Jackknife,
+    MillerMadow,
+    PlugIn,
+    bootstrap_divergence,
+)
+from .resample import PermutationTest, bootstrap, permutation_test, subsample, subsample_stderr
+from .result import Estimate, Interval
+from .variational import NWJ, Classifier, DonskerVaradhan
+from .verb import kl
+
+__all__ = [
+    "JEFFREYS",
+    "K1",
+    "K2",
+    "K3",
+    "KRICHEVSKY_TROFIMOV",
+    "LAPLACE",
+    "NWJ",
+    "Classifier",
+    "Counts",
+    "DirichletPrior",
+    "DonskerVaradhan",
+    "Estimate",
+    "Interval",
+    "Jackknife",
+    "KLTest",
+    "LogRatios",
+    "MillerMadow",
+    "MixtureBound",
+    "MonteCarlo",
+    "NearestNeighbours",
+    "PermutationTest",
+    "PlugIn",
+    "Regressed",
+    "Samples",
+    "bootstrap",
+    "bootstrap_divergence",
+    "critical_value",
+    "homogeneity_test",
+    "kl",
+    "permutation_test",
+    "subsample",
+    "subsample_stderr",
+]
