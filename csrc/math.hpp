@@ -80,7 +80,7 @@ KULLBACK_INLINE T odd_series(T z) {
   }
 }
 
-// e^x = 2^k e^f, |f| <= ln(2)/2; results below the normal numbers are 0.
+// e^x = 2^k e^f, |f| <= ln(2)/2; results below the normal numbers are 0 (but see `exp_with_subnormals`).
 template <class T>
 KULLBACK_INLINE T exp(T x) {
   using R = Real<T>;
@@ -121,6 +121,13 @@ KULLBACK_INLINE float exp_negative(float x) {
   return (1.0f + f * (1.0f + f * polynomial(kExcessNarrow, f))) * scale;
 }
 KULLBACK_INLINE double exp_negative(double x) { return exp(x); }
+
+// A weight of e^-740 still has a logarithm and a ratio to its neighbours.
+KULLBACK_INLINE float exp_with_subnormals(float x) { return exp_negative(x); }
+KULLBACK_INLINE double exp_with_subnormals(double x) {
+  const bool deep = x < -700.0;
+  return exp(deep ? x + 0x1.2b708872320e2p5 : x) * (deep ? 0x1p-54 : 1.0);  // 54 ln 2
+}
 
 // log x = k ln 2 + 2 atanh((m - 1) / (m + 1)), m in [√½, √2); -inf at 0, NaN below.
 template <class T>

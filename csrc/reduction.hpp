@@ -225,7 +225,7 @@ static bool weigh(const Side& s, const void* row, int64_t label, int64_t from, i
       for (int i = 0; i < n; ++i) {
         const double l = (double(x[i]) - m) * scale - log_sum;
         log_w[i] = l;
-        w[i] = exp_negative(T(l));
+        w[i] = exp_with_subnormals(T(l));
       }
       return true;
     }
@@ -234,7 +234,7 @@ static bool weigh(const Side& s, const void* row, int64_t label, int64_t from, i
 #pragma omp simd
       for (int i = 0; i < n; ++i) {
         log_w[i] = double(x[i]);
-        w[i] = exp(x[i]);
+        w[i] = Same<T, double>::value ? T(exp_with_subnormals(x[i])) : exp(x[i]);
       }
       return true;
     }
@@ -355,8 +355,22 @@ struct FromWeights {
   }
 };
 
-// Two rows of logits at one temperature, in single precision: the pair that large vocabularies are made of, in one go.
 // d = ((b - a) - (log Z_b - log Z_a)) / temperature by a compensated subtraction, so that a common offset costs nothing.
+KULLBACK_INLINE Cells<float> cells_of_logits(float a, float b, float max_a, float max_b, float log_sum_a, float log_sum_b,
+                                             float shift_high, float shift_low, float scale) {
+  const float log_p = (a - max_a) * scale - log_sum_a, log_q = (b - max_b) * scale - log_sum_b;
+  const float difference = b - a, moved = difference - b;
+  const float lost = (b - (difference - moved)) - (a + moved);  // what rounding b - a lost, exactly
+  const float d = ((difference - shift_high) + (lost - shift_low)) * scale;
+  return {exp_negative(log_p), exp_negative(log_q), d, log_q};
+}
+
+// log Z_b - log Z_a, before temperature.
+KULLBACK_INLINE double shift_of(const Job& job, const Stats* stats) {
+  return (stats[1].max - stats[0].max) + (stats[1].log_sum - stats[0].log_sum) / job.sides[0].inverse_temperature;
+}
+
+// Two rows of logits at one temperature, in single precision: the pair that large vocabularies are made of, in one go.
 struct FromLogits {
   const float *a, *b;
   float max_a, max_b, log_sum_a, log_sum_b, scale, shift_high, shift_low;
@@ -365,23 +379,14 @@ struct FromLogits {
     max_a = float(stats[0].max), max_b = float(stats[1].max);
     log_sum_a = float(stats[0].log_sum), log_sum_b = float(stats[1].log_sum);
     scale = float(job.sides[0].inverse_temperature);
-    const double shift = (stats[1].max - stats[0].max) + (stats[1].log_sum - stats[0].log_sum) / job.sides[0].inverse_temperature;
+    const double shift = shift_of(job, stats);
     shift_high = float(shift);
     shift_low = float(shift - double(shift_high));
   }
 
-  KULLBACK_INLINE Cells<float> cells(const FromLogits& s, int i) {
-    const float a = s.a[i], b = s.b[i];
-    const float log_p = (a - s.max_a) * s.scale - s.log_sum_a, log_q = (b - s.max_b) * s.scale - s.log_sum_b;
-    const float difference = b - a, moved = difference - b;
-    const float lost = (b - (difference - moved)) - (a + moved);  // what rounding b - a lost, exactly
-    const float d = ((difference - s.shift_high) + (lost - s.shift_low)) * s.scale;
-    return {exp_negative(log_p), exp_negative(log_q), d, log_q};
-  }
-
   template <class G>
   KULLBACK_INLINE Seen<float> terms(const G& g, const Edges&, const FromLogits& s, int i) {
-    const Cells<float> c = cells(s, i);
+    const Cells<float> c = cells_of_logits(s.a[i], s.b[i], s.max_a, s.max_b, s.log_sum_a, s.log_sum_b, s.shift_high, s.shift_low, s.scale);
     return {G::template at<float>(g, c), c.p, c.q, !(magnitude(c.d) < float(g.reach))};
   }
 };
@@ -695,7 +700,7 @@ static void affinity_x(const Job& job, const Row& r, int n, Block<double>& b) {
   affinity_scores(a, n, b.log_w[0], b.log_w[1], b.value);
 #pragma omp simd
   for (int i = 0; i < n; ++i) {
-    const double share = exp(b.value[i] - r.value);
+    const double share = exp_with_subnormals(b.value[i] - r.value);
     b.x[0][i] = a * share;
     b.x[1][i] = (1.0 - a) * share;
   }
@@ -796,15 +801,192 @@ static void backward_piece(const Job& job, int64_t row, int64_t piece) {
   backward_columns(job, row, piece * kPiece, piece_size(job, piece));
 }
 
+// ---------------------------------------------------------------- short rows
+
+// Many short rows of logits stand side by side, one a lane, so that no lane is idle: cell (column, row) is at
+// column·kLanes + row. A row that single precision cannot hold is computed alone, as a long row would be; no row's
+// result depends on its neighbours.
+constexpr int kLanes = 64, kShort = 64;
+
+static bool side_by_side(const Job& job) {
+  return job.num_columns <= kShort && job.num_rows >= kLanes / 4 && logits_at_one_temperature(job) && !double_throughout(job);
+}
+
+struct Lanes {
+  alignas(64) float cells[2][kShort * kLanes];
+  alignas(64) float max[2][kLanes], log_sum[2][kLanes], shift_high[kLanes], shift_low[kLanes];
+  alignas(64) double max_d[2][kLanes], log_sum_d[2][kLanes];
+  alignas(64) int outside[kLanes];
+};
+
+static void gather(const Job& job, int64_t first, int count, Lanes& t) {
+  const int columns = int(job.num_columns);
+  for (int side = 0; side < 2; ++side) {
+    for (int r = 0; r < kLanes; ++r) {
+      float room[kShort];
+      const void* row = row_of(job, side, first + (r < count ? r : 0));
+      const float* x = load<float>(job.sides[side].dtype, row, 0, columns, room);
+      for (int v = 0; v < columns; ++v) t.cells[side][v * kLanes + r] = x[v];
+    }
+  }
+}
+
+static void normalize_lanes(const Job& job, Lanes& t) {
+  const int columns = int(job.num_columns);
+  const double scale = job.sides[0].inverse_temperature;
+  for (int side = 0; side < 2; ++side) {
+    float* max = t.max[side];
+    const float* cells = t.cells[side];
+    alignas(64) double sum[kLanes];
+    for (int r = 0; r < kLanes; ++r) max[r] = cells[r];
+    for (int v = 1; v < columns; ++v) {
+#pragma omp simd
+      for (int r = 0; r < kLanes; ++r) max[r] = cells[v * kLanes + r] > max[r] ? cells[v * kLanes + r] : max[r];
+    }
+    for (int r = 0; r < kLanes; ++r) sum[r] = 0.0;
+    for (int v = 0; v < columns; ++v) {
+#pragma omp simd
+      for (int r = 0; r < kLanes; ++r) sum[r] += exp((double(cells[v * kLanes + r]) - double(max[r])) * scale);
+    }
+#pragma omp simd
+    for (int r = 0; r < kLanes; ++r) {
+      t.max_d[side][r] = double(max[r]);
+      t.log_sum_d[side][r] = log(sum[r]);
+    }
+  }
+}
+
+static void prepare_lanes(const Job& job, Lanes& t) {
+  const double temperature = 1.0 / job.sides[0].inverse_temperature;
+#pragma omp simd
+  for (int r = 0; r < kLanes; ++r) {
+    const double shift = (t.max_d[1][r] - t.max_d[0][r]) + (t.log_sum_d[1][r] - t.log_sum_d[0][r]) * temperature;
+    const float high = float(shift);
+    t.shift_high[r] = high;
+    t.shift_low[r] = float(shift - double(high));
+    t.max[0][r] = float(t.max_d[0][r]);
+    t.max[1][r] = float(t.max_d[1][r]);
+    t.log_sum[0][r] = float(t.log_sum_d[0][r]);
+    t.log_sum[1][r] = float(t.log_sum_d[1][r]);
+    t.outside[r] = 0;
+  }
+}
+
+template <class G>
+static bool sum_lanes(const G& generator, const Job& job, Lanes& t, float* __restrict value, float* __restrict x_p,
+                      float* __restrict x_q) {
+  const G g = generator;
+  const float scale = float(job.sides[0].inverse_temperature);
+  const int columns = int(job.num_columns);
+  for (int v = 0; v < columns; ++v) {
+    const float *a = t.cells[0] + v * kLanes, *b = t.cells[1] + v * kLanes;
+#pragma omp simd
+    for (int r = 0; r < kLanes; ++r) {
+      const Cells<float> c = cells_of_logits(a[r], b[r], t.max[0][r], t.max[1][r], t.log_sum[0][r], t.log_sum[1][r],
+                                             t.shift_high[r], t.shift_low[r], scale);
+      const Terms<float> f = G::template at<float>(g, c);
+      value[r] += f.value;
+      x_p[r] += f.dlogp;
+      x_q[r] += f.dlogq;
+      t.outside[r] |= !(magnitude(c.d) < float(g.reach));
+    }
+  }
+  return true;
+}
+
+// Writes the gradients over the cells.
+template <class G>
+static bool write_lanes(const G& generator, const Job& job, Lanes& t, const float* scale_p, const float* scale_q,
+                        const float* sum_p, const float* sum_q) {
+  const G g = generator;
+  const float scale = float(job.sides[0].inverse_temperature);
+  const int columns = int(job.num_columns);
+  for (int v = 0; v < columns; ++v) {
+    float *a = t.cells[0] + v * kLanes, *b = t.cells[1] + v * kLanes;
+#pragma omp simd
+    for (int r = 0; r < kLanes; ++r) {
+      const Cells<float> c = cells_of_logits(a[r], b[r], t.max[0][r], t.max[1][r], t.log_sum[0][r], t.log_sum[1][r],
+                                             t.shift_high[r], t.shift_low[r], scale);
+      const Terms<float> f = G::template at<float>(g, c);
+      a[r] = scale_p[r] * (f.dlogp - c.p * sum_p[r]);
+      b[r] = scale_q[r] * (f.dlogq - c.q * sum_q[r]);
+      t.outside[r] |= !(magnitude(c.d) < float(g.reach));
+    }
+  }
+  return true;
+}
+
+static void forward_lanes(const Job& job, int64_t first, int count) {
+  Lanes t;
+  alignas(64) float value[kLanes] = {}, x_p[kLanes] = {}, x_q[kLanes] = {};
+  gather(job, first, count, t);
+  normalize_lanes(job, t);
+  prepare_lanes(job, t);
+  with_generator(job, [&](const auto& g) { return sum_lanes(g, job, t, value, x_p, x_q); });
+  for (int r = 0; r < count; ++r) {
+    if (t.outside[r]) {
+      forward_long_row(job, first + r);
+    } else {
+      const Stats stats[2] = {{t.max_d[0][r], t.log_sum_d[0][r], 0.0}, {t.max_d[1][r], t.log_sum_d[1][r], 0.0}};
+      finish_row(job, first + r, stats, double(value[r]), double(x_p[r]), double(x_q[r]));
+    }
+  }
+}
+
+static void backward_lanes(const Job& job, int64_t first, int count) {
+  Lanes t;
+  alignas(64) float scale[2][kLanes] = {}, sum_x[2][kLanes] = {};
+  bool alone[kLanes] = {};
+  for (int r = 0; r < kLanes; ++r) {
+    const int64_t row = first + (r < count ? r : 0);
+    const double value = job.values[row], upstream = job.upstream[offset_of(job, job.upstream_strides, row)];
+    alone[r] = !(magnitude(value) < kInf) || upstream == 0.0;
+    for (int side = 0; side < 2; ++side) {
+      const Stats& stats = job.stats[2 * row + side];
+      const double s = scale_of(job, side, upstream);
+      t.max_d[side][r] = stats.max;
+      t.log_sum_d[side][r] = stats.log_sum;
+      alone[r] |= !moderate(s) || !(magnitude(stats.sum_x) < double(kSafe));
+      scale[side][r] = alone[r] ? 0.0f : float(s);
+      sum_x[side][r] = alone[r] ? 0.0f : float(stats.sum_x);
+    }
+  }
+  gather(job, first, count, t);
+  prepare_lanes(job, t);
+  with_generator(job, [&](const auto& g) { return write_lanes(g, job, t, scale[0], scale[1], sum_x[0], sum_x[1]); });
+  const int columns = int(job.num_columns);
+  for (int r = 0; r < count; ++r) {
+    if (alone[r] || t.outside[r]) {
+      backward_columns(job, first + r, 0, columns);
+      continue;
+    }
+    for (int side = 0; side < 2; ++side) {
+      if (job.gradients[side] == nullptr) continue;
+      float room[kShort];
+      for (int v = 0; v < columns; ++v) room[v] = t.cells[side][v * kLanes + r];
+      const Dtype dtype = job.sides[side].dtype;
+      store<float>(dtype, static_cast<char*>(job.gradients[side]) + size_of(dtype) * (first + r) * columns, 0, columns, room);
+    }
+  }
+}
+
 // ---------------------------------------------------------------- entry points
 
-static int64_t rows_together(const Job&) { return 1; }
+static int64_t rows_together(const Job& job) { return side_by_side(job) ? kLanes : 1; }
 
 static void forward_rows(const Job& job, int64_t first, int64_t last) {
+  if (side_by_side(job)) {
+    for (int64_t row = first; row < last; row += kLanes) forward_lanes(job, row, int(last - row < kLanes ? last - row : kLanes));
+    return;
+  }
   for (int64_t row = first; row < last; ++row) forward_long_row(job, row);
 }
 
 static void backward_rows(const Job& job, int64_t first, int64_t last) {
+  if (side_by_side(job)) {
+    for (int64_t row = first; row < last; row += kLanes) backward_lanes(job, row, int(last - row < kLanes ? last - row : kLanes));
+    return;
+  }
   for (int64_t row = first; row < last; ++row) backward_columns(job, row, 0, job.num_columns);
 }
 

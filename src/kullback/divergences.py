@@ -36,7 +36,7 @@ def _identity(x: Tensor) -> Tensor:
 
 
 def _sqrt(x: Tensor) -> Tensor:
-    """√x; at 0 and NaN the derivative of x itself is passed on, which is 0 at the minimum and leaves a masked NaN masked."""
+    """√x; at 0 and NaN the derivative of x itself passes: 0 at the minimum, and a masked NaN stays masked."""
     inside = x > 0
     return torch.where(inside, torch.sqrt(torch.where(inside, x, 1.0)), x)
 

@@ -103,6 +103,8 @@ class LogAffinity:
 
     def partials(self, pair: Pair) -> tuple[Partial, Partial]:
         scores = self._scores(pair)
+        # an infinite row is a silent one; 0 keeps its unused shares finite
+        scores = torch.where(scores.amax(-1, keepdim=True).abs() == math.inf, 0.0, scores)
         share = torch.exp(Normalizer.of(scores).log_probs(scores))
         return Partial(self.order * share, 0.0, 0.0), Partial((1.0 - self.order) * share, 0.0, 0.0)
 
@@ -137,15 +139,9 @@ def gradients(
     # silenced before the arithmetic, not after it: 0·inf would come back as NaN, here or in a second derivative
     pair = pair_of(left, right, _silenced(x, silent), _silenced(y, silent))
     to_p, to_q = total.partials(pair)
-
-    def back(reading: Reading, weights: Weights, partial: Partial, data: Tensor) -> Tensor:
-        # and after it: a row of one-hot labels stays infinite, and its log affinity has no derivative
-        grad = torch.where(silent.unsqueeze(-1), 0.0, factor * reading.pull_back(weights, partial))
-        return grad.to(data.dtype)
-
     return (
-        back(left, pair.p, to_p, x) if wanted[0] else None,
-        back(right, pair.q, to_q, y) if wanted[1] else None,
+        (factor * left.pull_back(pair.p, to_p)).to(x.dtype) if wanted[0] else None,
+        (factor * right.pull_back(pair.q, to_q)).to(y.dtype) if wanted[1] else None,
     )
 
 

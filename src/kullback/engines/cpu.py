@@ -57,6 +57,16 @@ def instruction_set() -> str:
     return _cpu.instruction_set()
 
 
+def instruction_sets() -> list[str]:
+    """Every build of the kernels that this processor can run, best first."""
+    return _cpu.instruction_sets() if ABSENT is None else []
+
+
+def use_instruction_set(name: str) -> None:
+    """Run another build of the kernels from now on; for tests and benchmarks."""
+    _cpu.use_instruction_set(name)
+
+
 def rows(total: Sum, left: Reading, right: Reading, x: Tensor, y: Tensor, num_classes: int) -> Tensor:
     """One float64 number per row of x and y, which already share their batch shape; differentiable twice."""
     codes, numbers = _encode(total, left, right)
