@@ -46,7 +46,9 @@ def distill(
     soft_weight: Annotated[float, typer.Option(help="Weight of the teacher in the student of both.")] = _DEFAULTS[
         "soft_weight"
     ],
-    labels: Annotated[int, typer.Option(help="Training rows that keep their label.")] = _DEFAULTS["labels"],
+    labels: Annotated[
+        int | None, typer.Option(help="Training rows that keep their label. Default: ten per class.")
+    ] = _DEFAULTS["labels"],
     epochs: Annotated[int, typer.Option(help="Epochs of each student.")] = _DEFAULTS["epochs"],
     batch_size: Annotated[int, typer.Option(help="Rows in a step.")] = _DEFAULTS["batch_size"],
     hidden: Annotated[int, typer.Option(help="Width of the student's hidden layer.")] = _DEFAULTS["hidden"],

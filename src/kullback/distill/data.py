@@ -125,6 +125,11 @@ def split_rows(table: Table, test_size: float, seed: int) -> Split:
     return Split(train, held_out)
 
 
+def default_labels(table: Table, split: Split) -> int:
+    """Ten per class, but at most half of the training rows, and at least one per class."""
+    return max(table.num_classes, min(10 * table.num_classes, len(split.train) // 2))
+
+
 def choose_labelled(table: Table, split: Split, labels: int, seed: int) -> Ints:
     """The training rows whose label the student may see: stratified, at least one per class. Raises: BadInput."""
     if not table.num_classes <= labels <= len(split.train):

@@ -18,14 +18,14 @@ from kullback import Logits, kl
 from kullback.forms.finite import FiniteForm
 
 from . import measures
-from .data import Ints, Split, Table, choose_labelled, digits, read_table, split_rows
+from .data import Ints, Split, Table, choose_labelled, default_labels, digits, read_table, split_rows
 from .errors import BadInput, extra
 from .measures import Bin, Summary
 from .models import WEIGHTS, Scaling, Student, count_parameters, network
 from .run_folder import check_free, new_folder, write_bytes, write_json
 from .settings import Settings, parse_divergence
 from .teachers import Teacher, prepare
-from .training import KINDS, Curve, HeldOut, Kind, Rows, student_step, train
+from .training import KINDS, Curve, HeldOut, Kind, Rows, steps_per_epoch, student_step, train
 
 MEASURES = ("accuracy", "nll", "ece", "kl", "seconds")
 Progress = Callable[[int, int, str], None]  # units done, units in all, what is being done
@@ -178,7 +178,8 @@ def run(settings: Settings, progress: Progress | None = None) -> Results:
     if settings.data is None and (settings.target is not None or settings.drop):
         raise BadInput("--target and --drop name columns of a file; write kullback distill DATA --target COLUMN")
     split = split_rows(table, settings.test_size, settings.seed)
-    labelled = choose_labelled(table, split, settings.labels, settings.seed)
+    labels = default_labels(table, split) if settings.labels is None else settings.labels
+    labelled = choose_labelled(table, split, labels, settings.seed)
     teach, teacher_units = prepare(settings, table, split)
     started, clock = datetime.now().astimezone(), time.perf_counter()
     widths = (len(table.feature_names), settings.hidden, table.num_classes)
@@ -299,7 +300,7 @@ def _student(
     """Train and measure one student; everything random in it comes from `seed`."""
     assert results.teacher is not None
     table, split, device = results.table, results.split, torch.device(settings.device)
-    chosen = choose_labelled(table, split, settings.labels, seed)
+    chosen = choose_labelled(table, split, len(results.labelled), seed)
     rows = Rows(
         train=x[split.train].to(device),
         teacher=_rows_of(results.teacher.said, split.train, device),
@@ -312,7 +313,7 @@ def _student(
         student_step(kind, rows, settings, parse_divergence(settings.divergence)),
         HeldOut(x[split.held_out].to(device), labels.to(device)),
         epochs=settings.epochs,
-        steps_per_epoch=-(-len(split.train) // settings.batch_size),
+        steps=steps_per_epoch(len(split.train), settings.batch_size),
         learning_rate=settings.learning_rate,
         seed=seed,
         on_epoch=units.one,

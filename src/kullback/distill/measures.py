@@ -23,8 +23,8 @@ class Summary:
     def of(cls, values: list[float]) -> "Summary":
         """mean, s/√n with s² = Σ(x - mean)²/(n - 1).
 
-        >>> Summary.of([1.0, 2.0, 3.0])
-        Summary(mean=2.0, stderr=0.5773502691896258, values=(1.0, 2.0, 3.0))
+        >>> Summary.of([1.0, 3.0])
+        Summary(mean=2.0, stderr=1.0, values=(1.0, 3.0))
         """
         n = len(values)
         mean = math.fsum(values) / n if all(map(math.isfinite, values)) else sum(values) / n

@@ -13,6 +13,7 @@ from .data import Floats
 from .errors import BadInput, extra
 
 WEIGHTS = "student.safetensors"
+FORMAT = "kullback student 1"
 
 
 def network(widths: tuple[int, ...], seed: int) -> nn.Sequential:
@@ -87,14 +88,14 @@ class Student:
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.model.state_dict().items()}
         tensors["scaling.mean"] = torch.from_numpy(self.scaling.mean.copy())
         tensors["scaling.scale"] = torch.from_numpy(self.scaling.scale.copy())
-        metadata = {
-            "format": "kullback student 1",
+        about = {
+            "format": FORMAT,
             "architecture": "linear layers with ReLU between them",
-            "widths": json.dumps(self.widths),
-            "feature_names": json.dumps(self.feature_names),
-            "class_names": json.dumps(self.class_names),
+            "widths": self.widths,
+            "feature_names": self.feature_names,
+            "class_names": self.class_names,
         }
-        data: bytes = save(tensors, metadata)
+        data: bytes = save(tensors, {"kullback": json.dumps(about)})  # one key: several come in no fixed order
         return data
 
 
@@ -110,13 +111,13 @@ def load_student(folder: str | Path) -> Student:
     if not path.is_file():
         raise BadInput(f"{path}: no such file; give a run folder that holds {WEIGHTS}")
     with extra("safetensors").safe_open(path, framework="pt") as file:
-        metadata = file.metadata() or {}
+        about = json.loads((file.metadata() or {}).get("kullback", "{}"))
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (it is no mapping)
-    if metadata.get("format") != "kullback student 1":
+    if about.get("format") != FORMAT:
         raise BadInput(f"{path}: was not written by kullback distill; its metadata names no student")
     scaling = Scaling(tensors.pop("scaling.mean").numpy(), tensors.pop("scaling.scale").numpy())
-    widths = tuple(json.loads(metadata["widths"]))
+    widths = tuple(about["widths"])
     model = network(widths, seed=0)
     model.load_state_dict(tensors)
-    feature_names, class_names = (tuple(json.loads(metadata[key])) for key in ("feature_names", "class_names"))
+    feature_names, class_names = (tuple(about[key]) for key in ("feature_names", "class_names"))
     return Student(model, widths, scaling, feature_names, class_names)

@@ -12,6 +12,7 @@ from .job import Results, kl_rows
 from .training import KINDS, Kind
 
 INK = "#7a828c"
+SMALLEST_BIN = 10  # rows; smaller bins scatter too much to be drawn
 COLOURS: dict[str, str] = {"labels": "#d9822b", "teacher": "#8a63d2", "both": "#2a93d5", "the teacher": "#3a9d6b"}
 NAMES: dict[Kind, str] = {"labels": "labels only", "teacher": "teacher only", "both": "teacher and labels"}
 MARKS: dict[Kind, str] = {"labels": "s", "teacher": "^", "both": "o"}
@@ -27,11 +28,11 @@ def summary_picture(results: Results) -> str:
         values = [v for kind in KINDS for o in results.of(kind) for v in o.curve.accuracy]
         low = max(0.0, float(np.quantile(values, 0.06)) - 0.03)
         axes.set_ylim(low, min(1.005, max(level, max(values)) + 0.015))
-        axes.yaxis.set_major_formatter(extra("matplotlib.ticker").PercentFormatter(1.0, decimals=0))
+        _percent(axes)
         axes.set_ylabel("held-out accuracy")
         many = f"mean and standard deviation over {results.settings.seeds} seeds" if results.settings.seeds > 1 else ""
         axes.set_title(
-            f"{results.table.name}: the same network, {results.settings.labels} labels, same number of steps",
+            f"{results.table.name}: the same network, {len(results.labelled)} labels, same number of steps",
             loc="left",
             fontsize=12.5,
             color=INK,
@@ -73,7 +74,7 @@ def temperature_picture(results: Results) -> str:
         axes.set_xticks([], minor=True)
         axes.set_xlabel("temperature T (log scale)")
         axes.set_ylabel("held-out accuracy")
-        axes.yaxis.set_major_formatter(extra("matplotlib.ticker").PercentFormatter(1.0))
+        _percent(axes)
 
     return _figure(draw, (6.0, 4.0), "temperature")
 
@@ -84,7 +85,7 @@ def reliability_picture(results: Results) -> str:
     def draw(axes: Any) -> None:
         axes.plot([0, 1], [0, 1], color=INK, linewidth=1, linestyle=":", label="calibrated")
         for kind in KINDS:
-            bins = results.reliability(kind)
+            bins = [b for b in results.reliability(kind) if b.count >= SMALLEST_BIN]
             axes.plot(
                 [b.confidence for b in bins],
                 [b.accuracy for b in bins],
@@ -154,7 +155,7 @@ def image_picture(results: Results, position: int) -> str:
     ]
     matplotlib = extra("matplotlib")
     with matplotlib.rc_context(_STYLE | {"svg.hashsalt": f"image{position}"}):
-        figure = extra("matplotlib.figure").Figure(figsize=(6.0, 2.3), layout="constrained")
+        figure = extra("matplotlib.figure").Figure(figsize=(6.0, 2.7), layout="constrained")
         picture, *charts = figure.subplots(1, 4, gridspec_kw={"width_ratios": [1.1, 1, 1, 1]})
         picture.imshow(results.table.features[row].reshape(results.table.image_shape), cmap="gray_r")
         picture.set_title(f"row {row}: a {results.table.class_names[results.table.classes[row]]}", fontsize=10.5)
@@ -193,6 +194,12 @@ def _curves(results: Results, axes: Any, measure: str) -> None:
     axes.set_xlabel("epoch")
     axes.xaxis.set_major_locator(extra("matplotlib.ticker").MaxNLocator(integer=True))
     axes.margins(x=0.02)
+
+
+def _percent(axes: Any) -> None:
+    ticker = extra("matplotlib.ticker")
+    axes.yaxis.set_major_locator(ticker.MaxNLocator(nbins=7, steps=[1, 2, 5, 10]))
+    axes.yaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{100 * value:.3g} %"))
 
 
 _STYLE = {

@@ -48,9 +48,9 @@ def caption(results: Results) -> str:
     )
     return (
         f"Measured on {len(split.held_out)} held-out rows; students: {seeds}. {origin}; a student sees the labels of "
-        f"{settings.labels} of them and, where it says teacher, the teacher's predictions for all {len(split.train)}. "
-        "All students: same network, same initialisation by seed, same number of steps and of rows per step. "
-        f"NLL and KL(teacher‖student) in nats, at temperature 1; ECE with {measures.CALIBRATION_BINS} equal-width bins."
+        f"{len(results.labelled)} of them and, where it says teacher, the teacher's predictions for all "
+        f"{len(split.train)}. All students: same network, same initialisation by seed, same number of steps and of rows per "
+        f"step. NLL and KL(teacher‖student) in nats, at temperature 1; ECE with {measures.CALIBRATION_BINS} equal-width bins."
     )
 
 
@@ -135,7 +135,8 @@ def _charts(results: Results) -> list[tuple[str, str, Any]]:
         ),
         (
             "Reliability",
-            f"{measures.CALIBRATION_BINS} equal-width bins, all seeds together. Bins with few rows scatter.",
+            f"{measures.CALIBRATION_BINS} equal-width bins, all seeds together; bins of fewer than "
+            f"{pictures.SMALLEST_BIN} rows are left out.",
             pictures.reliability_picture,
         ),
         (

@@ -50,9 +50,9 @@ class Settings:
         divergence: D(teacher‖student) that the student minimises, one of `DIVERGENCE_CHOICES`.
         temperature: T > 0, which flattens both sides of the soft term.
         soft_weight: weight of the soft term in the student that learns from both.
-        labels: how many training rows keep their label for the student.
+        labels: how many training rows keep their label for the student; None for ten per class, at most half of them.
         test_size: share of the rows held out.
-        epochs: one epoch is as many steps as it takes to see the training rows once.
+        epochs: one epoch is as many steps as it takes to see the training rows once, and at least 16.
         batch_size: rows in each step.
         learning_rate: the peak, which falls to zero along a cosine.
         hidden, teacher_hidden: width of the student's one hidden layer, and of each of the teacher's two.
@@ -74,7 +74,7 @@ class Settings:
     divergence: str = "kl"
     temperature: float = 2.0
     soft_weight: float = 0.5
-    labels: int = 100
+    labels: int | None = None
     test_size: float = 0.4
     epochs: int = 40
     batch_size: int = 64
@@ -91,8 +91,8 @@ class Settings:
 
     def check(self) -> None:
         """Refuse what cannot run, with the option to change."""
-        counts = ("labels", "epochs", "batch_size", "hidden", "teacher_hidden", "teacher_epochs", "seeds")
-        for name in counts:
+        counts = ("epochs", "batch_size", "hidden", "teacher_hidden", "teacher_epochs", "seeds")
+        for name in counts if self.labels is None else ("labels", *counts):
             if getattr(self, name) < 1:
                 raise BadInput(f"{_option(name)} is {getattr(self, name)}, but it must be at least 1")
         for name in ("seed", "sweep_seeds"):

@@ -18,7 +18,7 @@ from .data import Floats, Split, Table, read_frame
 from .errors import BadInput, extra, near
 from .models import Scaling, count_parameters, network
 from .settings import Settings, needs_mass_everywhere
-from .training import HeldOut, teacher_step, train
+from .training import HeldOut, steps_per_epoch, teacher_step, train
 
 FILE_SUFFIXES = (".csv", ".parquet", ".pq", ".npy")
 SUM_TOLERANCE = 1e-4  # a row that sums to one within it counts as probabilities, and is divided by its sum
@@ -74,7 +74,7 @@ def _train_network(settings: Settings, table: Table, split: Split, on_unit: Call
         teacher_step(x[rows], y[rows], settings.batch_size),
         HeldOut(x[held_out], y[held_out]),
         epochs=settings.teacher_epochs,
-        steps_per_epoch=-(-len(rows) // settings.batch_size),
+        steps=steps_per_epoch(len(rows), settings.batch_size),
         learning_rate=1e-3,
         seed=settings.seed,
         on_epoch=on_unit,

@@ -19,6 +19,7 @@ Kind = Literal["labels", "teacher", "both"]
 KINDS: tuple[Kind, ...] = ("labels", "teacher", "both")
 NO_LABEL = -100
 WEIGHT_DECAY = 1e-4
+FEWEST_STEPS = 16  # in an epoch, or small tables would hardly be trained on
 
 Step = Callable[[nn.Module, torch.Generator], Tensor]
 
@@ -86,6 +87,15 @@ def student_step(kind: Kind, rows: Rows, settings: Settings, divergence: Verb) -
     return step
 
 
+def steps_per_epoch(num_rows: int, batch_size: int) -> int:
+    """As many as see every row once, and at least `FEWEST_STEPS`.
+
+    >>> steps_per_epoch(1078, 64), steps_per_epoch(90, 64)
+    (17, 16)
+    """
+    return max(FEWEST_STEPS, -(-num_rows // batch_size))
+
+
 def teacher_step(features: Tensor, labels: Tensor, batch_size: int) -> Step:
     """One step's cross-entropy on rows that all have their label."""
     loss = Distillation(soft_weight=0.0)
@@ -104,19 +114,22 @@ def train(
     held_out: HeldOut,
     *,
     epochs: int,
-    steps_per_epoch: int,
+    steps: int,
     learning_rate: float,
     seed: int,
     on_epoch: Callable[[], None],
 ) -> Trained:
-    """AdamW with a cosine from `learning_rate` to zero; the last epoch's weights are kept, whatever the curve says."""
+    """Per epoch `steps` steps of AdamW, with a cosine from `learning_rate` to zero.
+
+    The last epoch's weights are kept, whatever the curve says.
+    """
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=WEIGHT_DECAY)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * steps_per_epoch)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * steps)
     curve, seconds = Curve([], []), 0.0
     for _ in range(epochs):
         start = time.perf_counter()
-        for _ in range(steps_per_epoch):
+        for _ in range(steps):
             optimizer.zero_grad()
             step(model, generator).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
