@@ -30,6 +30,7 @@ def on_small_values():
     compare(KL.sums[0], Logits(a.float()), Logits((b + 1000.0).float()), floor=1e-18)
 
 
+NARROW = {"T": kernels.tl.float32, "NORMALIZER": kernels.tl.float32}
 SETTINGS = {
     "p and q exchanged": (lambda: on_edges(KL.sums[0]), {"GENERATOR": generators.reverse_kl}),
     "the edges exchanged": (lambda: on_edges(KL.sums[0]), {"AT_P_ZERO": float("inf"), "AT_Q_ZERO": 1.0}),
