@@ -1,9 +1,9 @@
 """Check the Triton engine on this GPU, then time it beside eager PyTorch, `torch.compile` and Liger.
 
-    python bench/gpu.py                            everything: under 10 minutes on one GPU; writes bench/results/gpu-*.json
-    python bench/gpu.py --markdown                 also print the table for docs/performance-gpu.md
-    python bench/gpu.py --tune                     try other tile sizes at the first shape instead
-    python bench/gpu.py --budget 120               stop starting new rows after that many seconds
+    python bench/gpu.py                everything, under 10 minutes on one GPU; writes bench/results/gpu-*.json
+    python bench/gpu.py --markdown     also print the table for docs/performance-gpu.md
+    python bench/gpu.py --tune         try other tile sizes at the first shape instead
+    python bench/gpu.py --budget 120   stop starting new rows after that many seconds
 
 Correctness comes first: nothing is timed if a value or a gradient is off. Bytes are those of the three-sweep design:
 forward reads both inputs twice, backward reads them once and writes one gradient (to q); the share is those bytes per
@@ -323,8 +323,8 @@ def tune(bandwidth: float) -> None:
 def table(found: list[Timing]) -> str:
     """Markdown, one row per measurement; a dash where there is no number."""
     head = (
-        "divergence", "shape", "dtype", "who", "forward ms", "forward+backward ms", "peak MiB", "share of copy bandwidth",
-        "value error", "gradient error", "note",
+        "divergence", "shape", "dtype", "who", "forward ms", "forward+backward ms", "peak MiB",
+        "share of copy bandwidth", "value error", "gradient error", "note",
     )  # fmt: skip
     lines = ["| " + " | ".join(head) + " |", "| --- " * len(head) + "|"]
     for t in found:

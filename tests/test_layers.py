@@ -36,6 +36,7 @@ HEAVY = (
     "safetensors",
     "scipy",
     "mpmath",
+    "triton",
 )
 
 

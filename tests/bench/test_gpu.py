@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.runtime.interpreter")
 SCRIPT = Path(__file__).parents[2] / "bench" / "gpu.py"
 
 
@@ -70,7 +71,7 @@ def test_peers_that_are_absent_are_rows(gpu):
 
 
 def test_the_check_passes_here_and_catches_a_wrong_formula(gpu, monkeypatch):
-    # without a GPU `use("triton")` falls back to eager unless Triton interprets; what is tested is the comparison itself
+    # here `use("triton")` falls back to eager unless Triton interprets; what is tested is the comparison itself
     monkeypatch.setattr(gpu, "measure", _half_wrong(gpu))
     wrong = []
     p, q = gpu._edges(9, "cpu")

@@ -19,11 +19,11 @@ _forced: str | None = None
 
 @contextmanager
 def use(engine: str) -> Iterator[None]:
-    """Let one engine, "eager", "cpu" or "triton", compute all that it can inside a `with` block; for tests and benchmarks.
+    """Let "eager", "cpu" or "triton" compute all that it can inside a `with` block; for tests and benchmarks.
 
-    It holds for the whole process, and a backward pass stays with the engine of its forward pass. Where that engine cannot
-    serve (another device, a functorch transform) "eager" does, as always. "triton" takes tensors on the CPU too if Triton
-    interprets its kernels (TRITON_INTERPRET=1).
+    It holds for the whole process, and a backward pass stays with the engine of its forward pass. Where that engine
+    cannot serve (another device, a functorch transform) "eager" does, as always. "triton" takes tensors on the CPU too
+    if Triton interprets its kernels (TRITON_INTERPRET=1).
 
     >>> from kullback import engines
     >>> with engines.use("eager"):

@@ -8,12 +8,12 @@ import torch
 
 pytest.importorskip("triton", reason="Triton is not installed: pip install 'kullback[triton]'")
 
-from triton_common import READINGS, SUMS, compare, edge_rows, leaf, scores, with_tile  # noqa: E402
+from triton_common import READINGS, SUMS, compare, edge_rows, leaf, scores, with_tile
 
-from kullback import Labels, Logits, LogProbs, Probs  # noqa: E402
-from kullback.core import reduction  # noqa: E402
-from kullback.divergences import CROSS_ENTROPY, KL, TV, js  # noqa: E402
-from kullback.engines.triton import ops  # noqa: E402
+from kullback import Labels, Logits, LogProbs, Probs
+from kullback.core import reduction
+from kullback.divergences import CROSS_ENTROPY, KL, TV, js
+from kullback.engines.triton import ops
 
 # the interpreter is NumPy, which says aloud what a GPU does in silence: inf - inf in branches that are discarded
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.runtime.interpreter")
@@ -64,7 +64,7 @@ def test_mixed_dtypes(left, right, monkeypatch):
     want = torch.autograd.grad(truth.sum(), (x, y))
     for mine, theirs in zip(got, want, strict=True):
         assert mine.dtype == theirs.dtype
-        # one rounding to the gradient's own dtype, at worst float16's subnormal step; float32 cells unless a side is float64
+        # one rounding to the gradient's own dtype, at worst float16's subnormal step, of float32 or float64 cells
         rtol = max(2 * torch.finfo(mine.dtype).eps, 1e-14 if torch.float64 in (left, right) else 1e-5)
         torch.testing.assert_close(mine, theirs, rtol=rtol, atol=1e-15 if mine.dtype == torch.float64 else 1e-7)
 
@@ -102,7 +102,7 @@ def test_rows_further_apart_than_32_bits():
 @pytest.mark.parametrize("step", [0.3, 1e-2, 2e-5], ids=lambda step: f"kl~{step**2 / 2:.0e}")
 @pytest.mark.parametrize("readings", [(1.0, 1.0), (2.0, 2.0), (3.0, 3.0)], ids=str)
 def test_small_values_keep_their_digits(step, offset, readings, monkeypatch):
-    """The law's 1e-5 at a true value of 1e-9, under a common offset whose own rounding is larger than every log(q/p)."""
+    """The law's 1e-5 at a true value of 1e-9, under a common offset that rounds by more than any log(q/p)."""
     with_tile(monkeypatch, 4, 256)
     a = scores(3, 1000, seed=11)[0]
     b = a + step * scores(3, 1000, seed=13)[0]

@@ -3,8 +3,8 @@
 import math
 
 import torch
-from cases import SMALL, normal
 
+from cases import SMALL, normal
 from kullback import Labels, Logits, LogProbs, Probs
 from kullback.core import reduction
 from kullback.divergences import TABLE
@@ -34,7 +34,7 @@ ROUNDING = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 2**-7, to
 
 
 def edge_rows() -> tuple[torch.Tensor, torch.Tensor]:
-    """Every small case as rows of one (N, 40): a column of -inf on both sides changes nothing, and is an edge itself."""
+    """Every small case as rows of one (N, 40): columns of -inf on both sides change nothing, and are edges too."""
     pairs = [case.make() for case in SMALL]
     pairs = [(a.expand(torch.broadcast_shapes(a.shape, b.shape)), b) for a, b in pairs]
     pairs = [(a, b.expand(a.shape)) for a, b in pairs if a.numel()]
@@ -64,8 +64,8 @@ def with_tile(monkeypatch, rows, columns, span=2):
 def compare(total, p, q, floor=None, upstream=None):
     """Values and gradients of one sum from the engine and from core, or an assertion that says where they part.
 
-    A gradient may be off by `ROUNDING` of its row's largest entry, and by a few units in the last place of the terms whose
-    difference it is: q and p, or x and w Σx with x = ∂f/∂log w, times the upstream gradient.
+    A gradient may be off by `ROUNDING` of its row's largest entry, and by a few units in the last place of the terms
+    whose difference it is: q and p, or x and w Σx with x = ∂f/∂log w, times the upstream gradient.
     """
     x, y = leaf(p.data), leaf(q.data)
     dtype = next((d.dtype for d in (x, y) if d.is_floating_point()), torch.float64)

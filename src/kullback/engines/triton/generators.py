@@ -1,11 +1,11 @@
 """`core.generators`, transcribed: the same names in the same order, where each formula is explained.
 
-A generator takes p, q, d = log(q/p) and log q of cells where both have mass, and its parameter, if it has one; it returns
-its term and the two logarithmic derivatives. Cells are float32 or float64, and the generator computes in that type:
+A generator takes p, q, d = log(q/p) and log q of cells where both have mass, and its parameter, if it has one; it
+returns its term and the two logarithmic derivatives. Cells are float32 or float64, and so is all that is computed:
 
 float64   near = |y| < 1/8, as in core
-float32   near = |y| < 1, because e^y - 1 - y of two rounded exponentials has lost three digits at 1/8; the same nine
-          terms leave a relative remainder below 1e-7 there
+float32   near = |y| < 1, because e^y - 1 - y of two rounded exponentials has lost three digits at 1/8; the same
+          nine terms leave a relative remainder below 1e-7 there
 """
 
 import triton

@@ -1,7 +1,7 @@
 """`core.normalizer`, `core.readings` and `core.reduction`, transcribed: one forward kernel and one backward kernel.
 
 A program owns ROWS rows and walks over their columns, BLOCK at a time. T is the type of a cell: float32 (narrow) or
-float64 (wide). What is narrow is kept as an unevaluated sum hi + lo of two float32 numbers wherever digits would be lost:
+float64 (wide). Narrow quantities are unevaluated sums hi + lo of two float32 numbers wherever digits would be lost:
 scores below the row's maximum, d = log(q/p), running sums. What is per row is float64.
 
 Readings are numbers: 0 Logits, 1 LogProbs, 2 Probs, 3 Labels (one class index a row; no dense row exists anywhere).
@@ -55,7 +55,7 @@ def _scaled(hi, lo, scale_hi, scale_lo, UNIT: tl.constexpr):
 
 @triton.jit
 def _exp(hi, lo):
-    """e^(hi + lo) for hi <= 0. The product with log2 e is kept exact: its rounding would cost |hi| units in the last place."""
+    """e^(hi + lo), hi <= 0. The product with log2 e is exact: rounding it would cost |hi| units in the last place."""
     if hi.dtype == tl.float64:
         return tl.exp(hi + lo)
     else:
@@ -79,7 +79,7 @@ def _add(total, low, term):
 
 @triton.jit
 def _see(m, s, low, x, scale_hi, scale_lo, UNIT: tl.constexpr):
-    """(m, s + low) = (max, Σ exp((x - max)·scale)) of the columns that each lane has seen, with one exponential a cell."""
+    """(m, s + low) = (max, Σ exp((x - max)·scale)) of the columns each lane has seen; one exponential a cell."""
     up = x > m
     gap = tl.where(x == m, 0.0, -tl.abs(x - m))
     gap = tl.where(gap < FAR, FAR, gap)
@@ -166,7 +166,7 @@ def _cells(
     LEFT: tl.constexpr, RIGHT: tl.constexpr, UNIT_P: tl.constexpr, UNIT_Q: tl.constexpr, SAME: tl.constexpr,
     T: tl.constexpr,
 ):  # fmt: skip
-    """p, q, d = log(q/p), 0 on an edge, and log q, 0 without mass, of a block; and where p, and where q, has no mass."""
+    """p, q, d = log(q/p), 0 on an edge, and log q, 0 without mass; and where p, and where q, has no mass."""
     p, p_hi, p_lo, no_p = _weigh(
         x, column, cell_ok, top_p, log_sum_p, constants_p[0], constants_p[1], constants_p[2], constants_p[3],
         constants_p[4], LEFT, UNIT_P, T,
@@ -177,12 +177,12 @@ def _cells(
     )  # fmt: skip
     edge = no_p | no_q
     if SAME:  # two rows of logits at one temperature: d = ((y - x) - shift) · scale, without either maximum
-        scale_hi, scale_lo = _split(constants_p[0], T)
+        scale, _ = _split(constants_p[0], T)
         shift, shift_low = _split((top_q - top_p) + (log_sum_q - log_sum_p) / constants_p[0], T)
         hi, lo = _two_sum(tl.where(edge, 0.0, y), -tl.where(edge, 0.0, x))
         d = (hi - shift) + (lo - shift_low)
         if not UNIT_P:
-            d = d * scale_hi
+            d = d * scale
     else:
         shift, shift_low = _split(log_sum_q - log_sum_p, T)
         hi, lo = _two_sum(q_hi, -p_hi)
@@ -252,16 +252,18 @@ def forward(
     SAME: tl.constexpr, T: tl.constexpr, NORMALIZER: tl.constexpr, KEEP: tl.constexpr,
     ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """The value of every row; and, if KEEP, (max, log Σ exp, Σ ∂f/∂log w) of either side for the backward kernel."""
+    """The value of every row; and, if KEEP, (max, log Σ exp, Σ ∂f/∂log w) of either side for `backward`."""
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
     row_ok = row < N
     x_rows = _rows_of(x_ptr, row, row_ok, x_stride, LEFT)
     y_rows = _rows_of(y_ptr, row, row_ok, y_stride, RIGHT)
     constants_p = (
-        _row_constant(scale_p), _row_constant(on_p), _row_constant(off_p), _row_constant(log_on_p), _row_constant(log_off_p)
+        _row_constant(scale_p), _row_constant(on_p), _row_constant(off_p),
+        _row_constant(log_on_p), _row_constant(log_off_p),
     )  # fmt: skip
     constants_q = (
-        _row_constant(scale_q), _row_constant(on_q), _row_constant(off_q), _row_constant(log_on_q), _row_constant(log_off_q)
+        _row_constant(scale_q), _row_constant(on_q), _row_constant(off_q),
+        _row_constant(log_on_q), _row_constant(log_off_q),
     )  # fmt: skip
 
     zero = tl.zeros((ROWS, 1), tl.float64)
@@ -361,10 +363,12 @@ def backward(
     x_rows = _rows_of(x_ptr, row, row_ok, x_stride, LEFT)
     y_rows = _rows_of(y_ptr, row, row_ok, y_stride, RIGHT)
     constants_p = (
-        _row_constant(scale_p), _row_constant(on_p), _row_constant(off_p), _row_constant(log_on_p), _row_constant(log_off_p)
+        _row_constant(scale_p), _row_constant(on_p), _row_constant(off_p),
+        _row_constant(log_on_p), _row_constant(log_off_p),
     )  # fmt: skip
     constants_q = (
-        _row_constant(scale_q), _row_constant(on_q), _row_constant(off_q), _row_constant(log_on_q), _row_constant(log_off_q)
+        _row_constant(scale_q), _row_constant(on_q), _row_constant(off_q),
+        _row_constant(log_on_q), _row_constant(log_off_q),
     )  # fmt: skip
 
     upstream = tl.load(upstream_ptr + row * upstream_stride, mask=row_ok, other=0.0).to(tl.float64)

@@ -23,8 +23,8 @@ STATS = 6  # per row: (max, log Σ exp, Σ ∂f/∂log w) of p, then of q
 class Tile(NamedTuple):
     """What one program holds at once: rows x columns; `span` blocks of columns for a backward program; its warps.
 
-    Four warps of at most 128 registers leave room for four programs on every NVIDIA multiprocessor from sm_80 on; without
-    the number, the assembler aims at fewer registers still and spills in some kernels (bench/triton_compile.py shows it).
+    Four warps of at most 128 registers leave room for four programs on every NVIDIA multiprocessor from sm_80 on; left
+    to itself, the assembler aims at fewer still and spills in some kernels (bench/triton_compile.py shows it).
     """
 
     rows: int
@@ -41,7 +41,7 @@ class Tile(NamedTuple):
 
 
 def tile(num_columns: int, wide: bool) -> Tile:
-    """8 cells a thread in float32, 2 in float64 (no register spills: docs/performance-gpu.md); short rows share a tile."""
+    """8 cells a thread in float32, 2 in float64: no register spills. Short rows share a tile."""
     cells = 256 if wide else 1024
     columns = min(_power_of_two(num_columns), cells)
     return Tile(cells // columns, columns, 8)
@@ -51,8 +51,8 @@ def check_device(x: Tensor) -> None:
     """Refuse a tensor of the CPU where the kernels are compiled for a GPU."""
     if not x.is_cuda and isinstance(kernels.forward, JITFunction):
         raise RuntimeError(
-            f"kullback's Triton kernels were given a tensor on {x.device}, but they run on GPUs. Move it with .cuda(), or set "
-            "TRITON_INTERPRET=1 before Triton is imported, to interpret them."
+            f"kullback's Triton kernels were given a tensor on {x.device}, but they run on GPUs. Move it with .cuda(), "
+            "or set TRITON_INTERPRET=1 before Triton is imported, to interpret them."
         )
 
 

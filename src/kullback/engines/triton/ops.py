@@ -1,7 +1,7 @@
 """The operators of the Triton engine, as PyTorch sees them: `torch.compile`, export and autograd need no GPU for them.
 
-Forward saves three numbers per row and side, (max, log Σ exp, Σ ∂f/∂log w); backward recomputes the terms and writes each
-requested gradient once. A second derivative goes through the eager definition. Nothing here waits for the device.
+Forward saves three numbers per row and side, (max, log Σ exp, Σ ∂f/∂log w); backward recomputes the terms and writes
+each requested gradient once. A second derivative goes through the eager definition. Nothing here waits for the device.
 """
 
 import os
@@ -24,9 +24,13 @@ BYTES_SAVED_PER_ROW = 8 + 2 * 3 * 8
 OLDEST = (3, 2)
 
 
-@lru_cache(maxsize=1)
 def why_not() -> str | None:
-    """Why Triton cannot be used here, or None. Looks it up without importing it, once per process."""
+    """Why Triton cannot be used here, or None. Looked up without importing it, once per process."""
+    return _look()
+
+
+@lru_cache(maxsize=1)
+def _look() -> str | None:
     if find_spec("triton") is None:
         return "Triton is not installed (pip install 'kullback[triton]')"
     try:
@@ -57,11 +61,11 @@ def rows(total: Sum, left: Reading, right: Reading, x: Tensor, y: Tensor, num_cl
     return values
 
 
-_library = torch.library.Library("kullback", "FRAGMENT")
-_library.define(
+_library = torch.library.Library("kullback", "FRAGMENT")  # type: ignore[no-untyped-call]
+_library.define(  # type: ignore[no-untyped-call]
     "triton_rows(Tensor x, Tensor y, int[] codes, float[] numbers, SymInt num_classes, bool keep) -> (Tensor, Tensor)"
 )
-_library.define(
+_library.define(  # type: ignore[no-untyped-call]
     "triton_row_gradients(Tensor x, Tensor y, Tensor values, Tensor stats, Tensor upstream, int[] codes, "
     "float[] numbers, SymInt num_classes, bool to_x, bool to_y) -> (Tensor, Tensor)"
 )
@@ -112,8 +116,8 @@ def _backward(ctx: Any, upstream: Tensor | None, _: Tensor | None) -> tuple[Tens
 
 # "CPU" is for Triton's interpreter (TRITON_INTERPRET=1), which the tests use; nothing chooses it by itself
 for _device in ("CUDA", "CPU"):
-    _library.impl("triton_rows", _rows, _device)
-    _library.impl("triton_row_gradients", _row_gradients, _device)
+    _library.impl("triton_rows", _rows, _device)  # type: ignore[no-untyped-call]
+    _library.impl("triton_row_gradients", _row_gradients, _device)  # type: ignore[no-untyped-call]
 torch.library.register_fake("kullback::triton_rows", _fake_rows, lib=_library)
 torch.library.register_fake("kullback::triton_row_gradients", _fake_row_gradients, lib=_library)
 torch.library.register_autograd("kullback::triton_rows", _backward, setup_context=_setup_context, lib=_library)
