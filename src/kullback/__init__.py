@@ -1,14 +1,18 @@
 """The Kullback-Leibler divergence and its relatives: to measure with, to train with, to trust."""
 
 from . import estimate
-from ._errors import FormError, KullbackError, NoExactMethod
+from ._errors import FormError, KullbackError, NoExactMethod, ToleranceError
+from .exact.transport import wasserstein
+from .forms.density import Density
 from .forms.empirical import Counts, LogRatios, Samples
 from .forms.finite import Labels, Logits, LogProbs, Probs
+from .forms.points import Points
 from .plan import Plan, explain
 from .verbs import alpha, chi2, cross_entropy, entropy, hellinger, jeffreys, js, kl, renyi, tv
 
 __all__ = [
     "Counts",
+    "Density",
     "FormError",
     "KullbackError",
     "Labels",
@@ -17,8 +21,10 @@ __all__ = [
     "Logits",
     "NoExactMethod",
     "Plan",
+    "Points",
     "Probs",
     "Samples",
+    "ToleranceError",
     "alpha",
     "chi2",
     "cross_entropy",
@@ -31,5 +37,6 @@ __all__ = [
     "kl",
     "renyi",
     "tv",
+    "wasserstein",
 ]
 __version__ = "0.1.0"

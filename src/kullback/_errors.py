@@ -2,7 +2,8 @@
 
     KullbackError
     ├── FormError (also ValueError)      an input does not mean what its form says, or has no form
-    └── NoExactMethod (also TypeError)   this pair has no exact method
+    ├── NoExactMethod (also TypeError)   this pair has no exact method
+    └── ToleranceError (also ArithmeticError)   an integral or a sum could not be resolved to its tolerance
 
 Every message says what was given, what is needed, and what to write instead.
 """
@@ -18,3 +19,7 @@ class FormError(KullbackError, ValueError):
 
 class NoExactMethod(KullbackError, TypeError):
     """No exact method serves this pair."""
+
+
+class ToleranceError(KullbackError, ArithmeticError):
+    """An integral or a sum could not be resolved to its tolerance; no value is better than a wrong one."""

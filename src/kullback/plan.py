@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import exact
 from ._errors import FormError
 from .engines import choice, cpu, eager, triton
 from .forms.finite import FiniteForm, Labels
@@ -48,7 +49,7 @@ class Plan:
         return "\n".join(lines)
 
 
-def explain(p: FiniteForm, q: FiniteForm, /) -> Plan:
+def explain(p: Any, q: Any, /) -> Plan | exact.DensityPlan:
     """Say which exact method serves the pair, what it costs in memory, where gradients go, and what was not taken.
 
     Args: p, q: two forms, in the order in which a verb would take them.
@@ -62,6 +63,8 @@ def explain(p: FiniteForm, q: FiniteForm, /) -> Plan:
     method     exact sum over the V columns, canonical terms, float...
     ...
     """
+    if exact.is_measurable(p) or exact.is_measurable(q):
+        return exact.explain(p, q)
     batch_shape = check_pair("explain", p, q)
     num_rows = batch_shape.numel()
     dtype = torch.float64 if torch.float64 in (p.data.dtype, q.data.dtype) else torch.float32

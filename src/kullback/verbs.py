@@ -1,26 +1,28 @@
 """The verbs: each reads as its formula and gives one number per row.
 
-Every verb takes forms (`Logits`, `LogProbs`, `Probs`, `Labels`), in the order of the formula and positionally only;
-batch shapes broadcast; the result has the broadcast batch shape, float64 if an input is float64 and float32 otherwise.
+Every verb takes forms (`Logits`, `LogProbs`, `Probs`, `Labels`), or `torch.distributions` objects or densities, in the
+order of the formula and positionally only; batch shapes broadcast; the result has the broadcast batch shape, float64 if
+an input is float64 and float32 otherwise.
 Gradients flow to every input that requires them, once and twice. A row whose true value is infinite is +inf and sends
 back a zero gradient (docs/decisions/0002). All raise `FormError` for a bare tensor, different V, batch shapes that do
 not broadcast, or different devices.
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import divergences
+from . import divergences, exact
 from ._errors import FormError
 from .divergences import Divergence
 from .engines import choice
-from .forms.finite import FiniteForm
+from .forms.density import Measured
 from .plan import check_pair
 
 
-def kl(p: FiniteForm, q: FiniteForm, /, *, base: float = math.e) -> Tensor:
+def kl(p: Measured, q: Measured, /, *, base: float = math.e) -> Tensor:
     """Relative entropy KL(p‖q) = Σ_v p_v log(p_v / q_v): what it costs to take q for p.
 
     Args:
@@ -42,7 +44,7 @@ def kl(p: FiniteForm, q: FiniteForm, /, *, base: float = math.e) -> Tensor:
     return measure(divergences.KL, p, q, base=base)
 
 
-def js(p: FiniteForm, q: FiniteForm, /, *, weight: float = 0.5, base: float = math.e) -> Tensor:
+def js(p: Measured, q: Measured, /, *, weight: float = 0.5, base: float = math.e) -> Tensor:
     """Jensen-Shannon divergence w KL(p‖m) + (1-w) KL(q‖m) with the mixture m = w p + (1-w) q.
 
     Args:
@@ -61,7 +63,7 @@ def js(p: FiniteForm, q: FiniteForm, /, *, weight: float = 0.5, base: float = ma
     return measure(divergences.js(_number("js", "weight", weight, 0.0, 1.0)), p, q, base=base)
 
 
-def jeffreys(p: FiniteForm, q: FiniteForm, /, *, base: float = math.e) -> Tensor:
+def jeffreys(p: Measured, q: Measured, /, *, base: float = math.e) -> Tensor:
     """Jeffreys' divergence KL(p‖q) + KL(q‖p) = Σ_v (p_v - q_v) log(p_v / q_v).
 
     Over the bins of a histogram it is the population stability index.
@@ -76,7 +78,7 @@ def jeffreys(p: FiniteForm, q: FiniteForm, /, *, base: float = math.e) -> Tensor
     return measure(divergences.JEFFREYS, p, q, base=base)
 
 
-def alpha(p: FiniteForm, q: FiniteForm, /, order: float) -> Tensor:
+def alpha(p: Measured, q: Measured, /, order: float) -> Tensor:
     """Amari's α-divergence (Σ_v p_v^a q_v^(1-a) - 1) / (a (a-1)).
 
     Args:
@@ -93,7 +95,7 @@ def alpha(p: FiniteForm, q: FiniteForm, /, order: float) -> Tensor:
     return measure(divergences.alpha(_number("alpha", "order", order, -math.inf, math.inf)), p, q)
 
 
-def renyi(p: FiniteForm, q: FiniteForm, /, order: float, *, base: float = math.e) -> Tensor:
+def renyi(p: Measured, q: Measured, /, order: float, *, base: float = math.e) -> Tensor:
     """Rényi divergence of order a, log(Σ_v p_v^a q_v^(1-a)) / (a - 1).
 
     Args:
@@ -110,7 +112,7 @@ def renyi(p: FiniteForm, q: FiniteForm, /, order: float, *, base: float = math.e
     return measure(divergences.renyi(_number("renyi", "order", order, 0.0, math.inf)), p, q, base=base)
 
 
-def tv(p: FiniteForm, q: FiniteForm, /) -> Tensor:
+def tv(p: Measured, q: Measured, /) -> Tensor:
     """Total variation distance ½ Σ_v |p_v - q_v|: the largest difference in the probability of any event.
 
     Args: p, q: forms over the same V.
@@ -123,7 +125,7 @@ def tv(p: FiniteForm, q: FiniteForm, /) -> Tensor:
     return measure(divergences.TV, p, q)
 
 
-def hellinger(p: FiniteForm, q: FiniteForm, /) -> Tensor:
+def hellinger(p: Measured, q: Measured, /) -> Tensor:
     """Hellinger distance √(½ Σ_v (√p_v - √q_v)²).
 
     Args: p, q: forms over the same V.
@@ -136,7 +138,7 @@ def hellinger(p: FiniteForm, q: FiniteForm, /) -> Tensor:
     return measure(divergences.HELLINGER, p, q)
 
 
-def chi2(p: FiniteForm, q: FiniteForm, /) -> Tensor:
+def chi2(p: Measured, q: Measured, /) -> Tensor:
     """Pearson's χ² divergence Σ_v (p_v - q_v)² / q_v.
 
     Args: p, q: forms over the same V.
@@ -149,7 +151,7 @@ def chi2(p: FiniteForm, q: FiniteForm, /) -> Tensor:
     return measure(divergences.CHI2, p, q)
 
 
-def entropy(p: FiniteForm, /, *, base: float = math.e) -> Tensor:
+def entropy(p: Measured, /, *, base: float = math.e) -> Tensor:
     """Shannon entropy H(p) = -Σ_v p_v log p_v: the shortest mean code length, in nats or (base=2) bits.
 
     Args: p: form over V classes.  base: e gives nats, 2 gives bits.
@@ -162,7 +164,7 @@ def entropy(p: FiniteForm, /, *, base: float = math.e) -> Tensor:
     return measure(divergences.CROSS_ENTROPY, p, p, base=base, verb="entropy")
 
 
-def cross_entropy(p: FiniteForm, q: FiniteForm, /, *, base: float = math.e) -> Tensor:
+def cross_entropy(p: Measured, q: Measured, /, *, base: float = math.e) -> Tensor:
     """Cross-entropy H(p, q) = -Σ_v p_v log q_v = H(p) + KL(p‖q): the mean code length when q's code is used for p.
 
     Args: p: the reference.  q: the model; forms over the same V.  base: e gives nats, 2 gives bits.
@@ -175,11 +177,11 @@ def cross_entropy(p: FiniteForm, q: FiniteForm, /, *, base: float = math.e) -> T
     return measure(divergences.CROSS_ENTROPY, p, q, base=base)
 
 
-def measure(
-    divergence: Divergence, p: FiniteForm, q: FiniteForm, /, *, base: float = math.e, verb: str | None = None
-) -> Tensor:
+def measure(divergence: Divergence, p: Any, q: Any, /, *, base: float = math.e, verb: str | None = None) -> Tensor:
     """Any row of the table: the verbs are its named cases."""
     unit = _log_base(base)
+    if exact.is_measurable(p) or exact.is_measurable(q):
+        return exact.measure(divergence, verb or divergence.name.partition("(")[0], p, q) / unit
     batch_shape = check_pair(verb or divergence.name.partition("(")[0], p, q)
     x, y = p.expand(batch_shape), q.expand(batch_shape)
     sums = [choice.rows(total, p.reading, q.reading, x, y, p.num_classes) for total in divergence.sums]

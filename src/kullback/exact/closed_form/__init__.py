@@ -1,0 +1,5 @@
+"""Closed forms, family by family; importing this package fills the registry."""
+
+from . import bounded, counts, gamma, location, multivariate, structure, to_gumbel, to_normal
+
+__all__ = ["bounded", "counts", "gamma", "location", "multivariate", "structure", "to_gumbel", "to_normal"]

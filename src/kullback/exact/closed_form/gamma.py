@@ -1,0 +1,114 @@
+"""Gamma and what is built of it: Exponential, χ², inverse Gamma, Beta, Dirichlet, Wishart, LKJ."""
+
+import torch
+from torch import Tensor
+from torch.distributions import Beta, Dirichlet, Exponential, Gamma, InverseGamma, LKJCholesky
+
+from kullback._errors import FormError
+from kullback.core.generators import excess
+from kullback.exact.registry import closed_form, doubles
+from kullback.exact.shapes import together
+from kullback.exact.special import bregman_phi, log_ratio, rise
+
+
+def gamma(a: Tensor, b: Tensor, log_mean_ratio: Tensor, difference: Tensor | None = None) -> Tensor:
+    """KL of Gamma shape a to shape b, given log(mean of p / mean of q) and, where better known, b - a.
+
+    Shape and mean are orthogonal: KL = B_φ(b, a) + b rise(log(mean_p/mean_q)), both >= 0, where B_φ is the Bregman
+    divergence of log Γ(x) - x log x + x. Nothing cancels, whatever the direction of a small difference.
+    """
+    return bregman_phi(b, a, difference) + b * rise(log_mean_ratio)
+
+
+def _shape_rate(d: Gamma | InverseGamma | Exponential) -> tuple[Tensor, Tensor]:
+    if isinstance(d, Exponential):
+        (rate,) = doubles(d, "rate")
+        return torch.ones_like(rate), rate
+    concentration, rate = doubles(d, "concentration", "rate")
+    return concentration, rate
+
+
+def _gamma(p: Gamma | InverseGamma | Exponential, q: Gamma | InverseGamma | Exponential) -> Tensor:
+    a, r, b, s = together(*_shape_rate(p), *_shape_rate(q))
+    return gamma(a, b, log_ratio(s, r) - log_ratio(b, a))
+
+
+@closed_form(Gamma, Gamma, source="Gil, Alajaji & Linder 2013")
+def gamma_gamma(p: Gamma, q: Gamma) -> Tensor:
+    """log Γ(αq)/Γ(αp) + (αp - αq) ψ(αp) + αq log(βp/βq) + αp (βq - βp)/βp"""
+    return _gamma(p, q)
+
+
+@closed_form(InverseGamma, InverseGamma, source="Gil, Alajaji & Linder 2013, by x → 1/x")
+def inversegamma_inversegamma(p: InverseGamma, q: InverseGamma) -> Tensor:
+    """as Gamma‖Gamma"""
+    return _gamma(p, q)
+
+
+@closed_form(Gamma, Exponential, source="Gil, Alajaji & Linder 2013, αq = 1")
+def gamma_exponential(p: Gamma, q: Exponential) -> Tensor:
+    """as Gamma‖Gamma with αq = 1"""
+    return _gamma(p, q)
+
+
+@closed_form(Exponential, Gamma, source="Gil, Alajaji & Linder 2013, αp = 1")
+def exponential_gamma(p: Exponential, q: Gamma) -> Tensor:
+    """as Gamma‖Gamma with αp = 1"""
+    return _gamma(p, q)
+
+
+@closed_form(Exponential, Exponential, source="Gil, Alajaji & Linder 2013")
+def exponential_exponential(p: Exponential, q: Exponential) -> Tensor:
+    """rise(log(λq/λp)) = λq/λp - 1 - log(λq/λp)"""
+    (r,), (s,) = doubles(p, "rate"), doubles(q, "rate")
+    return rise(log_ratio(s, r))
+
+
+def dirichlet(a: Tensor, b: Tensor) -> Tensor:
+    """KL of Dirichlet(a) to Dirichlet(b), (..., K) → (...).
+
+    Σ_i b_i log((b_i/Σb)/(a_i/Σa)) + Σ_i B_φ(b_i, a_i) - B_φ(Σb, Σa): the x log x part of log Γ groups into a finite
+    relative entropy.
+    """
+    a, b = together(a, b)
+    gap = b - a
+    s, t, total_gap = a.sum(-1, keepdim=True), b.sum(-1, keepdim=True), gap.sum(-1, keepdim=True)
+    y = log_ratio(a, b, -gap) - log_ratio(s, t, -total_gap)
+    grouped = excess(b, a * (t / s), y).sum(-1)
+    return grouped + bregman_phi(b, a, gap).sum(-1) - bregman_phi(t, s, total_gap).squeeze(-1)
+
+
+def beta_parameters(d: Beta) -> Tensor:
+    """(..., 2) in float64."""
+    return torch.stack(together(*doubles(d, "concentration1", "concentration0")), -1)
+
+
+@closed_form(Beta, Beta, source="Gil, Alajaji & Linder 2013")
+def beta_beta(p: Beta, q: Beta) -> Tensor:
+    """log B(q)/B(p) + (ap - aq) ψ(ap) + (bp - bq) ψ(bp) - (ap + bp - aq - bq) ψ(ap + bp)"""
+    return dirichlet(beta_parameters(p), beta_parameters(q))
+
+
+@closed_form(Dirichlet, Dirichlet, source="Penny 2001")
+def dirichlet_dirichlet(p: Dirichlet, q: Dirichlet) -> Tensor:
+    """log B(β)/B(α) + Σ_i (α_i - β_i)(ψ(α_i) - ψ(Σα))"""
+    if p.event_shape != q.event_shape:
+        raise FormError(f"kl: p is over {p.event_shape[-1]} components but q over {q.event_shape[-1]}.")
+    (a,), (b,) = doubles(p, "concentration"), doubles(q, "concentration")
+    return dirichlet(a, b)
+
+
+@closed_form(LKJCholesky, LKJCholesky, source="Lewandowski, Kurowicka & Joe 2009; its diagonal is of Beta variables")
+def lkj_lkj(p: LKJCholesky, q: LKJCholesky) -> Tensor:
+    """Σ_i KL of Beta(ηp + (d-i)/2, (i-1)/2) to Beta(ηq + (d-i)/2, (i-1)/2), i = 2..d"""
+    if p.dim != q.dim:
+        raise FormError(f"kl: p is over {p.dim}×{p.dim} matrices but q over {q.dim}×{q.dim}.")
+    (a,), (b,) = doubles(p, "concentration"), doubles(q, "concentration")
+    a, b = together(a, b)
+    row = torch.arange(2, p.dim + 1, dtype=a.dtype, device=a.device)
+
+    def rows(eta: Tensor) -> Tensor:
+        first = eta.unsqueeze(-1) + (p.dim - row) / 2.0
+        return torch.stack([first, ((row - 1.0) / 2.0).expand_as(first)], -1)
+
+    return dirichlet(rows(a), rows(b)).sum(-1)

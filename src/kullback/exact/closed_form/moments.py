@@ -1,0 +1,172 @@
+"""Means, variances and entropies of the families that are measured against another one. All float64."""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.distributions import (
+    Beta,
+    ContinuousBernoulli,
+    Distribution,
+    Exponential,
+    Gamma,
+    Gumbel,
+    Laplace,
+    LogNormal,
+    Normal,
+    Pareto,
+    StudentT,
+    Uniform,
+)
+
+from kullback.exact.registry import doubles, given_as_probs
+from kullback.exact.shapes import together
+from kullback.exact.special import (
+    EULER,
+    LOG_2PI_E,
+    digamma_minus_log,
+    gamma_entropy_rest,
+    log_sinhc,
+    relative_entropy,
+)
+
+from .gamma import beta_parameters
+
+
+class Moments(NamedTuple):
+    """Mean, variance, differential entropy, and negentropy ½ log(2πe variance) - entropy >= 0.
+
+    Where the variance is infinite it is +inf, the mean likewise; the entropies are always finite.
+    """
+
+    mean: Tensor
+    variance: Tensor
+    entropy: Tensor
+    negentropy: Tensor
+
+
+def logits(d: ContinuousBernoulli) -> Tensor:
+    """The natural parameter η of the density proportional to e^(η x) on [0, 1]."""
+    if given_as_probs(d):
+        (probs,) = doubles(d, "probs")
+        return torch.log(probs) - torch.log1p(-probs)
+    return doubles(d, "logits")[0]
+
+
+def half_mean(eta: Tensor) -> Tensor:
+    """Mean of the continuous Bernoulli minus 1/2: ½ coth(η/2) - 1/η, by its series Σ B_2k η^(2k-1)/(2k)! below 1."""
+    small = eta.abs() < 1.0
+    t = torch.where(small, eta, 0.0)
+    series = torch.zeros_like(t)
+    for c in reversed(_MEAN):
+        series = series * t * t + c
+    u = torch.where(small, 2.0, eta)
+    return torch.where(small, series * t, 0.5 / torch.tanh(u / 2.0) - 1.0 / u)
+
+
+_BERNOULLI = (1 / 6, -1 / 30, 1 / 42, -1 / 30, 5 / 66, -691 / 2730, 7 / 6, -3617 / 510, 43867 / 798, -174611 / 330)
+_MEAN = tuple(b / math.factorial(2 * k + 2) for k, b in enumerate(_BERNOULLI))
+
+
+def mean_slope(eta: Tensor) -> Tensor:
+    """Variance of the continuous Bernoulli: 1/η² - 1/(4 sinh²(η/2))."""
+    small = eta.abs() < 1.0
+    t = torch.where(small, eta, 0.0)
+    series = torch.zeros_like(t)
+    for k in range(len(_MEAN) - 1, -1, -1):
+        series = series * t * t + (2 * k + 1) * _MEAN[k]
+    u = torch.where(small, 2.0, eta.abs())
+    e = torch.exp(-u)
+    return torch.where(small, series, 1.0 / u**2 - e / torch.expm1(-u) ** 2)
+
+
+def moments(d: Distribution) -> Moments:
+    """Of one of the families below."""
+    if isinstance(d, Normal):
+        loc, scale = doubles(d, "loc", "scale")
+        return _of(loc, scale**2, 0.5 * LOG_2PI_E + torch.log(scale), torch.zeros_like(scale))
+    if isinstance(d, Laplace):
+        loc, scale = doubles(d, "loc", "scale")
+        return _shaped(loc, 2.0 * scale**2, 1.0 + math.log(2.0) + torch.log(scale))
+    if isinstance(d, Gumbel):
+        loc, scale = doubles(d, "loc", "scale")
+        return _shaped(loc + EULER * scale, (math.pi * scale) ** 2 / 6.0, 1.0 + EULER + torch.log(scale))
+    if isinstance(d, Uniform):
+        low, high = doubles(d, "low", "high")
+        return _shaped((low + high) / 2.0, (high - low) ** 2 / 12.0, torch.log(high - low))
+    if isinstance(d, Exponential):
+        (rate,) = doubles(d, "rate")
+        return _shaped(1.0 / rate, rate**-2, 1.0 - torch.log(rate))
+    if isinstance(d, Gamma):
+        a, rate = together(*doubles(d, "concentration", "rate"))
+        rest = gamma_entropy_rest(a)
+        return Moments(a / rate, a / rate**2, 0.5 * (LOG_2PI_E + torch.log(a)) - torch.log(rate) + rest, -rest)
+    if isinstance(d, Beta):
+        return _beta(d)
+    if isinstance(d, ContinuousBernoulli):
+        eta = logits(d)
+        return _shaped(0.5 + half_mean(eta), mean_slope(eta), -_to_standard_uniform(eta))
+    if isinstance(d, Pareto):
+        scale, alpha = together(*doubles(d, "scale", "alpha"))
+        mean = _where_above(alpha, 1.0, lambda a: scale * a / (a - 1.0))
+        variance = _where_above(alpha, 2.0, lambda a: scale**2 * a / ((a - 1.0) ** 2 * (a - 2.0)))
+        return _shaped(mean, variance, torch.log(scale) - torch.log(alpha) + 1.0 + 1.0 / alpha)
+    if isinstance(d, LogNormal):
+        loc, scale = doubles(d, "loc", "scale")
+        mean = torch.exp(loc + scale**2 / 2.0)
+        return _shaped(mean, torch.expm1(scale**2) * mean**2, 0.5 * LOG_2PI_E + torch.log(scale) + loc)
+    if isinstance(d, StudentT):
+        df, loc, scale = together(*doubles(d, "df", "loc", "scale"))
+        half = (df + 1.0) / 2.0
+        log_beta = torch.lgamma(df / 2.0) + math.lgamma(0.5) - torch.lgamma(half)
+        entropy = half * (torch.digamma(half) - torch.digamma(df / 2.0)) + 0.5 * torch.log(df) + log_beta
+        variance = _where_above(df, 2.0, lambda v: scale**2 * v / (v - 2.0))
+        return _shaped(loc, variance, entropy + torch.log(scale))
+    raise AssertionError(f"no moments for {type(d).__name__}")
+
+
+def _of(mean: Tensor, variance: Tensor, entropy: Tensor, negentropy: Tensor) -> Moments:
+    return Moments(*together(mean, variance, entropy, negentropy))
+
+
+def _shaped(mean: Tensor, variance: Tensor, entropy: Tensor) -> Moments:
+    finite = torch.isfinite(variance)
+    log_variance = torch.log(torch.where(finite, variance, 1.0))
+    return _of(mean, variance, entropy, 0.5 * (LOG_2PI_E + log_variance) - entropy)
+
+
+def _where_above(x: Tensor, bound: float, f: Callable[[Tensor], Tensor]) -> Tensor:
+    above = x > bound
+    return torch.where(above, f(torch.where(above, x, bound + 1.0)), torch.inf)
+
+
+def _beta(d: Beta) -> Moments:
+    a, b = beta_parameters(d).unbind(-1)
+    s = a + b
+    rest = gamma_entropy_rest(a) + gamma_entropy_rest(b) - gamma_entropy_rest(s)
+    gap = digamma_minus_log(s)
+    variance = a * b / (s * s * (s + 1.0))
+    entropy = 0.5 * (LOG_2PI_E + torch.log(a) + torch.log(b) - 3.0 * torch.log(s)) - gap + rest
+    return Moments(a / s, variance, entropy, gap - 0.5 * torch.log1p(1.0 / s) - rest)
+
+
+def _to_standard_uniform(eta: Tensor) -> Tensor:
+    """KL of the continuous Bernoulli to U(0, 1): η (mean - ½) - log sinhc(η/2)."""
+    return eta * half_mean(eta) - log_sinhc(eta / 2.0)
+
+
+def mean_log(low: Tensor, high: Tensor) -> Tensor:
+    """Mean of log x over [low, high], low >= 0: log low + [(1+u) log(1+u) - u]/u with u = (high - low)/low."""
+    edge = low <= 0
+    base = torch.where(edge, 1.0, low)
+    u = torch.where(edge, 1.0, (high - low) / base)
+    from_zero = torch.log(torch.where(high > 0, high, 1.0)) - 1.0
+    inside = torch.log(base) + _excess_of_one(u) / u
+    return torch.where(edge, from_zero, inside)
+
+
+def _excess_of_one(u: Tensor) -> Tensor:
+    """(1 + u) log(1 + u) - u."""
+    return relative_entropy(1.0 + u, torch.ones_like(u), u)
