@@ -54,5 +54,5 @@ $(VENV)/.demo: $(BIN)/python pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.test: $(BIN)/python pyproject.toml constraints.txt
-	$(BIN)/python -m pip install -q -e '.[distill,test,check,triton]'
+	$(BIN)/python -m pip install -q -e '.[distill,recipes,transport,triton,test,check]'
 	@touch $@
