@@ -12,9 +12,11 @@ def app() -> "typer.Typer":
     import typer
 
     from .distill.command import distill
+    from .recipes.command import register as register_recipes
 
     commands = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
     commands.command()(distill)
+    register_recipes(commands)
 
     @commands.callback()
     def kullback() -> None:
