@@ -91,7 +91,7 @@ def compile_one(
     kernel: str, target: str, total: Sum, left: Reading, right: Reading, dtype: torch.dtype, columns: int = LONG_ROW
 ) -> tuple[Any, launch.Tile]:
     """The kernel as `launch` would ask for it on aligned rows."""
-    setting = launch.settings(total, left, right, dtype, dtype)
+    setting = launch.settings(total, left, right, dtype, dtype, columns)
     size = launch.tile(columns, setting["T"] == triton.language.float64)
     constants: dict[str, Any] = {"ROWS": size.rows, "BLOCK": size.columns}
     if kernel == "forward":

@@ -17,6 +17,10 @@ from . import generators, kernels
 
 _READINGS = (LogitsReading, LogProbsReading, ProbsReading, LabelsReading)
 _LABELS = _READINGS.index(LabelsReading)
+# an error e of log Z counts as e²/2 in a canonical sum, but as e in a distance with a corner at p = q; it averages out
+# over a long row, so that a short one has its normaliser in float64
+SHORT = 512
+_CORNERED = (core.tv, core.squared_hellinger)
 STATS = 6  # per row: (max, log Σ exp, Σ ∂f/∂log w) of p, then of q
 
 
@@ -66,7 +70,7 @@ def forward(
     n = values.numel()
     if n:
         (a, a_stride), (b, b_stride) = _rows_of(x, left, num_columns), _rows_of(y, right, num_columns)
-        setting = settings(total, left, right, x.dtype, y.dtype)
+        setting = settings(total, left, right, x.dtype, y.dtype, num_columns)
         size = tile(num_columns, setting["T"] == tl.float64)
         with _on(x):
             kernels.forward[(_blocks(n, size.rows),)](
@@ -96,7 +100,7 @@ def backward(
     if n and any(wanted):
         (a, a_stride), (b, b_stride) = _rows_of(x, left, num_columns), _rows_of(y, right, num_columns)
         u = upstream.reshape(-1)
-        setting = settings(total, left, right, x.dtype, y.dtype)
+        setting = settings(total, left, right, x.dtype, y.dtype, num_columns)
         size = tile(num_columns, setting["T"] == tl.float64)
         grid = (_blocks(n, size.rows), _blocks(num_columns, size.columns * size.span))
         with _on(x):
@@ -116,7 +120,9 @@ FORWARD = (
 BACKWARD = (*FORWARD[:-1], "PLAIN_P", "PLAIN_Q", "SLOPE_P", "SLOPE_Q", "LOG_Q_SLOPE")
 
 
-def settings(total: Sum, left: Reading, right: Reading, x: torch.dtype, y: torch.dtype) -> dict[str, Any]:
+def settings(
+    total: Sum, left: Reading, right: Reading, x: torch.dtype, y: torch.dtype, num_columns: int
+) -> dict[str, Any]:
     """What is compiled into the kernels: the sum, the readings, the arithmetic."""
     result: dict[str, Any] = {}
     if isinstance(total, LogAffinity):
@@ -145,8 +151,7 @@ def settings(total: Sum, left: Reading, right: Reading, x: torch.dtype, y: torch
         "UNIT_Q": unit_q,
         "SAME": isinstance(left, LogitsReading) and left == right,
         "T": tl.float64 if wide else tl.float32,
-        # total variation has a corner at p = q, where an error of a normaliser counts to first order
-        "NORMALIZER": tl.float64 if wide or total.generator is core.tv else tl.float32,
+        "NORMALIZER": tl.float64 if wide or num_columns <= SHORT or total.generator in _CORNERED else tl.float32,
     }
 
 
