@@ -181,7 +181,8 @@ def measure(divergence: Divergence, p: Any, q: Any, /, *, base: float = math.e, 
     """Any row of the table: the verbs are its named cases."""
     unit = _log_base(base)
     if exact.is_measurable(p) or exact.is_measurable(q):
-        return exact.measure(divergence, verb or divergence.name.partition("(")[0], p, q) / unit
+        value = exact.measure(divergence, verb or divergence.name.partition("(")[0], p, q)
+        return value if unit == 1.0 else value / unit
     batch_shape = check_pair(verb or divergence.name.partition("(")[0], p, q)
     x, y = p.expand(batch_shape), q.expand(batch_shape)
     sums = [choice.rows(total, p.reading, q.reading, x, y, p.num_classes) for total in divergence.sums]
