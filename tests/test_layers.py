@@ -17,9 +17,12 @@ LAYERS = (
     ("forms",),
     ("engines",),
     ("divergences", "plan"),
+    ("exact",),
     ("verbs",),
+    ("estimate",),
     ("losses", "torch_compat"),
-    ("distill", "recommend"),
+    ("distill", "recommend", "compare"),
+    ("recipes",),
     ("cli", "__main__"),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
