@@ -11,11 +11,13 @@ def app() -> "typer.Typer":
     """The command line; made on call, because it needs packages that `import kullback` does not."""
     import typer
 
+    from .compare.command import kl
     from .distill.command import distill
     from .recipes.command import register as register_recipes
 
     commands = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
     commands.command()(distill)
+    commands.command()(kl)
     register_recipes(commands)
 
     @commands.callback()

@@ -18,7 +18,13 @@ from .resample import permutation_test
 
 @dataclass(frozen=True)
 class KLTest:
-    """The outcome of `homogeneity_test`; `critical_value` is on the scale of `value`."""
+    """The outcome of `homogeneity_test`; `critical_value` is on the scale of `value`.
+
+    >>> from kullback import Counts, estimate
+    >>> found = estimate.homogeneity_test(Counts([90, 110]), Counts([110, 90]))
+    >>> found.df, found.value > found.critical_value(0.95), found.value > found.critical_value(0.99)
+    (1, True, False)
+    """
 
     value: float
     """KL of the observed frequencies, in nats."""

@@ -43,6 +43,11 @@ class NearestNeighbours:
 
     Takes: Samples and Samples; Samples and a distribution; a distribution and Samples (as many draws are taken from
     the distribution as there are samples). The interval covers variance, not bias: read `verdict`.
+
+    >>> from kullback import Samples, estimate
+    >>> method = NearestNeighbours(k=1, bias_reduced=False, replicates=0)
+    >>> round(estimate.kl(Samples([1.0, 2.0, 4.0]), Samples([1.5, 3.0]), method=method).value, 6)    # -log 2
+    -0.693147
     """
 
     k: int = 5

@@ -24,6 +24,11 @@ class DirichletPrior:
     """Add α to every category's count: the posterior mean under a symmetric Dirichlet(α) prior.
 
     Named cases: `JEFFREYS` and `KRICHEVSKY_TROFIMOV` (both α = 1/2), `LAPLACE` (α = 1).
+
+    >>> from kullback import Counts, estimate
+    >>> method = PlugIn(prior=DirichletPrior(0.5))
+    >>> round(estimate.kl(Counts([9, 1]), Counts([10, 0]), method=method).value, 4)   # of 9.5:1.5 and 10.5:0.5
+    0.0634
     """
 
     alpha: float
@@ -46,6 +51,11 @@ class MillerMadow:
     """Subtract the bias of order 1/n and 1/m: (K-1)/(2n) + (Σ p̂/q̂ - 1)/(2m), over the K categories that p has seen.
 
     Source: Miller 1955 for the entropy of p; the second term is the same expansion of -Σ p log q̂.
+
+    >>> from kullback import Counts, Probs, estimate
+    >>> method = PlugIn(correction=MillerMadow())
+    >>> round(estimate.kl(Counts([5, 5]), Probs([0.5, 0.5]), method=method).value, 4)   # 0 - (2 - 1)/(2·10)
+    -0.05
     """
 
 
@@ -54,6 +64,11 @@ class Jackknife:
     """Subtract the bias that leaving out one observation shows, of p and of q in turn. Source: Quenouille 1956.
 
     Needs two counts of q wherever p has one: else a left-out observation makes the value infinite.
+
+    >>> from kullback import Counts, Probs, estimate
+    >>> method = PlugIn(correction=Jackknife())
+    >>> round(estimate.kl(Counts([5, 5]), Probs([0.5, 0.5]), method=method).value, 4)
+    -0.0557
     """
 
 
@@ -69,6 +84,13 @@ class PlugIn:
 
     Takes: Counts and Counts, or one of them Probs (V,), which then counts as exact.
     The standard error is the delta method's, down to what is left of it when p = q.
+
+    >>> from kullback import Counts, estimate
+    >>> estimate.kl(Counts([5, 5]), Counts([10, 0]), method=PlugIn()).value
+    inf
+    >>> found = estimate.kl(Counts([5, 5]), Counts([10, 0]), method=PlugIn(unseen="drop"))
+    >>> found.value, found.details["mass_unseen_by_q"]
+    (0.0, 0.5)
     """
 
     prior: DirichletPrior | None = None
@@ -146,6 +168,11 @@ def bootstrap_divergence(
     Args: divergence: such as `divergences.TV`.  p, q: Counts, or Probs (V,) that count as exact.
     Returns: the plug-in value, which is biased upward; details["bootstrap_bias"] says by about how much.
     Source: Efron 1979 (the multinomial bootstrap).
+
+    >>> from kullback import Counts, divergences
+    >>> g = torch.Generator().manual_seed(0)
+    >>> round(bootstrap_divergence(divergences.TV, Counts([50, 50]), Counts([75, 25]), generator=g).value, 2)
+    0.25
     """
     x, y = paired(divergence.name, p, q)
     value = float(measure(divergence, Probs(x / x.sum()), Probs(y / y.sum())))
@@ -205,7 +232,7 @@ def _kl(x: Tensor, y: Tensor) -> float:
 
 
 def _variance(p: Tensor, q: Tensor, n: float, m: float) -> float:
-    """Of the plug-in value: Var_p(log p/q)/n + Var_q(p/q)/m to first order, that of χ²(B-1) c/2 when p = q, c = 1/n + 1/m.
+    """Of the plug-in value: Var_p(log p/q)/n + Var_q(p/q)/m to first order; χ²(B-1) c/2 if p = q, c = 1/n + 1/m.
 
     The first, taken at the frequencies, is (B-1) c² too large when p = q, where it should be 0 and the second,
     (B-1) c²/2, is all there is.

@@ -75,13 +75,23 @@ def subsample_stderr(values: Tensor, fraction: float) -> float:
 
     Subsets without replacement overlap: about the statistic at n their variance is σ²(1/(f n) - 1/n), so that
     σ/√n = spread · √(f / (1 - f)). Source: Politis, Romano & Wolf 1999, section 2.2.
+
+    >>> import torch
+    >>> x, g = torch.randn(1000, generator=torch.Generator().manual_seed(1)), torch.Generator().manual_seed(0)
+    >>> values = subsample(lambda x: x.mean(), x, sizes=(250,), generator=g, replicates=400)
+    >>> bool(abs(subsample_stderr(values, 0.25) * 1000**0.5 / x.std() - 1) < 0.15)
+    True
     """
     return float(values.std()) * math.sqrt(fraction / (1.0 - fraction))
 
 
 @dataclass(frozen=True)
 class PermutationTest:
-    """The outcome of a permutation test."""
+    """The outcome of a permutation test.
+
+    >>> PermutationTest(statistic=1.5, p_value=0.02, permutations=999).p_value
+    0.02
+    """
 
     statistic: float
     p_value: float
@@ -116,7 +126,8 @@ def permutation_test(
         return statistic(pooled[order[:n]], pooled[order[n:]])
 
     values = _values(relabelled() for _ in range(permutations))
-    reach = observed - 1e-12 * abs(observed)  # equal up to rounding counts as equal
+    # equal up to rounding counts as equal
+    reach = observed - 1e-12 * abs(observed) if math.isfinite(observed) else observed
     return PermutationTest(observed, (1 + int((values >= reach).sum())) / (1 + permutations), permutations)
 
 

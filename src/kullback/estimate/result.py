@@ -9,7 +9,13 @@ from kullback._errors import FormError
 
 
 class Interval(NamedTuple):
-    """A confidence interval."""
+    """A confidence interval.
+
+    >>> from kullback.estimate import Estimate
+    >>> low, high = Estimate(0.5, 0.1, 100, bias="none", method="by hand").interval(level=0.9)
+    >>> round(low, 3), round(high, 3)
+    (0.336, 0.664)
+    """
 
     low: float
     high: float

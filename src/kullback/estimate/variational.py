@@ -140,7 +140,15 @@ class _Critic:
 
 @dataclass(frozen=True)
 class DonskerVaradhan(_Critic):
-    """The Donsker-Varadhan lower bound, tight at T = log(p/q) + c."""
+    """The Donsker-Varadhan lower bound, tight at T = log(p/q) + c. Its arguments are those of the network's training.
+
+    >>> from kullback import Samples, estimate
+    >>> g = torch.Generator().manual_seed(0)
+    >>> x, y = torch.randn(1000, generator=g), torch.randn(1000, generator=g) + 1
+    >>> found = estimate.kl(Samples(x), Samples(y), method=DonskerVaradhan(steps=100), generator=g)   # the truth is 0.5
+    >>> 0.2 < found.value < 0.8
+    True
+    """
 
     bias = "lower bound, evaluated on held-out draws"
 
@@ -157,7 +165,15 @@ class DonskerVaradhan(_Critic):
 
 @dataclass(frozen=True)
 class NWJ(_Critic):
-    """The bound of Nguyen, Wainwright & Jordan, tight at T = 1 + log(p/q)."""
+    """The bound of Nguyen, Wainwright & Jordan, tight at T = 1 + log(p/q). Arguments as for `DonskerVaradhan`.
+
+    >>> from kullback import Samples, estimate
+    >>> g = torch.Generator().manual_seed(0)
+    >>> x, y = torch.randn(1000, generator=g), torch.randn(1000, generator=g) + 1
+    >>> found = estimate.kl(Samples(x), Samples(y), method=NWJ(steps=100), generator=g)   # the truth is 0.5
+    >>> 0.2 < found.value < 0.8
+    True
+    """
 
     bias = "lower bound, evaluated on held-out draws"
 
@@ -174,7 +190,15 @@ class NWJ(_Critic):
 
 @dataclass(frozen=True)
 class Classifier(_Critic):
-    """The density ratio of a classifier that tells draws of p from draws of q, in equal batches of both."""
+    """The density ratio of a classifier that tells draws of p from draws of q, in equal batches of both.
+
+    >>> from kullback import Samples, estimate
+    >>> g = torch.Generator().manual_seed(0)
+    >>> x, y = torch.randn(1000, generator=g), torch.randn(1000, generator=g) + 1
+    >>> found = estimate.kl(Samples(x), Samples(y), method=Classifier(steps=100), generator=g)   # the truth is 0.5
+    >>> 0.2 < found.value < 0.8
+    True
+    """
 
     bias = "that of the fitted density ratio, either sign"
 
