@@ -5,7 +5,8 @@ scores - λ KL(history's genres ‖ list's genres) with `recommend.rerank`; besi
 Source: Steck 2018, "Calibrated recommendations", RecSys; Liang et al. 2018 (multinomial likelihood).
 Data: a user is a Python file of the standard library (PSF licence) or of PyTorch (BSD 3-clause), an item a function
 it calls, such as `os.path` or `re.compile`, and its genre is the module. A third of a file's functions are hidden.
-Expect: calibration improves by much before hits fall, since the recommender leans towards what is common everywhere.
+Expect: calibration improves by much at no cost in hits. Scores are probabilities, small beside the KL, so that a
+small λ already decides.
 """
 
 import importlib.util

@@ -1,4 +1,4 @@
-"""PPO on CartPole: what keeps the policy near the one that collected the data, and what happens when nothing does.
+"""PPO on CartPole: what keeps the policy near the one that collected the data, and what if nothing does.
 
 Loss: -E[ratio · advantage] + β KL(old policy ‖ new policy), many epochs on each batch, without ratio clipping; β
 fixed, β adapted by `losses.DoubleHalveKL`, β = 0 with `losses.EarlyStop`, β = 0 alone, and a sampled penalty,
