@@ -170,19 +170,19 @@ static Normalizer normalize_block(const T* x, int n, double scale) {
 #pragma omp simd reduction(max : m)
   for (int i = 0; i < n; ++i) m = x[i] > m ? x[i] : m;
   const T base = m == T(-kInf) ? T(0) : m;
-  T sum = T(0);
+  double sum = 0.0;  // an error here is δ of every term, however few lanes there are to share it
   if (scale == 1.0) {
 #pragma omp simd reduction(+ : sum)
-    for (int i = 0; i < n; ++i) sum += exp_negative(x[i] - base);
+    for (int i = 0; i < n; ++i) sum += double(exp_negative(x[i] - base));
   } else {
     const T high = T(scale), low = T(scale - double(high)), far = T(-kSafe);  // -inf·low would be NaN or +inf
 #pragma omp simd reduction(+ : sum)
     for (int i = 0; i < n; ++i) {
       const T below = x[i] - base, t = below < far ? far : below;
-      sum += exp_negative(t * high + t * low);
+      sum += double(exp_negative(t * high + t * low));
     }
   }
-  return {double(m), double(sum)};
+  return {double(m), sum};
 }
 
 template <class T>
