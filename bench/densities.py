@@ -70,7 +70,9 @@ def main():
         print(f"{row['case']:55s} ours {row['ours_ms']:8.1f} ms   {against}")
     if arguments.json:
         with open(arguments.json, "w") as file:
-            json.dump({"machine": platform.processor() or platform.machine(), "torch": torch.__version__, "rows": rows}, file)
+            json.dump(
+                {"machine": platform.processor() or platform.machine(), "torch": torch.__version__, "rows": rows}, file
+            )
 
 
 if __name__ == "__main__":

@@ -212,7 +212,7 @@ def _quantiles(p: Distribution, q: Distribution, order: float) -> Tensor:
             gap = left.icdf(u) - right.icdf(u)
         except NotImplementedError:
             raise NoExactMethod(
-                f"wasserstein: {name_of(p)} or {name_of(q)} has no quantile function (icdf) in PyTorch. Write Points of "
+                f"wasserstein: {name_of(p)} or {name_of(q)} has no quantile function (icdf). Write Points of "
                 "samples of both."
             ) from None
         value: Tensor = gap.abs() ** order * u * torch.sigmoid(-t)
