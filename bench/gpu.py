@@ -309,7 +309,7 @@ def tune(bandwidth: float) -> None:
                     size = launch.Tile(1, columns, 8, warps, registers)
                     if not 2 <= columns // (32 * warps) <= 16:
                         continue
-                    original, launch.tile = launch.tile, lambda num_columns, wide, size=size: size
+                    original, launch.tile = launch.tile, lambda *_, size=size: size
                     try:
                         found = time_one("kullback triton", ours("kl"), "kl", p, q, truth, bandwidth)
                     finally:
