@@ -49,8 +49,9 @@ def caption(results: Results) -> str:
     return (
         f"Measured on {len(split.held_out)} held-out rows; students: {seeds}. {origin}; a student sees the labels of "
         f"{len(results.labelled)} of them and, where it says teacher, the teacher's predictions for all "
-        f"{len(split.train)}. All students: same network, same initialisation by seed, same number of steps and of rows per "
-        f"step. NLL and KL(teacher‖student) in nats, at temperature 1; ECE with {measures.CALIBRATION_BINS} equal-width bins."
+        f"{len(split.train)}. All students: same network, same initialisation by seed, same number of steps and of "
+        "rows per step. NLL and KL(teacher‖student) in nats, at temperature 1; ECE with "
+        f"{measures.CALIBRATION_BINS} equal-width bins."
     )
 
 
