@@ -179,7 +179,48 @@ def check(device: str, widths: tuple[int, ...] = (1, 2, 3, 33, 1000, 1025, 32_00
             )
     far = torch.randn(70_000, 5, device=device)
     _compare(wrong, "kl, 70000 rows", KL, Logits(far), Logits(far.flip(0)))
+    if device == "cuda":
+        _check_graph(wrong)
+        _check_long_offsets(wrong)
     return wrong
+
+
+def _check_graph(wrong: list[str]) -> None:
+    """Captured once, replayed on other data: nothing in the call waits for the device or looks at values."""
+    p, q = inputs(64, 1000, torch.bfloat16, "cuda")
+    expected = measure(KL, Logits(q), Logits(p))
+    x, y = p.clone(), q.clone()
+    measure(KL, Logits(x), Logits(y))
+    try:
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            captured = measure(KL, Logits(x), Logits(y))
+        x.copy_(q)
+        y.copy_(p)
+        graph.replay()
+        torch.cuda.synchronize()
+    except RuntimeError as error:
+        wrong.append(f"CUDA graph: {str(error).splitlines()[0]}")
+        return
+    if not torch.equal(captured, expected):
+        wrong.append("CUDA graph: a replay gives other values than a call")
+
+
+def _check_long_offsets(wrong: list[str]) -> None:
+    """More than 2^31 cells: the last rows equal the same rows alone, value and gradient."""
+    rows, columns = 17_000, 131_072
+    if torch.cuda.mem_get_info()[0] < 20 << 30:
+        print("skipped: more than 2^31 cells (needs 20 GiB of free memory)", flush=True)
+        return
+    p = torch.randn(rows, columns, device="cuda", dtype=torch.bfloat16)
+    q = torch.randn(rows, columns, device="cuda", dtype=torch.bfloat16).requires_grad_()
+    value = measure(KL, Logits(p), Logits(q))
+    (gradient,) = torch.autograd.grad(value.sum(), q)
+    last = q[-2:].detach().clone().requires_grad_()
+    alone = measure(KL, Logits(p[-2:]), Logits(last))
+    (expected,) = torch.autograd.grad(alone.sum(), last)
+    if not (torch.equal(value[-2:], alone) and torch.equal(gradient[-2:], expected)):
+        wrong.append("more than 2^31 cells: the last rows differ from the same rows alone")
 
 
 def _edges(columns: int, device: str) -> tuple[Tensor, Tensor]:
@@ -309,7 +350,7 @@ def tune(bandwidth: float) -> None:
                     size = launch.Tile(1, columns, 8, warps, registers)
                     if not 2 <= columns // (32 * warps) <= 16:
                         continue
-                    original, launch.tile = launch.tile, lambda num_columns, wide, size=size: size
+                    original, launch.tile = launch.tile, lambda *_, size=size: size
                     try:
                         found = time_one("kullback triton", ours("kl"), "kl", p, q, truth, bandwidth)
                     finally:

@@ -92,7 +92,7 @@ def compile_one(
 ) -> tuple[Any, launch.Tile]:
     """The kernel as `launch` would ask for it on aligned rows."""
     setting = launch.settings(total, left, right, dtype, dtype, columns)
-    size = launch.tile(columns, setting["T"] == triton.language.float64)
+    size = launch.tile(columns, setting, dtype, dtype)
     constants: dict[str, Any] = {"ROWS": size.rows, "BLOCK": size.columns}
     if kernel == "forward":
         constants |= {name: setting[name] for name in launch.FORWARD} | {"KEEP": True}
@@ -158,6 +158,23 @@ def _amd(code: str) -> tuple[int, int]:
     )
 
 
+def table(found: list[Taken]) -> str:
+    """One line per variant; under each target the registers of forward and backward, and the bytes spilled by both."""
+    targets = list(dict.fromkeys(t.target for t in found))
+    head = ["formula", "readings", "dtype", "tile", *targets]
+    lines = ["| " + " | ".join(head) + " |", "| --- " * len(head) + "|"]
+    variants = dict.fromkeys((t.formula, t.readings, t.dtype, f"{t.rows} x {t.columns}") for t in found)
+    for variant in variants:
+        cells = []
+        for target in targets:
+            both = [
+                t for t in found if t.target == target and (t.formula, t.readings, t.dtype) == variant[:3]
+            ]  # forward, backward
+            cells.append(" / ".join(str(t.registers) for t in both) + f", {sum(t.spills for t in both)}")
+        lines.append("| " + " | ".join([*variant, *cells]) + " |")
+    return "\n".join(lines)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
@@ -171,17 +188,7 @@ def main() -> int:
         for kernel in ("forward", "backward")
     ]
     if options.markdown:
-        print(
-            "| target | kernel | formula | readings | dtype | tile | warps | registers | spills |\n"
-            + "| --- " * 9
-            + "|"
-        )
-        for t in found:
-            tile = f"{t.rows} x {t.columns}"
-            print(
-                f"| {t.target} | {t.kernel} | {t.formula} | {t.readings} | {t.dtype} | {tile} | {t.warps} | "
-                f"{t.registers} | {t.spills} |"
-            )
+        print(table(found))
     else:
         print(json.dumps({"triton": triton.__version__, "kernels": [asdict(t) for t in found]}, indent=1))
     return 1 if any(t.spills for t in found) else 0

@@ -60,7 +60,7 @@ def leaf(data):
 def with_tile(monkeypatch, rows, columns, span=2):
     """This tile, and no row short enough for a float64 normaliser: the float32 one is what long rows get."""
     monkeypatch.setattr(launch, "SHORT", 0)
-    monkeypatch.setattr(launch, "tile", lambda num_columns, wide: launch.Tile(rows, columns, span))
+    monkeypatch.setattr(launch, "tile", lambda *_: launch.Tile(rows, columns, span))
 
 
 def compare(total, p, q, floor=None, upstream=None):

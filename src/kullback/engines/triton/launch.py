@@ -44,9 +44,13 @@ class Tile(NamedTuple):
         return warps if torch.version.hip else warps | {"maxnreg": self.registers}
 
 
-def tile(num_columns: int, wide: bool) -> Tile:
-    """8 cells a thread in float32, 2 in float64: no register spills. Short rows share a tile."""
-    cells = 256 if wide else 1024
+def tile(num_columns: int, setting: dict[str, Any], *dtypes: torch.dtype) -> Tile:
+    """Cells a thread: 2 in float64, 8 of logits of 16 bits at one temperature, else 4. Short rows share a tile.
+
+    These are the largest that spill no register; 8 cells of 16 bits are one load of 16 bytes, and so are 4 of float32.
+    """
+    half = all(dtype in (torch.bfloat16, torch.float16) for dtype in dtypes)
+    cells = 256 if setting["T"] == tl.float64 else 1024 if half and setting["SAME"] else 512
     columns = min(_power_of_two(num_columns), cells)
     return Tile(cells // columns, columns, 8)
 
@@ -71,7 +75,7 @@ def forward(
     if n:
         (a, a_stride), (b, b_stride) = _rows_of(x, left, num_columns), _rows_of(y, right, num_columns)
         setting = settings(total, left, right, x.dtype, y.dtype, num_columns)
-        size = tile(num_columns, setting["T"] == tl.float64)
+        size = tile(num_columns, setting, x.dtype, y.dtype)
         with _on(x):
             kernels.forward[(_blocks(n, size.rows),)](
                 a, b, values, stats, n, num_columns, a_stride, b_stride, *scalars(left), *scalars(right),
@@ -101,7 +105,7 @@ def backward(
         (a, a_stride), (b, b_stride) = _rows_of(x, left, num_columns), _rows_of(y, right, num_columns)
         u = upstream.reshape(-1)
         setting = settings(total, left, right, x.dtype, y.dtype, num_columns)
-        size = tile(num_columns, setting["T"] == tl.float64)
+        size = tile(num_columns, setting, x.dtype, y.dtype)
         grid = (_blocks(n, size.rows), _blocks(num_columns, size.columns * size.span))
         with _on(x):
             kernels.backward[grid](
