@@ -108,6 +108,18 @@ def test_known_q_halves_the_noise_of_equal_samples():
     assert estimate.kl(uniform, p, method=PlugIn()).stderr == pytest.approx(math.sqrt(6) / 800, rel=1e-9)
 
 
+def test_standard_error_by_hand():
+    x, y = (40, 60), (150, 50)
+    p, q, n, m = (0.4, 0.6), (0.75, 0.25), 100, 200
+    logs = [math.log(a / b) for a, b in zip(p, q, strict=True)]
+    mean = sum(a * t for a, t in zip(p, logs, strict=True))
+    first = sum(a * (t - mean) ** 2 for a, t in zip(p, logs, strict=True)) / n
+    first += (sum(a * a / b for a, b in zip(p, q, strict=True)) - 1) / m
+    second = 0.5 * (1 / n + 1 / m) ** 2
+    found = estimate.kl(Counts(x), Counts(y), method=PlugIn())
+    assert found.stderr == pytest.approx(math.sqrt(first - second), rel=1e-12)
+
+
 def test_critical_values_of_the_oracles():
     assert estimate.critical_value(1000, 1000, 10) == pytest.approx(0.016919, abs=5e-7)
     assert estimate.critical_value(1000, 1000, 10, curvature=2.0) == pytest.approx(0.033838, abs=5e-7)

@@ -2,7 +2,15 @@ import math
 
 import pytest
 import torch
-from torch.distributions import Categorical, Exponential, MixtureSameFamily, MultivariateNormal, Normal, StudentT
+from torch.distributions import (
+    Categorical,
+    Exponential,
+    Independent,
+    MixtureSameFamily,
+    MultivariateNormal,
+    Normal,
+    StudentT,
+)
 
 from kullback import Counts, FormError, LogRatios, Probs, Samples, estimate
 from kullback.estimate import K1, K2, K3, MixtureBound, MonteCarlo, Regressed
@@ -145,9 +153,10 @@ def test_tails_that_draws_do_not_reach_are_named():
     p, q = Normal(0.0, 1.0), StudentT(3.0)
     found = estimate.kl(p, q, method=MonteCarlo(100_000), generator=seeded())
     assert abs(found.value - 0.06915159848517566) < 4 * found.stderr < 0.01
-    low = estimate.kl(p, q, method=MonteCarlo(100_000, Regressed()), generator=seeded())
-    assert low.value < 0.069 - 4 * low.stderr
-    assert "q has mass that" in low.verdict
+    for term in (K3(), Regressed()):  # at this seed both read too low by more than they admit; not at every seed
+        low = estimate.kl(p, q, method=MonteCarlo(100_000, term), generator=seeded(1))
+        assert low.value < 0.069 - 4 * low.stderr
+        assert "q has mass that" in low.verdict
 
 
 def test_q_with_mass_where_p_has_none_rules_the_control_variate_out():
@@ -190,7 +199,15 @@ def test_bounds_of_single_normals():
     truth = math.log(2) + 2 / 8 - 0.5
     assert estimate.kl(p, q, method=MixtureBound("upper")).value == pytest.approx(truth, rel=1e-6)
     assert estimate.kl(p, q, method=MixtureBound("approximation")).value == pytest.approx(truth, rel=1e-6)
-    assert estimate.kl(p, q, method=MixtureBound("lower")).value < truth
+    # -H(p) - log ∫ p q, the latter the density of N(0, 1 + 4) at the difference of the means
+    entropy = 0.5 * math.log(2 * math.pi * math.e)
+    lower = -entropy + 0.5 * math.log(2 * math.pi * 5) + 1 / 10
+    assert estimate.kl(p, q, method=MixtureBound("lower")).value == pytest.approx(lower, rel=1e-6)
+    joint = MultivariateNormal(torch.zeros(2), torch.eye(2)), MultivariateNormal(torch.ones(2), 4 * torch.eye(2))
+    sides = [Independent(Normal(torch.zeros(2), 1.0), 1), Independent(Normal(torch.ones(2), 2.0), 1)]
+    for pair in (joint, sides):
+        assert estimate.kl(*pair, method=MixtureBound("lower")).value == pytest.approx(2 * lower, rel=1e-5)
+        assert estimate.kl(*pair, method=MixtureBound("upper")).value == pytest.approx(2 * truth, rel=1e-5)
 
 
 @pytest.mark.parametrize(
