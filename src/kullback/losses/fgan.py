@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from kullback._errors import FormError
 
 from .average import average
-from .inputs import emptied, kept, share
+from .inputs import emptied, kept, share, wide
 
 
 @dataclass(frozen=True)
@@ -181,7 +181,7 @@ class DonskerVaradhan(nn.Module):
 
     Args:
         moving_average: None differentiates the batch's own log E_q[e^v]: biased, because the log of a batch mean is not
-            the mean of the log. A rate in (0, 1], 0.01 in MINE's code, divides the gradient by a moving average of
+            the mean of the log. A rate in (0, 1], for example 0.01, divides the gradient by a moving average of
             E_q[e^v] instead; the average is a buffer, saved with the module, and moves in training mode only.
 
     Call as `FGAN`: real, fake, real_mask, fake_mask by name; returns -bound; `bound(...)` the bound. The value shown is
@@ -219,7 +219,7 @@ class DonskerVaradhan(nn.Module):
     ) -> Tensor:
         """The lower bound of KL(p‖q)."""
         keep = kept(fake_mask, fake.shape)
-        gain = _mean_of(_same, real, real_mask)
+        gain, fake = _mean_of(_same, real, real_mask), wide(fake)
         if fake.numel() == 0:
             return gain - 0.0 * fake.sum()
         every = torch.ones_like(fake, dtype=torch.bool) if keep is None else keep
@@ -250,4 +250,4 @@ class DonskerVaradhan(nn.Module):
 
 def _mean_of(function: Callable[[Tensor], Tensor], v: Tensor, mask: Tensor | None) -> Tensor:
     keep = kept(mask, v.shape)
-    return average(function(emptied(v, keep)), mask=keep)
+    return average(function(wide(emptied(v, keep))), mask=keep)

@@ -46,6 +46,11 @@ def emptied(x: Tensor, keep: Tensor | None) -> Tensor:
     return torch.where(keep.reshape(keep.shape + (1,) * (x.dim() - keep.dim())), x, 0.0)
 
 
+def wide(x: Tensor) -> Tensor:
+    """`x` in float32 at least: sums and exponentials are not taken in half precision."""
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+
+
 def kept(mask: Tensor | None, shape: torch.Size) -> Tensor | None:
     """`mask` broadcast to the rows, None if there is none."""
     return None if mask is None else fit_mask(mask, shape)

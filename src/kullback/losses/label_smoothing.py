@@ -40,7 +40,8 @@ class LabelSmoothing(nn.Module):
         FormError: another V than `size`, shapes that do not fit, a label outside [0, V) that is not padding.
 
     Where copies differ: WeNet's is NaN for smoothing = 0, and for no tokens with `normalize_length`; ESPnet's is
-    right at 0. fairseq spreads ε over V-1 as well but returns a cross-entropy; some fill padding columns with 0 first.
+    right at 0. fairseq spreads ε over V-1 as well but returns a cross-entropy; the Annotated
+    Transformer spreads it over V-2, leaving out the padding class too.
 
     Source: Szegedy et al. 2016, section 7; WeNet, `transformer/label_smoothing_loss.py`.
 

@@ -12,7 +12,7 @@ from kullback.forms.finite import _readable, positive_number
 
 from .average import average
 from .gaussian import DiagonalGaussian, Gaussian, gaussian_kl, gaussian_kl_per_dimension
-from .inputs import emptied, kept, not_negative, one_of
+from .inputs import emptied, kept, not_negative, one_of, wide
 
 
 class VAEParts(NamedTuple):
@@ -192,14 +192,14 @@ def reconstruction_nll(
             f"reconstruction_nll: decoded has shape {tuple(decoded.shape)} but target has {tuple(target.shape)}; "
             "nothing is broadcast. Reshape one of them."
         )
-    mean_or_logits, data = emptied(decoded, mask), emptied(target, mask)
+    mean_or_logits, data = wide(emptied(decoded, mask)), wide(emptied(target, mask))
     if likelihood == "bernoulli":
         if validate and _readable(data) and bool(((data < 0) | (data > 1)).any()):
             raise FormError(
                 "reconstruction_nll: a Bernoulli target lies outside [0, 1]. Scale the data, or write "
                 "likelihood='gaussian'."
             )
-        per_entry = F.binary_cross_entropy_with_logits(mean_or_logits, data.to(decoded.dtype), reduction="none")
+        per_entry = F.binary_cross_entropy_with_logits(mean_or_logits, data.to(mean_or_logits.dtype), reduction="none")
     else:
         error = (data - mean_or_logits) / scale
         per_entry = 0.5 * (error * error + math.log(2.0 * math.pi * scale * scale))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from kullback._errors import FormError
 
 from .average import average
-from .inputs import emptied, kept, same_shape
+from .inputs import emptied, kept, same_shape, wide
 
 
 class Family(Protocol):
@@ -79,7 +79,7 @@ class ReverseKL(nn.Module):
             log_q = q.log_prob(z)
         log_target = log_p(z)
         same_shape("ReverseKL", **{"q.log_prob(z)": log_q, "log_p(z)": log_target})
-        return average(log_q - log_target)
+        return average(wide(log_q) - wide(log_target))
 
 
 class ForwardFit(NamedTuple):
@@ -128,6 +128,7 @@ class ForwardKL(nn.Module):
     def parts(self, *, log_q: Tensor, log_weights: Tensor | None = None, mask: Tensor | None = None) -> ForwardFit:
         """The loss with what tells whether to trust it."""
         same_shape("ForwardKL", log_q=log_q, log_weights=log_weights)
+        log_q, log_weights = wide(log_q), None if log_weights is None else wide(log_weights)
         keep = kept(mask, log_q.shape)
         scores = torch.zeros_like(log_q) if log_weights is None else log_weights.detach()
         if keep is not None:
