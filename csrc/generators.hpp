@@ -28,7 +28,7 @@ KULLBACK_INLINE T excess(T w, T m, T y) {
   return magnitude(y) < T(1) ? w * excess_near(y) : m - w - w * y;
 }
 
-// p and q below e^-87 count as e^-87 in single precision: harmless while |d| is not huge
+// p and q below e^-87 are 0 in single precision, while d is not: every term stays >= 0
 constexpr double kReach = 1e5;
 
 // `reach` is the largest |d| at which single precision holds every intermediate; beyond it a block is redone in double.
@@ -93,7 +93,7 @@ template <bool exchanged>
 struct alpha {
   double a, t, reach;
   explicit alpha(double order)
-      : a(exchanged ? 1.0 - order : order), t(1.0 - a), reach(t < 0.0 ? 20.0 / a : t < 1e-6 ? 0.0 : kReach) {}
+      : a(exchanged ? 1.0 - order : order), t(exchanged ? order : 1.0 - order), reach(t < 0.0 ? 20.0 / a : t < 1e-6 ? 0.0 : kReach) {}
   template <class T>
   KULLBACK_INLINE Terms<T> at(const alpha& g, Cells<T> c) {
     if constexpr (exchanged) {
@@ -138,7 +138,8 @@ struct nothing {
   static constexpr double reach = kReach;
   template <class T>
   KULLBACK_INLINE Terms<T> at(const nothing&, Cells<T> c) {
-    return {T(0) * c.p, T(0) * c.p, T(0) * c.q};
+    const T zero = T(0) * c.d;
+    return {zero, zero, zero};
   }
 };
 

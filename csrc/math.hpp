@@ -105,7 +105,7 @@ constexpr float kExcessNarrow[] = {0.5f, 0x1.5554dep-3f, 0x1.55551ap-5f, 0x1.120
 constexpr float kExcessWide[] = {0.5f,           0x1.555556p-3f,  0x1.55557ap-5f,  0x1.11111ep-7f,
                                  0x1.6bff52p-10f, 0x1.a009p-13f,  0x1.a971fcp-16f, 0x1.78a70ep-19f};
 
-// e^x for x <= 0, where most of the time goes; anything below -87 counts as -87.
+// e^x for x <= 0, where most of the time goes; 0 below -87.
 KULLBACK_INLINE float exp_negative(float x) {
   using R = Real<float>;
   constexpr float biased = R::shifter + float(R::bias);  // the low bits of `shifted` are the exponent of 2^k as they are
@@ -118,7 +118,8 @@ KULLBACK_INLINE float exp_negative(float x) {
   const float f = (bounded - k * R::ln2_hi) - k * R::ln2_lo;
 #endif
   const float scale = real_of(bits_of(shifted) << R::mantissa);
-  return (1.0f + f * (1.0f + f * polynomial(kExcessNarrow, f))) * scale;
+  const float near = (1.0f + f * (1.0f + f * polynomial(kExcessNarrow, f))) * scale;
+  return x < -87.0f ? 0.0f : near;
 }
 KULLBACK_INLINE double exp_negative(double x) { return exp(x); }
 

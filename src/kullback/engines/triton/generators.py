@@ -90,15 +90,14 @@ def alpha(p, q, d, log_q, parameter: tl.constexpr):
     elif parameter == 0.0:
         value, dlogp, dlogq = reverse_kl(p, q, d, log_q, parameter)
     elif parameter >= 0.5:
-        value, dlogp, dlogq = _alpha_half_up(parameter, p, q, d)
+        value, dlogp, dlogq = _alpha_half_up(parameter, 1.0 - parameter, p, q, d)
     else:
-        value, dlogq, dlogp = _alpha_half_up(1.0 - parameter, q, p, -d)
+        value, dlogq, dlogp = _alpha_half_up(1.0 - parameter, parameter, q, p, -d)
     return value, dlogp, dlogq
 
 
 @triton.jit
-def _alpha_half_up(a: tl.constexpr, p, q, d):
-    t: tl.constexpr = 1.0 - a
+def _alpha_half_up(a: tl.constexpr, t: tl.constexpr, p, q, d):
     m = tl.where(d < 0.0, p, q) * tl.exp(tl.where(d < 0.0, t * d, -a * d))  # p^a q^(1-a)
     dlogp = -growth(p, m, t * d) / t
     near = excess(p, q, d) - excess(p, m, t * d) / t
@@ -129,7 +128,7 @@ def chi2(p, q, d, log_q, parameter: tl.constexpr):
 
 @triton.jit
 def nothing(p, q, d, log_q, parameter: tl.constexpr):
-    return 0.0 * p, 0.0 * p, 0.0 * q
+    return 0.0 * d, 0.0 * d, 0.0 * d
 
 
 @triton.jit
