@@ -13,6 +13,7 @@ for package in ("gymnasium", "matplotlib", "rich", "sklearn", "statsmodels"):
 
 from typer.testing import CliRunner  # noqa: E402
 
+from kullback.distill import errors  # noqa: E402
 from kullback.recipes import NAMES, _show, command  # noqa: E402
 
 FEW = {
@@ -110,9 +111,9 @@ def test_a_missing_package_says_what_to_install(monkeypatch):
     def absent(name):
         raise ModuleNotFoundError(f"No module named {name!r}", name=name.partition(".")[0])
 
-    monkeypatch.setattr(_show.importlib, "import_module", absent)
+    monkeypatch.setattr(errors.importlib, "import_module", absent)
     with pytest.raises(
-        _show.MissingExtra, match=r"'sklearn' is not installed; write: pip install 'kullback\[recipes\]'"
+        errors.MissingExtra, match=r"'sklearn' is not installed; write: pip install 'kullback\[recipes\]'"
     ):
         _show.extra("sklearn.datasets")
 

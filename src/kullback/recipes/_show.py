@@ -1,6 +1,5 @@
 """What the recipes share: optional packages, seeds, the progress bar, the table of results, the look of pictures."""
 
-import importlib
 import io
 import math
 import re
@@ -14,7 +13,8 @@ from typing import Any
 
 import torch
 
-from kullback._errors import BadInput, MissingExtra
+from kullback._errors import BadInput
+from kullback.distill.errors import extra as optional
 from kullback.distill.run_folder import write_bytes
 
 BLUE, ORANGE, GREEN, GREY, PINK = "#0072b2", "#d55e00", "#009e73", "#666666", "#cc79a7"  # for colour-blind readers too
@@ -123,11 +123,7 @@ def extra(module: str) -> Any:
     >>> extra("json").loads("[1]")
     [1]
     """
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        name = error.name or module
-        raise MissingExtra(f"the package {name!r} is not installed; write: pip install 'kullback[recipes]'") from None
+    return optional(module, of="recipes")
 
 
 def check(seeds: int, steps: int, out: Path | None) -> None:
