@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 export PIP_CONSTRAINT = $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test quick check format docs clean
+.PHONY: demo test quick check format docs sanitize bench clean
 
 demo: $(VENV)/.demo  ## install, then distil a teacher into a small student on real data
 	$(BIN)/kullback distill
@@ -29,6 +29,20 @@ docs: $(VENV)/.test  ## regenerate every figure and table that documents quote
 	$(BIN)/python docs/learn/figures.py
 	$(BIN)/python bench/accuracy.py
 
+sanitize: $(VENV)/.test  ## the extension's tests under AddressSanitizer and UndefinedBehaviorSanitizer
+	rm -rf build/sanitize && $(PYTHON) -m venv build/sanitize/venv
+	$(BIN)/python -c 'import site; print(site.getsitepackages()[0])' > \
+		$$(build/sanitize/venv/bin/python -c 'import site; print(site.getsitepackages()[0])')/tools.pth
+	build/sanitize/venv/bin/python -m pip install -q --no-deps -Ccmake.define.KULLBACK_SANITIZE=ON \
+		-Cbuild-dir=build/sanitize/objects .
+	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
+		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 OMP_NUM_THREADS=2 KULLBACK_SANITIZED=1 \
+		build/sanitize/venv/bin/python -m pytest -q tests/engines -p no:cacheprovider \
+		-m "not slow" -k "not eager and not memory and not fork and not compile and not opcheck and not transforms"
+
+bench: $(VENV)/.test  ## time the engines side by side; writes docs/performance
+	$(BIN)/python bench/engines.py
+
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
@@ -40,5 +54,5 @@ $(VENV)/.demo: $(BIN)/python pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.test: $(BIN)/python pyproject.toml constraints.txt
-	$(BIN)/python -m pip install -q -e '.[distill,recipes,transport,test,check]'
+	$(BIN)/python -m pip install -q -e '.[distill,recipes,transport,triton,test,check]'
 	@touch $@

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from kullback import Logits, LogProbs, Probs
 from kullback.divergences import TABLE, Divergence
-from kullback.engines import eager
 from kullback.forms.finite import FiniteForm
 
 NO = -math.inf
@@ -126,8 +125,8 @@ DATA: dict[str, Callable[[Tensor, torch.dtype], Tensor]] = {"Logits": _logits, "
 
 FORMS: dict[str, Callable[[Tensor], FiniteForm]] = {"Logits": Logits, "LogProbs": LogProbs, "Probs": Probs}
 
-ENGINES: dict[str, Callable[..., Tensor]] = {"eager": eager.rows}
-"""Who computes: name -> rows(total, left, right, x, y, num_classes). Laws, oracles and gradient tests run on each."""
+ENGINES = ("eager", "cpu")
+"""Who computes. Every law, oracle and gradient test runs on each."""
 
 
 def forms(case: Case, names: tuple[str, str] = ("Logits", "Logits"), dtype: torch.dtype = torch.float64):

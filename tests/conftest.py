@@ -12,7 +12,7 @@ sys.path[:0] = [str(TESTS), str(TESTS / "oracles")]  # so that tests can say `fr
 
 from cases import ENGINES  # noqa: E402
 from kullback.divergences import TABLE  # noqa: E402
-from kullback.engines import eager  # noqa: E402
+from kullback.engines import cpu, use  # noqa: E402
 
 settings.register_profile(
     "suite", max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
@@ -24,8 +24,9 @@ torch.set_num_threads(1)
 @pytest.fixture(params=ENGINES, scope="module")
 def engine(request):
     """The tests that ask for it run once on every engine."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(eager, "rows", ENGINES[request.param])
+    if request.param == "cpu" and cpu.ABSENT is not None:
+        pytest.skip(cpu.ABSENT)
+    with use(request.param):
         yield request.param
 
 

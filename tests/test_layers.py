@@ -12,7 +12,7 @@ import kullback
 SOURCE = Path(kullback.__file__).parent
 # lowest first; what stands in one line may import each other
 LAYERS = (
-    ("_errors",),
+    ("_errors", "_cpu"),
     ("core",),
     ("forms",),
     ("engines",),

@@ -17,7 +17,7 @@ from torch import Tensor
 from . import divergences, exact
 from ._errors import FormError
 from .divergences import Divergence
-from .engines import eager
+from .engines import choice
 from .forms.density import Measured
 from .plan import check_pair
 
@@ -185,7 +185,7 @@ def measure(divergence: Divergence, p: Any, q: Any, /, *, base: float = math.e, 
         return value if unit == 1.0 else value / unit
     batch_shape = check_pair(verb or divergence.name.partition("(")[0], p, q)
     x, y = p.expand(batch_shape), q.expand(batch_shape)
-    sums = [eager.rows(total, p.reading, q.reading, x, y, p.num_classes) for total in divergence.sums]
+    sums = [choice.rows(total, p.reading, q.reading, x, y, p.num_classes) for total in divergence.sums]
     return (divergence.finish(*sums) / unit).to(_result_dtype(x, y))
 
 

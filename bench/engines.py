@@ -1,0 +1,317 @@
+"""KL(p‖q) of two rows of logits, side by side: value, and value with the gradient to q; time, memory, accuracy.
+
+    python bench/engines.py [--quick] [--rounds 15]
+
+Every contender runs once a round, in turn, so that whatever else the machine does hits all of them alike; reported are
+medians over rounds and ratios of medians. Each shape runs in a process of its own. Writes docs/performance.md,
+docs/images/performance.svg and docs/performance.json.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+
+from kullback import Logits, engines, kl
+from kullback.engines import cpu
+
+ROOT = Path(__file__).resolve().parent.parent
+SHAPES = [(512, 32_000), (128, 128_256), (2_048, 1_000), (65_536, 10), (1, 262_144)]
+DTYPES = ["float32", "bfloat16"]
+
+
+def pytorch(a, b):
+    return F.kl_div(F.log_softmax(b, -1), F.log_softmax(a, -1), log_target=True, reduction="none").sum(-1)
+
+
+def pytorch_float32(a, b):
+    """What one writes for bfloat16 logits to get a usable number."""
+    return pytorch(a.float(), b.float())
+
+
+def contenders(a, b):
+    """name -> (forward, or None; forward and backward, or None)."""
+    out = torch.empty_like(a)
+    found = {}
+
+    def both(name, function):
+        def forward():
+            with torch.no_grad():
+                return function(a, b.detach())
+
+        def backward():
+            b.grad = None
+            function(a, b).sum().backward()
+
+        found[name] = (forward, backward)
+
+    both("kullback", lambda x, y: kl(Logits(x), Logits(y)))
+
+    def eager(x, y):
+        with engines.use("eager"):
+            return kl(Logits(x), Logits(y))
+
+    both("kullback, eager engine", eager)
+    both("PyTorch eager", pytorch)
+    both("PyTorch compiled", torch.compile(pytorch))
+    if a.dtype == torch.bfloat16:
+        both("PyTorch eager, upcast", pytorch_float32)
+        both("PyTorch compiled, upcast", torch.compile(pytorch_float32))
+    d = b.detach()
+    found["floor: read both"] = (lambda: (a.sum(), d.sum()), None)
+    found["floor: torch.add, fresh"] = (None, lambda: torch.add(a, d))
+    found["floor: torch.add(out=)"] = (None, lambda: torch.add(a, d, out=out))
+    for name, function in peers().items():
+        both(name, function)
+    return found
+
+
+def peers():
+    """Optional: what else computes this on a CPU."""
+    found = {}
+    with contextlib.suppress(ImportError):
+        import jax
+        import jax.numpy as jnp
+        import optax
+
+        @jax.jit
+        def value(x, y):
+            return optax.losses.kl_divergence_with_log_targets(jax.nn.log_softmax(y), jax.nn.log_softmax(x))
+
+        gradient = jax.jit(jax.grad(lambda y, x: value(x, y).sum()))
+
+        class Optax(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx, x, y):
+                ctx.x, ctx.y = jnp.from_dlpack(x), jnp.from_dlpack(y.detach())
+                return torch.from_dlpack(value(ctx.x, ctx.y).block_until_ready())
+
+            @staticmethod
+            def backward(ctx, up):
+                return None, torch.from_dlpack(gradient(ctx.y, ctx.x).block_until_ready())
+
+        found["optax, jit"] = Optax.apply
+    return found
+
+
+def measure(shape, dtype, rounds):
+    torch.manual_seed(0)
+    torch.set_num_threads(2)
+    a = torch.randn(*shape)
+    b = a + 0.1 * torch.randn(*shape)
+    a, b = a.to(dtype), b.to(dtype).requires_grad_()
+    people = contenders(a, b)
+    times = {name: ([], []) for name in people}
+    for round_ in range(rounds + 2):
+        for name, work in people.items():
+            for which, function in enumerate(work):
+                if function is None:
+                    continue
+                start = time.perf_counter()
+                result = function()
+                stop = time.perf_counter()
+                del result
+                if round_ >= 2:
+                    times[name][which].append(1e3 * (stop - start))
+    rows = {}
+    for name, (forward, backward) in times.items():
+        rows[name] = {
+            "forward_ms": statistics.median(forward) if forward else None,
+            "backward_ms": statistics.median(backward) if backward else None,
+        }
+    return rows
+
+
+def accuracy(dtype):
+    """Worst relative error of a row's value, and of the gradient by its norm, at V = 32,000, by true KL."""
+    found = {}
+    for exponent in (-9, -7, -5, -3, -1):
+        g = torch.Generator().manual_seed(1)
+        a = torch.randn(4, 32_000, generator=g)
+        b = a + (2.0 * 10.0**exponent) ** 0.5 * torch.randn(4, 32_000, generator=g)
+        if dtype == torch.bfloat16 and exponent < -5:
+            continue
+        a, b = a.to(dtype), b.to(dtype).requires_grad_()
+        exact = b.detach().double().requires_grad_()
+        with engines.use("eager"):
+            truth = kl(Logits(a.double()), Logits(exact))
+        (gradient,) = torch.autograd.grad(truth.sum(), exact)
+        for name, function in {"kullback": lambda x, y: kl(Logits(x), Logits(y)), "PyTorch eager": pytorch}.items():
+            value = function(a, b)
+            (got,) = torch.autograd.grad(value.sum(), b)
+            found.setdefault(name, {})[f"1e{exponent}"] = {
+                "value": ((value.double() - truth).abs() / truth).max().item(),
+                "gradient": ((got.double() - gradient).norm() / gradient.norm()).item(),
+            }
+    return found
+
+
+MEMORY = """
+import resource, sys, torch
+import torch.nn.functional as F
+from kullback import Logits, kl
+torch.set_num_threads(2)
+name, n, v, dtype = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), getattr(torch, sys.argv[4])
+def run(a, b):
+    if name == "kullback":
+        kl(Logits(a), Logits(b)).sum().backward()
+    else:
+        F.kl_div(F.log_softmax(b, -1), F.log_softmax(a, -1), log_target=True, reduction="none").sum().backward()
+run(torch.ones(2, 64, dtype=dtype), torch.ones(2, 64, dtype=dtype).requires_grad_())
+a, b = torch.randn(n, v).to(dtype), torch.randn(n, v).to(dtype).requires_grad_()
+with open("/proc/self/clear_refs", "w") as f: f.write("5")
+def high():
+    return next(int(l.split()[1]) * 1024 for l in open("/proc/self/status") if l.startswith("VmHWM"))
+before = high()
+run(a, b)
+print(high() - before - b.grad.nbytes)
+"""
+
+
+def memory(shape, dtype):
+    """Peak bytes of forward and backward beyond the inputs and the gradient."""
+    found = {}
+    for name in ("kullback", "PyTorch eager"):
+        command = [sys.executable, "-c", MEMORY, name, *map(str, shape), dtype]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        found[name] = int(done.stdout) if done.returncode == 0 else None
+    return found
+
+
+def machine():
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout
+    return {
+        "processor": model,
+        "cores": os.cpu_count(),
+        "threads": 2,
+        "instruction_set": None if cpu.ABSENT else cpu.instruction_set(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "commit": commit.strip(),
+        "date": time.strftime("%Y-%m-%d"),
+        "load_before": os.getloadavg()[0],
+    }
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--quick", action="store_true", help="three rounds, nothing written")
+    parser.add_argument("--shape", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.shape:
+        n, v, dtype = args.shape.split(",")
+        print(json.dumps(measure((int(n), int(v)), getattr(torch, dtype), args.rounds)))
+        return
+    rounds = 3 if args.quick else args.rounds
+    report = {"machine": machine(), "times": {}, "memory": {}, "accuracy": {}}
+    for shape in SHAPES:
+        for dtype in DTYPES:
+            if dtype != "float32" and shape[0] * shape[1] < 10_000_000:
+                continue
+            key = f"{shape[0]},{shape[1]},{dtype}"
+            print(key, file=sys.stderr, flush=True)
+            command = [sys.executable, __file__, "--shape", key, "--rounds", str(rounds)]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode:
+                print(done.stderr[-2000:], file=sys.stderr)
+                continue
+            report["times"][key] = json.loads(done.stdout.splitlines()[-1])
+            if shape[0] * shape[1] > 10_000_000:
+                report["memory"][key] = memory(shape, dtype)
+    report["accuracy"] = {dtype: accuracy(getattr(torch, dtype)) for dtype in DTYPES}
+    report["machine"]["load_after"] = os.getloadavg()[0]
+    text = markdown(report)
+    print(text)
+    if not args.quick:
+        (ROOT / "docs" / "performance.json").write_text(json.dumps(report, indent=1) + "\n")
+        (ROOT / "docs" / "performance.md").write_text(text)
+        picture(report, ROOT / "docs" / "images" / "performance.svg")
+
+
+def number(x, digits=1):
+    return "" if x is None else f"{x:.{digits}f}" if x >= 1 else f"{x:.2f}"
+
+
+def markdown(report):
+    m = report["machine"]
+    lines = [
+        "# Performance of the CPU engine",
+        "",
+        "![Time per call, relative to kullback](images/performance.svg)",
+        "",
+        f"Measured by `python bench/engines.py` on {m['date']}, commit {m['commit']}: {m['processor']}, "
+        f"{m['threads']} threads on {m['cores']} cores, {m['instruction_set']} kernels, torch {m['torch']}; "
+        f"load average {m['load_before']:.1f} before and {m['load_after']:.1f} after. "
+        "The machine was shared, so ratios say more than milliseconds.",
+        "",
+        "KL(p‖q) of two rows of logits, one number per row; backward goes to q. Medians of interleaved rounds, "
+        "milliseconds. The ratio is time over kullback's: above 1, kullback is faster. "
+        "`PyTorch` is `F.kl_div` over two `log_softmax`; "
+        "`upcast` converts bfloat16 logits to float32 first. The floors do no arithmetic to speak of: "
+        "reading both inputs (`sum` of each), or reading both and writing one (`torch.add`). "
+        "Every row is here, also those that kullback loses.",
+    ]
+    for key, rows in report["times"].items():
+        n, v, dtype = key.split(",")
+        own = rows["kullback"]
+        lines += ["", f"## ({int(n):,}, {int(v):,}) {dtype}", ""]
+        lines += ["| | forward | ratio | forward + backward | ratio |", "| --- | ---: | ---: | ---: | ---: |"]
+        for name, row in rows.items():
+            f, b = row["forward_ms"], row["backward_ms"]
+            rf, rb = (f / own["forward_ms"] if f else None), (b / own["backward_ms"] if b else None)
+            lines.append(f"| {name} | {number(f)} | {number(rf, 2)} | {number(b)} | {number(rb, 2)} |")
+        for name, count in report["memory"].get(key, {}).items():
+            if count is not None:
+                lines += ["", f"Peak memory beyond inputs and gradient, {name}: {max(count, 0) / 2**20:.1f} MiB."]
+    lines += ["", "## Accuracy", ""]
+    lines += ["Worst relative error of a row's value, and error of the gradient relative to its norm, at V = 32,000."]
+    for dtype, contestants in report["accuracy"].items():
+        columns = list(next(iter(contestants.values())))
+        lines += ["", f"| {dtype}, true KL about | " + " | ".join(columns) + " |", "| --- |" + " ---: |" * len(columns)]
+        for name, cells in contestants.items():
+            for what in ("value", "gradient"):
+                lines.append(f"| {name}, {what} | " + " | ".join(f"{cells[c][what]:.0e}" for c in columns) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def picture(report, path):
+    import matplotlib
+
+    matplotlib.use("svg")
+    import matplotlib.pyplot as plt
+
+    plt.rcParams["svg.hashsalt"] = "kullback"
+    shown = ["PyTorch eager", "PyTorch compiled"]
+    keys = list(report["times"])
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), sharey=True)
+    for axis, which, title in zip(axes, ("forward_ms", "backward_ms"), ("forward", "forward + backward"), strict=True):
+        for offset, name in enumerate(shown):
+            ratios = [report["times"][k][name][which] / report["times"][k]["kullback"][which] for k in keys]
+            axis.barh([i + 0.36 * offset for i in range(len(keys))], ratios, height=0.34, label=name)
+        axis.axvline(1.0, color="black", linewidth=1)
+        axis.set_xscale("log")
+        axis.set_title(title)
+        axis.set_xlabel("time / kullback's time")
+    axes[0].set_yticks([i + 0.18 for i in range(len(keys))])
+    axes[0].set_yticklabels(["({}, {}) {}".format(*k.split(",")) for k in keys])
+    axes[0].invert_yaxis()
+    axes[1].legend(frameon=False, loc="lower right")
+    figure.tight_layout()
+    path.parent.mkdir(exist_ok=True)
+    figure.savefig(path, metadata={"Date": None})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,156 @@
+// core/generators.py, transcribed: the same names in the same order. The formulas are explained there.
+#pragma once
+
+#include "math.hpp"
+
+namespace kullback {
+namespace KULLBACK_ISA {
+
+template <class T>
+struct Cells {
+  T p, q, d, log_q;
+};
+
+template <class T>
+struct Terms {
+  T value, dlogp, dlogq;
+};
+
+// w (e^y - 1), given also m = w e^y.
+template <class T>
+KULLBACK_INLINE T growth(T w, T m, T y) {
+  return magnitude(y) < T(1) ? w * (y + excess_near(y)) : m - w;
+}
+
+// w (e^y - 1 - y) >= 0, given also m = w e^y.
+template <class T>
+KULLBACK_INLINE T excess(T w, T m, T y) {
+  return magnitude(y) < T(1) ? w * excess_near(y) : m - w - w * y;
+}
+
+// p and q below e^-87 are 0 in single precision, while d is not: every term stays >= 0
+constexpr double kReach = 1e5;
+
+// `reach` is the largest |d| at which single precision holds every intermediate; beyond it a block is redone in double.
+struct kl {
+  static constexpr double reach = kReach;
+  template <class T>
+  KULLBACK_INLINE Terms<T> at(const kl&, Cells<T> c) {
+    return {excess(c.p, c.q, c.d), -c.p * c.d, growth(c.p, c.q, c.d)};
+  }
+};
+
+struct reverse_kl {
+  static constexpr double reach = kReach;
+  template <class T>
+  KULLBACK_INLINE Terms<T> at(const reverse_kl&, Cells<T> c) {
+    return {excess(c.q, c.p, -c.d), growth(c.q, c.p, -c.d), c.q * c.d};
+  }
+};
+
+struct jeffreys {
+  static constexpr double reach = kReach;
+  template <class T>
+  KULLBACK_INLINE Terms<T> at(const jeffreys&, Cells<T> c) {
+    const T g = growth(c.p, c.q, c.d);
+    return {g * c.d, -c.p * c.d - g, g + c.q * c.d};
+  }
+};
+
+// log(w + u e^y) with w + u = 1.
+template <class T>
+KULLBACK_INLINE T log_mix(T w, T u, T y) {
+  const bool near = magnitude(y) < T(1);
+  const T small = exp_negative(-magnitude(y));
+  const T far = (y > T(0) ? y : T(0)) + log(y < T(0) ? w + u * small : u + w * small);
+  return near ? log1p(u * (y + excess_near(y))) : far;
+}
+
+struct js {
+  double w, u;
+  explicit js(double weight) : w(weight), u(1.0 - weight), reach(w < 1e-6 || u < 1e-6 ? 0.0 : kReach) {}
+  double reach;
+  template <class T>
+  KULLBACK_INLINE Terms<T> at(const js& g, Cells<T> c) {
+    const T w = T(g.w), u = T(g.u);
+    const T m = w * c.p + u * c.q;
+    const T log_m_p = log_mix(w, u, c.d), log_m_q = log_mix(u, w, -c.d);
+    return {w * excess(c.p, m, log_m_p) + u * excess(c.q, m, log_m_q), -w * c.p * log_m_p, -u * c.q * log_m_q};
+  }
+};
+
+template <class T>
+KULLBACK_INLINE Terms<T> alpha_half_up(T a, T t, T p, T q, T d) {
+  const T m = (d < T(0) ? p : q) * exp(d < T(0) ? t * d : -a * d);  // p^a q^(1-a)
+  const T dlogp = -growth(p, m, t * d) / t;
+  const T near = excess(p, q, d) - excess(p, m, t * d) / t;
+  const T far = growth(p, q, d) + dlogp;
+  return {(magnitude(d) < T(1) ? near : far) / a, dlogp, -growth(q, m, -a * d) / a};
+}
+
+// alpha of order a >= 1/2, and below 1/2 by exchanging the two sides; orders 1 and 0 are kl and reverse_kl.
+template <bool exchanged>
+struct alpha {
+  double a, t, reach;
+  explicit alpha(double order)
+      : a(exchanged ? 1.0 - order : order), t(exchanged ? order : 1.0 - order), reach(t < 0.0 ? 20.0 / a : t < 1e-6 ? 0.0 : kReach) {}
+  template <class T>
+  KULLBACK_INLINE Terms<T> at(const alpha& g, Cells<T> c) {
+    if constexpr (exchanged) {
+      const Terms<T> f = alpha_half_up(T(g.a), T(g.t), c.q, c.p, -c.d);
+      return {f.value, f.dlogq, f.dlogp};
+    } else {
+      return alpha_half_up(T(g.a), T(g.t), c.p, c.q, c.d);
+    }
+  }
+};
+
+struct tv {
+  static constexpr double reach = kReach;
+  template <class T>
+  KULLBACK_INLINE Terms<T> at(const tv&, Cells<T> c) {
+    const T g = growth(c.p, c.q, c.d);
+    const T s = g > T(0) ? T(0.5) : g < T(0) ? T(-0.5) : g;  // NaN stays NaN
+    return {magnitude(g) / T(2), -s * c.p, s * c.q};
+  }
+};
+
+struct squared_hellinger {
+  static constexpr double reach = kReach;
+  template <class T>
+  KULLBACK_INLINE Terms<T> at(const squared_hellinger&, Cells<T> c) {
+    const T root_p = root(c.p), root_q = root(c.q);
+    const T r = growth(root_p, root_q, c.d / T(2));
+    return {r * r / T(2), -root_p * r / T(2), root_q * r / T(2)};
+  }
+};
+
+struct chi2 {
+  static constexpr double reach = 20.0;
+  template <class T>
+  KULLBACK_INLINE Terms<T> at(const chi2&, Cells<T> c) {
+    const T g = growth(c.p, c.q, c.d), e = exp(-c.d);
+    return {-g * (magnitude(c.d) < T(1) ? expm1(-c.d) : e - T(1)), T(-2) * g * e, g * (T(1) + e)};
+  }
+};
+
+struct nothing {
+  static constexpr double reach = kReach;
+  template <class T>
+  KULLBACK_INLINE Terms<T> at(const nothing&, Cells<T> c) {
+    const T zero = T(0) * c.d;
+    return {zero, zero, zero};
+  }
+};
+
+struct cross_entropy {
+  static constexpr double reach = kReach;
+  template <class T>
+  KULLBACK_INLINE Terms<T> at(const cross_entropy&, Cells<T> c) {
+    const T term = -c.p * c.log_q;
+    return {term, term, -c.p};
+  }
+};
+
+}  // namespace KULLBACK_ISA
+}  // namespace kullback

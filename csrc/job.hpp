@@ -1,0 +1,97 @@
+// What one call asks for: plain data, shared by every instruction set. No functions live here.
+#pragma once
+
+#include <stdint.h>
+
+namespace kullback {
+
+enum class Dtype : int { float64 = 0, float32 = 1, bfloat16 = 2, float16 = 3 };
+
+// core/readings.py
+enum class Reading : int { logits = 0, log_probs = 1, probs = 2, labels = 3 };
+
+// The order of core/generators.py; log_affinity is core/reduction.py's other sum.
+enum class Formula : int {
+  kl = 0,
+  reverse_kl,
+  jeffreys,
+  js,
+  alpha,
+  tv,
+  squared_hellinger,
+  chi2,
+  nothing,
+  cross_entropy,
+  log_affinity
+};
+
+constexpr int kMaxDims = 16;
+
+// One side of the pair. A row is found by its strides, in elements; labels are one int64 a row.
+struct Side {
+  Reading reading;
+  Dtype dtype;
+  const void* data;
+  int64_t strides[kMaxDims];
+  double inverse_temperature;
+  double on, off, log_on, log_off;
+};
+
+// core/reduction.py: GeneratorSum's constants.
+struct Edges {
+  double at_zero[2];  // f(0, q) / q and f(p, 0) / p
+  double plain[2];
+  double slopes[2];
+  bool log_q_slope;
+};
+
+// What the backward pass needs of one side of one row: (m, log Σ exp(x - m)) and Σ x, x = ∂f/∂log w.
+struct Stats {
+  double max, log_sum, sum_x;
+};
+
+struct Job {
+  Formula formula;
+  double parameter;
+  Edges edges;
+  int dims;
+  int64_t shape[kMaxDims];
+  int64_t num_rows, num_columns;
+  Side sides[2];
+  double* values;    // (rows), float64
+  Stats* stats;      // (rows, 2), or null where no gradient will be asked for
+  const double* upstream;  // (rows); the backward pass only, as is:
+  int64_t upstream_strides[kMaxDims];
+  void* gradients[2];  // (rows, columns) contiguous, of the dtype of their side; null where not wanted
+  bool exact_normalizer;  // the sum is not flat at p = q, so that an error in log Z counts to first order
+};
+
+// A piece of a row's work that merges with its neighbours in the order of columns.
+struct Piece {
+  double max[2], sum[2];          // stage one, of either side; log_affinity's own in [0] of stage two
+  double value, sum_x[2];         // stage two
+};
+
+// One instruction set's kernels. A row is cut into pieces of `kPiece` columns whoever computes it, so that its bits
+// do not depend on the number of threads.
+constexpr int64_t kPiece = 16384;
+
+struct Kernels {
+  const char* name;
+  // whole rows [first, last)
+  void (*forward_rows)(const Job&, int64_t first, int64_t last);
+  void (*backward_rows)(const Job&, int64_t first, int64_t last);
+  // one piece of one row, for rows so few and long that threads share them
+  void (*normalize_piece)(const Job&, int64_t row, int64_t piece, Piece&);
+  void (*merge_normalizers)(const Job&, const Piece*, int64_t pieces, Stats*);
+  void (*sum_piece)(const Job&, int64_t row, int64_t piece, const Stats*, Piece&);
+  void (*merge_sums)(const Job&, int64_t row, const Piece*, int64_t pieces, const Stats*);
+  void (*backward_piece)(const Job&, int64_t row, int64_t piece);
+  // rows that go together when they are short (1: they do not)
+  int64_t (*rows_together)(const Job&);
+  // the elementary functions, for their tests: 0 exp, 1 log, 2 log1p, 3 expm1
+  void (*apply_double)(int which, const double* x, double* out, int64_t n);
+  void (*apply_float)(int which, const float* x, float* out, int64_t n);
+};
+
+}  // namespace kullback

@@ -1,0 +1,17 @@
+// Compiled once per instruction set, with KULLBACK_ISA naming it.
+#include "reduction.hpp"
+
+#define KULLBACK_STRING_(x) #x
+#define KULLBACK_STRING(x) KULLBACK_STRING_(x)
+
+namespace kullback {
+namespace KULLBACK_ISA {
+
+extern const Kernels kernels;
+const Kernels kernels = {
+    KULLBACK_STRING(KULLBACK_ISA), forward_rows, backward_rows,  normalize_piece, merge_normalizers, sum_piece,
+    merge_sums,                    backward_piece, rows_together, apply<double>,   apply<float>,
+};
+
+}  // namespace KULLBACK_ISA
+}  // namespace kullback

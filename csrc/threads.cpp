@@ -1,0 +1,113 @@
+// Who computes which rows. Work is cut by rows and columns alone, never by the number of threads, so that the bits of
+// a result are the same for any number of them.
+#include "threads.hpp"
+
+#include <pthread.h>
+
+#include <algorithm>
+#include <vector>
+
+namespace kullback {
+
+#define KULLBACK_DECLARE(isa)      \
+  namespace isa {                  \
+  extern const Kernels kernels;    \
+  }
+KULLBACK_DECLARE(baseline)
+#ifdef KULLBACK_X86
+KULLBACK_DECLARE(avx2)
+KULLBACK_DECLARE(avx512)
+#endif
+
+namespace {
+
+bool forked = false;  // a child of fork() has none of its parent's OpenMP threads and must not wait for them
+
+constexpr int64_t kCellsWorthAThread = 32768;
+
+int team(int threads, int64_t cells) {
+  if (forked) return 1;
+  return int(std::max<int64_t>(1, std::min<int64_t>(threads, cells / kCellsWorthAThread)));
+}
+
+template <class Work>
+void each(int64_t count, int threads, Work work) {
+#ifdef _OPENMP
+  if (threads > 1) {
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int64_t i = 0; i < count; ++i) work(i);
+    return;
+  }
+#endif
+  for (int64_t i = 0; i < count; ++i) work(i);
+}
+
+// Contiguous shares of the rows, each a multiple of `together` rows long.
+template <class Work>
+void each_share(int64_t rows, int64_t together, int threads, Work work) {
+  const int64_t groups = (rows + together - 1) / together;
+  const int64_t shares = threads == 1 ? 1 : std::min<int64_t>(groups, int64_t(threads) * 4);
+  each(shares, threads, [&](int64_t i) {
+    const int64_t first = groups * i / shares * together, last = std::min(rows, groups * (i + 1) / shares * together);
+    if (first < last) work(first, last);
+  });
+}
+
+bool few_long_rows(const Job& job, int threads) {
+  return threads > 1 && job.num_columns > kPiece && job.num_rows < int64_t(threads) * 8;
+}
+
+}  // namespace
+
+void remember_forks() {
+  pthread_atfork(nullptr, nullptr, [] { forked = true; });
+}
+
+std::vector<const Kernels*> supported_kernels() {
+  std::vector<const Kernels*> found;
+#ifdef KULLBACK_X86
+  __builtin_cpu_init();
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("fma") &&
+      __builtin_cpu_supports("bmi2"))
+    found.push_back(&avx512::kernels);
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2"))
+    found.push_back(&avx2::kernels);
+#endif
+  found.push_back(&baseline::kernels);
+  return found;
+}
+
+void forward(const Kernels& kernels, const Job& job, int threads) {
+  const int members = team(threads, job.num_rows * job.num_columns);
+  if (!few_long_rows(job, members)) {
+    each_share(job.num_rows, kernels.rows_together(job), members,
+               [&](int64_t first, int64_t last) { kernels.forward_rows(job, first, last); });
+    return;
+  }
+  const int64_t pieces = (job.num_columns + kPiece - 1) / kPiece;
+  std::vector<Piece> parts(size_t(job.num_rows * pieces));
+  std::vector<Stats> stats(size_t(job.num_rows * 2));
+  each(job.num_rows * pieces, members,
+       [&](int64_t i) { kernels.normalize_piece(job, i / pieces, i % pieces, parts[size_t(i)]); });
+  for (int64_t row = 0; row < job.num_rows; ++row)
+    kernels.merge_normalizers(job, &parts[size_t(row * pieces)], pieces, &stats[size_t(row * 2)]);
+  each(job.num_rows * pieces, members, [&](int64_t i) {
+    kernels.sum_piece(job, i / pieces, i % pieces, &stats[size_t(i / pieces * 2)], parts[size_t(i)]);
+  });
+  for (int64_t row = 0; row < job.num_rows; ++row)
+    kernels.merge_sums(job, row, &parts[size_t(row * pieces)], pieces, &stats[size_t(row * 2)]);
+}
+
+void backward(const Kernels& kernels, const Job& job, int threads) {
+  const int members = team(threads, job.num_rows * job.num_columns);
+  if (!few_long_rows(job, members)) {
+    each_share(job.num_rows, kernels.rows_together(job), members,
+               [&](int64_t first, int64_t last) { kernels.backward_rows(job, first, last); });
+    return;
+  }
+  const int64_t pieces = (job.num_columns + kPiece - 1) / kPiece;
+  each(job.num_rows * pieces, members, [&](int64_t i) { kernels.backward_piece(job, i / pieces, i % pieces); });
+}
+
+}  // namespace kullback

@@ -1,0 +1,16 @@
+#pragma once
+
+#include <vector>
+
+#include "job.hpp"
+
+namespace kullback {
+
+// Kernels that this processor can run, best first.
+std::vector<const Kernels*> supported_kernels();
+
+void remember_forks();
+void forward(const Kernels&, const Job&, int threads);
+void backward(const Kernels&, const Job&, int threads);
+
+}  // namespace kullback

@@ -1,0 +1,9 @@
+"""The Triton engine: `core`, transcribed to one forward and one backward kernel for GPUs, behind a PyTorch operator.
+
+`ops` is what PyTorch and the other engines see, and needs no Triton; `launch` (the only importer of the kernels) is
+loaded at the first call.
+"""
+
+from .ops import BYTES_SAVED_PER_ROW, interpreted, rows, why_not
+
+__all__ = ["BYTES_SAVED_PER_ROW", "interpreted", "rows", "why_not"]

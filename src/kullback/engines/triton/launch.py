@@ -1,0 +1,207 @@
+"""From tensors to kernels: layouts, tile sizes, and which arithmetic a sum needs. Allocates results, nothing else."""
+
+import math
+from contextlib import nullcontext
+from typing import Any, NamedTuple
+
+import torch
+import triton.language as tl
+from torch import Tensor
+from triton.runtime.jit import JITFunction
+
+from kullback.core import generators as core
+from kullback.core.readings import LabelsReading, LogitsReading, LogProbsReading, ProbsReading, Reading
+from kullback.core.reduction import GeneratorSum, LogAffinity, Sum
+
+from . import generators, kernels
+
+_READINGS = (LogitsReading, LogProbsReading, ProbsReading, LabelsReading)
+_LABELS = _READINGS.index(LabelsReading)
+# an error e of log Z counts as e²/2 in a canonical sum, but as e in a distance with a corner at p = q; it averages out
+# over a long row, so that a short one has its normaliser in float64
+SHORT = 512
+_CORNERED = (core.tv, core.squared_hellinger)
+STATS = 6  # per row: (max, log Σ exp, Σ ∂f/∂log w) of p, then of q
+
+
+class Tile(NamedTuple):
+    """What one program holds at once: rows x columns; `span` blocks of columns for a backward program; its warps.
+
+    Four warps of at most 128 registers leave room for four programs on every NVIDIA multiprocessor from sm_80 on; left
+    to itself, the assembler aims at fewer still and spills in some kernels (bench/triton_compile.py shows it).
+    """
+
+    rows: int
+    columns: int
+    span: int
+    warps: int = 4
+    registers: int = 128
+
+    @property
+    def options(self) -> dict[str, int]:
+        """What the compiler is told."""
+        warps = {"num_warps": self.warps}
+        return warps if torch.version.hip else warps | {"maxnreg": self.registers}
+
+
+def tile(num_columns: int, setting: dict[str, Any], *dtypes: torch.dtype) -> Tile:
+    """Cells a thread: 2 in float64, 8 of logits of 16 bits at one temperature, else 4. Short rows share a tile.
+
+    These are the largest that spill no register; 8 cells of 16 bits are one load of 16 bytes, and so are 4 of float32.
+    """
+    half = all(dtype in (torch.bfloat16, torch.float16) for dtype in dtypes)
+    cells = 256 if setting["T"] == tl.float64 else 1024 if half and setting["SAME"] else 512
+    columns = min(_power_of_two(num_columns), cells)
+    return Tile(cells // columns, columns, 8)
+
+
+def check_device(x: Tensor) -> None:
+    """Refuse a tensor of the CPU where the kernels are compiled for a GPU."""
+    if not x.is_cuda and isinstance(kernels.forward, JITFunction):
+        raise RuntimeError(
+            f"kullback's Triton kernels were given a tensor on {x.device}, but they run on GPUs. Move it with .cuda(), "
+            "or set TRITON_INTERPRET=1 before Triton is imported, to interpret them."
+        )
+
+
+def forward(
+    total: Sum, left: Reading, right: Reading, x: Tensor, y: Tensor, num_columns: int, keep: bool
+) -> tuple[Tensor, Tensor]:
+    """Values (...), float64, and the numbers that backward needs, (..., 6) or none."""
+    batch = x.shape if isinstance(left, LabelsReading) else x.shape[:-1]
+    values = x.new_empty(batch, dtype=torch.float64)
+    stats = x.new_empty((*batch, STATS) if keep else (0,), dtype=torch.float64)
+    n = values.numel()
+    if n:
+        (a, a_stride), (b, b_stride) = _rows_of(x, left, num_columns), _rows_of(y, right, num_columns)
+        setting = settings(total, left, right, x.dtype, y.dtype, num_columns)
+        size = tile(num_columns, setting, x.dtype, y.dtype)
+        with _on(x):
+            kernels.forward[(_blocks(n, size.rows),)](
+                a, b, values, stats, n, num_columns, a_stride, b_stride, *scalars(left), *scalars(right),
+                KEEP=keep, ROWS=size.rows, BLOCK=size.columns, **size.options,
+                **{name: setting[name] for name in FORWARD},
+            )  # fmt: skip
+    return values, stats
+
+
+def backward(
+    total: Sum,
+    left: Reading,
+    right: Reading,
+    x: Tensor,
+    y: Tensor,
+    num_columns: int,
+    values: Tensor,
+    stats: Tensor,
+    upstream: Tensor,
+    wanted: tuple[bool, bool],
+) -> tuple[Tensor, Tensor]:
+    """Gradients to x and to y, contiguous and in their dtypes; an empty tensor for one that is not wanted."""
+    to_x = torch.empty(x.shape if wanted[0] else (0,), dtype=x.dtype, device=x.device)
+    to_y = torch.empty(y.shape if wanted[1] else (0,), dtype=y.dtype, device=y.device)
+    n = values.numel()
+    if n and any(wanted):
+        (a, a_stride), (b, b_stride) = _rows_of(x, left, num_columns), _rows_of(y, right, num_columns)
+        u = upstream.reshape(-1)
+        setting = settings(total, left, right, x.dtype, y.dtype, num_columns)
+        size = tile(num_columns, setting, x.dtype, y.dtype)
+        grid = (_blocks(n, size.rows), _blocks(num_columns, size.columns * size.span))
+        with _on(x):
+            kernels.backward[grid](
+                a, b, values.contiguous(), stats.contiguous(), u, to_x, to_y,
+                n, num_columns, a_stride, b_stride, u.stride(0), *scalars(left), *scalars(right),
+                TO_X=wanted[0], TO_Y=wanted[1], ROWS=size.rows, BLOCK=size.columns, SPAN=size.span,
+                **size.options, **{name: setting[name] for name in BACKWARD},
+            )  # fmt: skip
+    return to_x, to_y
+
+
+FORWARD = (
+    "GENERATOR", "PARAMETER", "AT_P_ZERO", "AT_Q_ZERO", "AFFINITY", "LEFT", "RIGHT", "UNIT_P", "UNIT_Q", "SAME", "T",
+    "NORMALIZER",
+)  # fmt: skip
+BACKWARD = (*FORWARD[:-1], "PLAIN_P", "PLAIN_Q", "SLOPE_P", "SLOPE_Q", "LOG_Q_SLOPE")
+
+
+def settings(
+    total: Sum, left: Reading, right: Reading, x: torch.dtype, y: torch.dtype, num_columns: int
+) -> dict[str, Any]:
+    """What is compiled into the kernels: the sum, the readings, the arithmetic."""
+    result: dict[str, Any] = {}
+    if isinstance(total, LogAffinity):
+        result |= {"AFFINITY": True, "GENERATOR": generators.nothing, "PARAMETER": total.order}
+        total = GeneratorSum(core.nothing, 0.0, 0.0)
+    else:
+        assert isinstance(total, GeneratorSum)
+        name = getattr(total.generator, "__name__", type(total.generator).__name__)
+        result |= {"AFFINITY": False, "GENERATOR": getattr(generators, name), "PARAMETER": _parameter(total)}
+    wide = result["AFFINITY"] or torch.float64 in (x, y) or not _narrow_enough(total)
+    # probabilities may be subnormal, and 1/p or a zero that was none would show in their gradients
+    kinds = {type(left), type(right)}
+    wide |= ProbsReading in kinds or kinds == {LabelsReading}
+    unit_p, unit_q = (not isinstance(side, LogitsReading) or side.temperature == 1.0 for side in (left, right))
+    return result | {
+        "AT_P_ZERO": total.at_p_zero,
+        "AT_Q_ZERO": total.at_q_zero,
+        "PLAIN_P": total.plain[0],
+        "PLAIN_Q": total.plain[1],
+        "SLOPE_P": total.slopes[0],
+        "SLOPE_Q": total.slopes[1],
+        "LOG_Q_SLOPE": total.log_q_slope,
+        "LEFT": _READINGS.index(type(left)),
+        "RIGHT": _READINGS.index(type(right)),
+        "UNIT_P": unit_p,
+        "UNIT_Q": unit_q,
+        "SAME": isinstance(left, LogitsReading) and left == right,
+        "T": tl.float64 if wide else tl.float32,
+        "NORMALIZER": tl.float64 if wide or num_columns <= SHORT or total.generator in _CORNERED else tl.float32,
+    }
+
+
+def _narrow_enough(total: GeneratorSum) -> bool:
+    """Whether float32 holds every intermediate: (p/q)^a, a > 1, leaves its range; weights near 0 or 1 its precision."""
+    generator = total.generator
+    if isinstance(generator, core.alpha):
+        return generator.order in (0.0, 1.0) or 1e-6 < generator.order < 1.0 - 1e-6
+    if isinstance(generator, core.js):
+        return 1e-6 < generator.weight < 1.0 - 1e-6
+    return generator is not core.chi2
+
+
+def _parameter(total: GeneratorSum) -> float:
+    generator = total.generator
+    if isinstance(generator, core.alpha):
+        return generator.order
+    return generator.weight if isinstance(generator, core.js) else 0.0
+
+
+def scalars(reading: Reading) -> tuple[float, float, float, float, float]:
+    """(1 / temperature, weight at the label, weight elsewhere, and their logarithms, 0 where there is no mass)."""
+    if isinstance(reading, LabelsReading):
+        on, off = reading.on_off
+        return 1.0, on, off, math.log(on) if on > 0 else 0.0, math.log(off) if off > 0 else 0.0
+    return 1.0 / reading.temperature if isinstance(reading, LogitsReading) else 1.0, 0.0, 0.0, 0.0, 0.0
+
+
+def _rows_of(data: Tensor, reading: Reading, num_columns: int) -> tuple[Tensor, int]:
+    """The data as one axis of rows, and their stride; copied only where no stride will do."""
+    if isinstance(reading, LabelsReading):
+        flat = data.reshape(-1).to(torch.int64)
+        return flat, flat.stride(0)
+    flat = data.resolve_neg().reshape(-1, num_columns)
+    if num_columns > 1 and flat.stride(1) != 1:
+        flat = flat.contiguous()
+    return flat, flat.stride(0)
+
+
+def _on(x: Tensor) -> Any:
+    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
+
+
+def _blocks(n: int, size: int) -> int:
+    return -(-n // size)
+
+
+def _power_of_two(n: int) -> int:
+    return 1 << max(n - 1, 0).bit_length()

@@ -1,0 +1,47 @@
+"""The kernels compile ahead of time, without a GPU, for every named target, and spill no register."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton", reason="Triton is not installed: pip install 'kullback[triton]'")
+
+SCRIPT = Path(__file__).parents[3] / "bench" / "triton_compile.py"
+
+
+def compiled(*arguments):
+    # interpreting and compiling exclude each other within a process
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, str(SCRIPT), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.stdout, done.stderr
+    return json.loads(done.stdout)["kernels"]
+
+
+def assert_fits(kernels):
+    assert [k for k in kernels if k["spills"]] == []
+    # four programs of four warps share the 65,536 registers of a multiprocessor
+    assert [k for k in kernels if k["target"].startswith("sm") and k["registers"] > 128] == []
+
+
+def test_kl_for_every_target():
+    kernels = compiled("--quick")
+    assert {(k["target"], k["kernel"]) for k in kernels} == {
+        (target, kernel) for target in ("sm_80", "sm_90", "gfx942") for kernel in ("forward", "backward")
+    }
+    assert_fits(kernels)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["sm_80", "sm_90", "gfx942"])
+def test_every_generator_and_reading(target):
+    kernels = compiled("--targets", target)
+    assert {k["formula"].partition("(")[0] for k in kernels} == {
+        "kl", "reverse_kl", "jeffreys", "js", "alpha", "tv", "squared_hellinger", "chi2", "nothing", "cross_entropy",
+        "log_affinity",
+    }  # fmt: skip
+    assert_fits(kernels)
