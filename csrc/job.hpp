@@ -75,20 +75,23 @@ struct Piece {
 // One instruction set's kernels. A row is cut into pieces of `kPiece` columns whoever computes it, so that its bits
 // do not depend on the number of threads.
 constexpr int64_t kPiece = 16384;
+constexpr int64_t kKeptFloats = 1 << 18;  // what a thread keeps between stages, at least, where it keeps anything
 
 struct Kernels {
   const char* name;
   // whole rows [first, last)
-  void (*forward_rows)(const Job&, int64_t first, int64_t last);
+  void (*forward_rows)(const Job&, int64_t first, int64_t last, float* kept);
   void (*backward_rows)(const Job&, int64_t first, int64_t last);
   // one piece of one row, for rows so few and long that threads share them
-  void (*normalize_piece)(const Job&, int64_t row, int64_t piece, Piece&);
+  void (*normalize_piece)(const Job&, int64_t row, int64_t piece, float* kept, Piece&);
   void (*merge_normalizers)(const Job&, const Piece*, int64_t pieces, Stats*);
-  void (*sum_piece)(const Job&, int64_t row, int64_t piece, const Stats*, Piece&);
+  void (*sum_piece)(const Job&, int64_t row, int64_t piece, const Stats*, float* kept, Piece&);
   void (*merge_sums)(const Job&, int64_t row, const Piece*, int64_t pieces, const Stats*);
   void (*backward_piece)(const Job&, int64_t row, int64_t piece);
   // rows that go together when they are short (1: they do not)
   int64_t (*rows_together)(const Job&);
+  // floats of `kept` that one row needs between stage one and stage two (0: none)
+  int64_t (*kept_floats)(const Job&);
   // the elementary functions, for their tests: 0 exp, 1 log, 2 log1p, 3 expm1
   void (*apply_double)(int which, const double* x, double* out, int64_t n);
   void (*apply_float)(int which, const float* x, float* out, int64_t n);

@@ -10,7 +10,7 @@ namespace KULLBACK_ISA {
 extern const Kernels kernels;
 const Kernels kernels = {
     KULLBACK_STRING(KULLBACK_ISA), forward_rows, backward_rows,  normalize_piece, merge_normalizers, sum_piece,
-    merge_sums,                    backward_piece, rows_together, apply<double>,   apply<float>,
+    merge_sums,                    backward_piece, rows_together, kept_floats,     apply<double>,     apply<float>,
 };
 
 }  // namespace KULLBACK_ISA

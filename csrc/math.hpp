@@ -100,12 +100,28 @@ KULLBACK_INLINE T polynomial(const T (&coefficients)[n], T y) {
   return sum;
 }
 
-// (e^y - 1 - y) / y²: interpolated at Chebyshev's nodes, to 1e-8 on |y| <= ln(2)/2 and to 2e-8 on |y| <= 1.
-constexpr float kExcessNarrow[] = {0.5f, 0x1.5554dep-3f, 0x1.55551ap-5f, 0x1.120b62p-7f, 0x1.6d10fcp-10f};
-constexpr float kExcessWide[] = {0.5f,           0x1.555556p-3f,  0x1.55557ap-5f,  0x1.11111ep-7f,
-                                 0x1.6bff52p-10f, 0x1.a009p-13f,  0x1.a971fcp-16f, 0x1.78a70ep-19f};
+// (e^y - 1 - y) / y², minimax. For e^f on |f| <= ln(2)/2: e^f to 1.1e-7, and to 4e-9. For e^y - 1 - y on |y| <= 1: to 1.1e-7.
+constexpr float kExcessShort[] = {0x1.fffdfcp-2f, 0x1.5557aep-3f, 0x1.5729fp-5f, 0x1.106282p-7f};
+constexpr float kExcessNarrow[] = {0x1.fffffcp-2f, 0x1.555492p-3f, 0x1.5558f2p-5f, 0x1.1239d4p-7f, 0x1.6a244cp-10f};
+constexpr float kExcessWide[] = {0.5f,           0x1.55557cp-3f,  0x1.555504p-5f, 0x1.10fce8p-7f,
+                                 0x1.6c272cp-10f, 0x1.aa419cp-13f, 0x1.a2c5ecp-16f};
 
-// e^x for x <= 0, where most of the time goes; 0 below -87.
+// e^x for -87 <= x <= 0.
+KULLBACK_INLINE float exp_bounded(float x) {
+  using R = Real<float>;
+  constexpr float biased = R::shifter + float(R::bias);  // the low bits of `shifted` are the exponent of 2^k as they are
+  const float shifted = x * 1.44269504f + biased;
+  const float k = shifted - biased;
+#ifdef __FMA__
+  const float f = x - k * 0x1.62e430p-1f;
+#else
+  const float f = (x - k * R::ln2_hi) - k * R::ln2_lo;
+#endif
+  const float scale = real_of(bits_of(shifted) << R::mantissa);
+  return (1.0f + f * (1.0f + f * polynomial(kExcessShort, f))) * scale;
+}
+
+// e^x for x <= 0; 0 below -87.
 KULLBACK_INLINE float exp_negative(float x) {
   using R = Real<float>;
   constexpr float biased = R::shifter + float(R::bias);  // the low bits of `shifted` are the exponent of 2^k as they are

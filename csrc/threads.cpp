@@ -5,6 +5,9 @@
 #include <pthread.h>
 
 #include <algorithm>
+#include <cstdlib>
+#include <memory>
+#include <new>
 #include <vector>
 
 namespace kullback {
@@ -53,6 +56,23 @@ void each_share(int64_t rows, int64_t together, int threads, Work work) {
   });
 }
 
+// This thread's room for what rows keep between stages: null for 0, else at least kKeptFloats, and the same memory at
+// every call unless it must grow.
+float* room_for(int64_t floats) {
+  thread_local std::unique_ptr<float, decltype(&std::free)> room(nullptr, &std::free);
+  thread_local int64_t size = 0;
+  if (floats == 0) return nullptr;
+  if (floats > size) {
+    size = std::max(floats, kKeptFloats);
+    room.reset(static_cast<float*>(std::aligned_alloc(64, size_t(size * 4 + 63) / 64 * 64)));
+    if (!room) {
+      size = 0;
+      throw std::bad_alloc();
+    }
+  }
+  return room.get();
+}
+
 bool few_long_rows(const Job& job, int threads) {
   return threads > 1 && job.num_columns > kPiece && job.num_rows < int64_t(threads) * 8;
 }
@@ -79,24 +99,23 @@ std::vector<const Kernels*> supported_kernels() {
 }
 
 void forward(const Kernels& kernels, const Job& job, int threads) {
+  const int64_t each_keeps = kernels.kept_floats(job);
   const int members = team(threads, job.num_rows * job.num_columns);
   if (!few_long_rows(job, members)) {
     each_share(job.num_rows, kernels.rows_together(job), members,
-               [&](int64_t first, int64_t last) { kernels.forward_rows(job, first, last); });
+               [&](int64_t first, int64_t last) { kernels.forward_rows(job, first, last, room_for(each_keeps)); });
     return;
   }
   const int64_t pieces = (job.num_columns + kPiece - 1) / kPiece;
-  std::vector<Piece> parts(size_t(job.num_rows * pieces));
-  std::vector<Stats> stats(size_t(job.num_rows * 2));
-  each(job.num_rows * pieces, members,
-       [&](int64_t i) { kernels.normalize_piece(job, i / pieces, i % pieces, parts[size_t(i)]); });
-  for (int64_t row = 0; row < job.num_rows; ++row)
-    kernels.merge_normalizers(job, &parts[size_t(row * pieces)], pieces, &stats[size_t(row * 2)]);
-  each(job.num_rows * pieces, members, [&](int64_t i) {
-    kernels.sum_piece(job, i / pieces, i % pieces, &stats[size_t(i / pieces * 2)], parts[size_t(i)]);
-  });
-  for (int64_t row = 0; row < job.num_rows; ++row)
-    kernels.merge_sums(job, row, &parts[size_t(row * pieces)], pieces, &stats[size_t(row * 2)]);
+  std::vector<Piece> parts(static_cast<size_t>(pieces));
+  float* kept = room_for(each_keeps);
+  for (int64_t row = 0; row < job.num_rows; ++row) {
+    Stats stats[2];
+    each(pieces, members, [&](int64_t i) { kernels.normalize_piece(job, row, i, kept, parts[size_t(i)]); });
+    kernels.merge_normalizers(job, parts.data(), pieces, stats);
+    each(pieces, members, [&](int64_t i) { kernels.sum_piece(job, row, i, stats, kept, parts[size_t(i)]); });
+    kernels.merge_sums(job, row, parts.data(), pieces, stats);
+  }
 }
 
 void backward(const Kernels& kernels, const Job& job, int threads) {

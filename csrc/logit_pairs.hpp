@@ -1,0 +1,273 @@
+// Two rows of logits at one temperature, in single precision: the pair that large vocabularies are made of.
+#pragma once
+
+#include "terms.hpp"
+
+namespace kullback {
+namespace KULLBACK_ISA {
+
+// What every cell of a pair of rows shares.
+struct PairOfRows {
+  float max_a, max_b, log_sum_a, log_sum_b, scale, shift_high, shift_low;
+
+  PairOfRows(const Job& job, const Stats* stats) {
+    max_a = float(stats[0].max), max_b = float(stats[1].max);
+    log_sum_a = float(stats[0].log_sum), log_sum_b = float(stats[1].log_sum);
+    scale = float(job.sides[0].inverse_temperature);
+    // log Z_b - log Z_a, before temperature
+    const double shift = (stats[1].max - stats[0].max) + (stats[1].log_sum - stats[0].log_sum) / job.sides[0].inverse_temperature;
+    shift_high = float(shift);
+    shift_low = float(shift - double(shift_high));
+  }
+};
+
+// d = ((b - a) - (log Z_b - log Z_a)) / temperature by a compensated subtraction, so that a common offset costs nothing.
+KULLBACK_INLINE float log_ratio(float a, float b, float shift_high, float shift_low, float scale) {
+  const float difference = b - a, moved = difference - b;
+  const float lost = (b - (difference - moved)) - (a + moved);  // what rounding b - a lost, exactly
+  return ((difference - shift_high) + (lost - shift_low)) * scale;
+}
+
+KULLBACK_INLINE Cells<float> cells_of_logits(float a, float b, float max_a, float max_b, float log_sum_a, float log_sum_b,
+                                             float shift_high, float shift_low, float scale) {
+  const float log_p = (a - max_a) * scale - log_sum_a, log_q = (b - max_b) * scale - log_sum_b;
+  return {exp_negative(log_p), exp_negative(log_q), log_ratio(a, b, shift_high, shift_low, scale), log_q};
+}
+
+// Any cells: an edge shows by its infinite d, and sends the block to double precision.
+struct FromLogits {
+  const float *a, *b;
+  PairOfRows rows;
+
+  template <class G>
+  KULLBACK_INLINE Seen<float> terms(const G& g, const Edges&, const FromLogits& s, int i) {
+    const PairOfRows& r = s.rows;
+    const Cells<float> c = cells_of_logits(s.a[i], s.b[i], r.max_a, r.max_b, r.log_sum_a, r.log_sum_b, r.shift_high, r.shift_low, r.scale);
+    return {G::template at<float>(g, c), c.p, c.q, !(magnitude(c.d) < float(g.reach))};
+  }
+};
+
+// Cells that are known to be safe (below), given e^(x - m) of either side, m the largest of the block.
+struct FromExponentials {
+  const float *a, *b, *exp_a, *exp_b;
+  float to_p, to_q;  // e^m / Z
+  PairOfRows rows;
+
+  template <class G>
+  KULLBACK_INLINE Seen<float> terms(const G& g, const Edges&, const FromExponentials& s, int i) {
+    const PairOfRows& r = s.rows;
+    const float p = s.exp_a[i] * s.to_p, q = s.exp_b[i] * s.to_q, log_q = (s.b[i] - r.max_b) * r.scale - r.log_sum_b;
+    const Cells<float> c = {p, q, log_ratio(s.a[i], s.b[i], r.shift_high, r.shift_low, r.scale), log_q};
+    return {G::template at<float>(g, c), p, q, 0};
+  }
+};
+
+// Cells that are known to be safe, from logits alone.
+struct FromSafeLogits {
+  const float *a, *b;
+  float to_p, to_q;  // 1 / Z
+  PairOfRows rows;
+
+  template <class G>
+  KULLBACK_INLINE Seen<float> terms(const G& g, const Edges&, const FromSafeLogits& s, int i) {
+    const PairOfRows& r = s.rows;
+    const float below_a = (s.a[i] - r.max_a) * r.scale, below_b = (s.b[i] - r.max_b) * r.scale;
+    const float p = exp_bounded(below_a) * s.to_p, q = exp_bounded(below_b) * s.to_q;
+    const Cells<float> c = {p, q, log_ratio(s.a[i], s.b[i], r.shift_high, r.shift_low, r.scale), below_b - r.log_sum_b};
+    return {G::template at<float>(g, c), p, q, 0};
+  }
+};
+
+// ---------------------------------------------------------------- safe blocks
+
+struct Range {
+  float max, min;
+};
+
+static Range range_of(const float* x, int n) {
+  float max = x[0], min = x[0];
+#pragma omp simd reduction(max : max) reduction(min : min)
+  for (int i = 0; i < n; ++i) {
+    max = x[i] > max ? x[i] : max;
+    min = x[i] < min ? x[i] : min;
+  }
+  return {max, min};
+}
+
+// Whether every weight of a block is well above the smallest number of single precision, and every |d| below `reach`.
+// False where a cell is infinite; a NaN makes the whole row's normaliser one, and so this false.
+static bool safe(const Range& a, const Range& b, const Stats* stats, double scale, double reach) {
+  constexpr double faintest = -80.0;
+  const double low_p = (double(a.min) - stats[0].max) * scale - stats[0].log_sum;
+  const double low_q = (double(b.min) - stats[1].max) * scale - stats[1].log_sum;
+  const double high_p = (double(a.max) - stats[0].max) * scale - stats[0].log_sum;
+  const double high_q = (double(b.max) - stats[1].max) * scale - stats[1].log_sum;
+  return low_p > faintest && low_q > faintest && high_q - low_p < reach && high_p - low_q < reach;
+}
+
+// ---------------------------------------------------------------- forward
+
+// The exponentials of stage one, kept for stage two: one row's worth for both sides.
+struct Kept {
+  float* exps[2];
+  Range* ranges[2];
+};
+
+KULLBACK_INLINE int64_t blocks_of(int64_t columns) { return (columns + kBlock - 1) / kBlock; }
+
+// Floats that one row's `Kept` takes; 0 where none is used.
+static int64_t kept_floats(const Job& job) {
+  if (!logits_at_one_temperature(job) || double_throughout(job) || job.exact_normalizer) return 0;
+  return 2 * kBlock * blocks_of(job.num_columns) + 4 * blocks_of(job.num_columns);
+}
+
+KULLBACK_INLINE Kept kept_at(const Job& job, float* room) {
+  const int64_t blocks = blocks_of(job.num_columns);
+  Range* ranges = reinterpret_cast<Range*>(room + 2 * kBlock * blocks);
+  return {{room, room + kBlock * blocks}, {ranges, ranges + blocks}};
+}
+
+// Σ e^(x - m) of one block, and its terms in `exps` where the block is not too wide to be safe.
+static double exponentials(const float* x, int n, Range range, double scale, float* exps) {
+  const float max = range.max;
+  if (!((double(range.min) - double(max)) * scale > -87.0)) return normalize_block(x, n, scale).sum;
+  if (scale == 1.0) {
+#pragma omp simd
+    for (int i = 0; i < n; ++i) exps[i] = exp_bounded(x[i] - max);
+  } else {
+    const float high = float(scale), low = float(scale - double(high));
+#pragma omp simd
+    for (int i = 0; i < n; ++i) exps[i] = exp_bounded((x[i] - max) * high + (x[i] - max) * low);
+  }
+  const int quarter = n / 4;  // few additions in single precision: an error here is δ of every term
+  double sum = 0.0;
+#pragma omp simd reduction(+ : sum)
+  for (int i = 0; i < quarter; ++i)
+    sum += double((exps[i] + exps[quarter + i]) + (exps[2 * quarter + i] + exps[3 * quarter + i]));
+  for (int i = 4 * quarter; i < n; ++i) sum += double(exps[i]);
+  return sum;
+}
+
+// Stage one of the columns [from, from + count) of one side, count <= kPiece.
+static Normalizer normalize_and_keep(const Job& job, int side, const void* row, int64_t from, int64_t count, const Kept& kept) {
+  constexpr int most = int(kPiece / kBlock);
+  const Side& s = job.sides[side];
+  alignas(64) float room[kBlock];
+  alignas(64) double maxima[most], sums[most];
+  Range* ranges = kept.ranges[side] + from / kBlock;
+  const int blocks = int(blocks_of(count));
+  double max = -kInf;
+  for (int k = 0; k < blocks; ++k) {
+    const int64_t at = from + int64_t(k) * kBlock;
+    const int n = int(from + count - at < kBlock ? from + count - at : kBlock);
+    const float* x = load<float>(s.dtype, row, at, n, room);
+    ranges[k] = range_of(x, n);
+    maxima[k] = double(ranges[k].max);
+    sums[k] = exponentials(x, n, ranges[k], s.inverse_temperature, kept.exps[side] + at);
+    max = maxima[k] > max ? maxima[k] : max;
+  }
+  const double base = finite(max);
+  const double scale = s.inverse_temperature;
+  double sum = 0.0;
+#pragma omp simd reduction(+ : sum)
+  for (int k = 0; k < blocks; ++k) sum += sums[k] * exp((maxima[k] - base) * scale);
+  return {max, sum};
+}
+
+// Stage two of the columns [from, from + count), count <= kPiece. `otherwise(at, n)` sums a block that is not safe.
+template <class Otherwise>
+static void sum_kept(const Job& job, const Row& r, int64_t from, int64_t count, const Kept& kept, Sums& sums, Otherwise otherwise) {
+  constexpr int most = int(kPiece / kBlock);
+  alignas(64) float rooms[2][kBlock];
+  alignas(64) float factors[2][most];
+  const int blocks = int(blocks_of(count));
+  const double scale = job.sides[0].inverse_temperature;
+  const Range* ranges[2];
+  for (int side = 0; side < 2; ++side) {
+    ranges[side] = kept.ranges[side] + from / kBlock;
+    const Range* range = ranges[side];
+    const double max = r.stats[side].max, log_sum = r.stats[side].log_sum;
+#pragma omp simd
+    for (int k = 0; k < blocks; ++k) factors[side][k] = float(exp((double(range[k].max) - max) * scale - log_sum));
+  }
+  const PairOfRows rows(job, r.stats);
+  with_generator(job, [&](const auto& g) {
+    for (int k = 0; k < blocks; ++k) {
+      const int64_t at = from + int64_t(k) * kBlock;
+      const int n = int(from + count - at < kBlock ? from + count - at : kBlock);
+      if (!safe(ranges[0][k], ranges[1][k], r.stats, scale, g.reach)) {
+        otherwise(at, n);
+        continue;
+      }
+      const float* a = load<float>(job.sides[0].dtype, r.data[0], at, n, rooms[0]);
+      const float* b = load<float>(job.sides[1].dtype, r.data[1], at, n, rooms[1]);
+      const FromExponentials source = {a, b, kept.exps[0] + at, kept.exps[1] + at, factors[0][k], factors[1][k], rows};
+      if (job.stats == nullptr) {
+        sum_terms<true>(g, job.edges, n, source, sums, float());
+      } else {
+        sum_terms<false>(g, job.edges, n, source, sums, float());
+      }
+    }
+    return true;
+  });
+}
+
+// ---------------------------------------------------------------- backward
+
+// The gradients of one block: `sides` is 1 for p, 2 for q, 3 for both. False where a cell was outside.
+template <int sides, class G, class Source>
+static bool write_gradients_of(const G& generator, int n, const Source& where, const float* scale, const float* sum_x,
+                               float* __restrict to_p, float* __restrict to_q) {
+  const G g = generator;
+  const Source source = where;
+  const Edges none{};
+  int outside = 0;
+  const float scale_p = scale[0], scale_q = scale[1], sum_p = sum_x[0], sum_q = sum_x[1];
+#pragma omp simd reduction(| : outside)
+  for (int i = 0; i < n; ++i) {
+    const Seen<float> cell = Source::template terms<G>(g, none, source, i);
+    outside |= cell.outside;
+    if constexpr (sides & 1) to_p[i] = scale_p * (cell.f.dlogp - cell.p * sum_p);
+    if constexpr (sides & 2) to_q[i] = scale_q * (cell.f.dlogq - cell.q * sum_q);
+  }
+  return !outside;
+}
+
+template <class G, class Source>
+static bool write_gradients_of(const G& g, int n, const Source& source, const float* scale, const float* sum_x, float* const* to) {
+  return to[1] == nullptr   ? write_gradients_of<1>(g, n, source, scale, sum_x, to[0], to[1])
+         : to[0] == nullptr ? write_gradients_of<2>(g, n, source, scale, sum_x, to[0], to[1])
+                            : write_gradients_of<3>(g, n, source, scale, sum_x, to[0], to[1]);
+}
+
+// The gradients of the columns [from, from + n), n <= kBlock; false where they must be computed in double.
+static bool backward_logits(const Job& job, const Row& r, int64_t row, int64_t from, int n, const float* scale, const float* sum_x) {
+  alignas(64) float rooms[2][kBlock], results[2][kBlock];
+  const float* a = load<float>(job.sides[0].dtype, r.data[0], from, n, rooms[0]);
+  const float* b = load<float>(job.sides[1].dtype, r.data[1], from, n, rooms[1]);
+  float* to[2];
+  for (int side = 0; side < 2; ++side) {
+    float* whole = static_cast<float*>(job.gradients[side]);
+    const bool in_place = job.sides[side].dtype == Dtype::float32;
+    to[side] = whole == nullptr ? nullptr : in_place ? whole + row * job.num_columns + from : results[side];
+  }
+  const PairOfRows rows(job, r.stats);
+  const double over_temperature = job.sides[0].inverse_temperature;
+  const Range range_a = range_of(a, n), range_b = range_of(b, n);
+  const float to_p = float(exp(-r.stats[0].log_sum)), to_q = float(exp(-r.stats[1].log_sum));
+  const bool done = with_generator(job, [&](const auto& g) {
+    return safe(range_a, range_b, r.stats, over_temperature, g.reach)
+               ? write_gradients_of(g, n, FromSafeLogits{a, b, to_p, to_q, rows}, scale, sum_x, to)
+               : write_gradients_of(g, n, FromLogits{a, b, rows}, scale, sum_x, to);
+  });
+  if (!done) return false;
+  for (int side = 0; side < 2; ++side) {
+    const Dtype dtype = job.sides[side].dtype;
+    if (to[side] != results[side]) continue;
+    store<float>(dtype, static_cast<char*>(job.gradients[side]) + size_of(dtype) * row * job.num_columns, from, n, results[side]);
+  }
+  return true;
+}
+
+}  // namespace KULLBACK_ISA
+}  // namespace kullback

@@ -1,0 +1,273 @@
+// Rows of any length, block by block.
+#pragma once
+
+#include "logit_pairs.hpp"
+
+namespace kullback {
+namespace KULLBACK_ISA {
+
+// Weights of both sides of one block in single precision, and what may be done with them.
+static Kind weigh_block(const Job& job, const Row& r, int64_t from, int n, Block<float>& b) {
+  const bool no_p = gone(job.sides[0], r.label[0], from, n), no_q = gone(job.sides[1], r.label[1], from, n);
+  if ((no_p && job.edges.at_zero[0] == kInf) || (no_q && job.edges.at_zero[1] == kInf)) return Kind::redo;
+  bool fine = true;
+  for (int side = 0; side < 2; ++side)
+    if (side == 0 ? !no_p : !no_q)
+      fine &= weigh<float>(job.sides[side], r.data[side], r.label[side], from, n, r.stats[side], b.room, b.log_w[side], b.w[side]);
+  return !fine ? Kind::redo : no_p ? Kind::p_gone : no_q ? Kind::q_gone : Kind::both;
+}
+
+static void weigh_block(const Job& job, const Row& r, int64_t from, int n, Block<double>& b) {
+  for (int side = 0; side < 2; ++side)
+    weigh<double>(job.sides[side], r.data[side], r.label[side], from, n, r.stats[side], b.room, b.log_w[side], b.w[side]);
+}
+
+static void sum_block_in_double(const Job& job, const Row& r, int64_t from, int n, Sums& sums) {
+  Block<double> b;
+  weigh_block(job, r, from, n, b);
+  sum_formula<double>(job, n, FromWeights<double>(b), sums);
+}
+
+static bool sum_block_in_single(const Job& job, const Row& r, int64_t from, int n, Sums& sums, Block<float>& b) {
+  if (logits_at_one_temperature(job)) {
+    const float* x = load<float>(job.sides[0].dtype, r.data[0], from, n, b.w[0]);
+    const float* y = load<float>(job.sides[1].dtype, r.data[1], from, n, b.w[1]);
+    return sum_formula<float>(job, n, FromLogits{x, y, PairOfRows(job, r.stats)}, sums);
+  }
+  const Kind kind = weigh_block(job, r, from, n, b);
+  if (kind == Kind::redo) return false;
+  if (kind == Kind::both) return sum_formula<float>(job, n, FromWeights<float>(b), sums);
+  const int there = kind == Kind::p_gone ? 1 : 0;
+  const double each = job.edges.at_zero[1 - there];
+  float mass = 0.0f;
+#pragma omp simd reduction(+ : mass)
+  for (int i = 0; i < n; ++i) mass += b.w[there][i];
+  sums.value += each * double(mass);
+  sums.x[there] += each * double(mass);
+  return true;
+}
+
+// Stage two of the columns [from, from + count); `kept` holds what stage one kept, or null.
+static void sum_columns(const Job& job, const Row& r, int64_t from, int64_t count, float* kept, Piece& piece) {
+  if (job.formula == Formula::log_affinity) {
+    Normalizer all = {-kInf, 0.0};
+    Block<double> b;
+    for (int64_t at = from; at < from + count; at += kBlock) {
+      const int n = int(from + count - at < kBlock ? from + count - at : kBlock);
+      weigh_block(job, r, at, n, b);
+      affinity_scores(job.parameter, n, b.log_w[0], b.log_w[1], b.value);
+      all = merge(all, normalize_block(b.value, n, 1.0), 1.0);
+    }
+    piece.max[0] = all.max;
+    piece.sum[0] = all.sum;
+    return;
+  }
+  Sums sums = {0.0, {0.0, 0.0}};
+  const bool wide = double_throughout(job);
+  Block<float> b;
+  const auto sum_block = [&](int64_t at, int n) {
+    if (wide || !sum_block_in_single(job, r, at, n, sums, b)) sum_block_in_double(job, r, at, n, sums);
+  };
+  if (kept != nullptr) {
+    sum_kept(job, r, from, count, kept_at(job, kept), sums, sum_block);
+  } else {
+    for (int64_t at = from; at < from + count; at += kBlock) sum_block(at, int(from + count - at < kBlock ? from + count - at : kBlock));
+  }
+  piece.value = sums.value;
+  piece.sum_x[0] = sums.x[0];
+  piece.sum_x[1] = sums.x[1];
+}
+
+KULLBACK_INLINE int64_t pieces_of(const Job& job) { return (job.num_columns + kPiece - 1) / kPiece; }
+
+KULLBACK_INLINE int64_t piece_size(const Job& job, int64_t piece) {
+  const int64_t left = job.num_columns - piece * kPiece;
+  return left < kPiece ? left : kPiece;
+}
+
+// `kept`: room of `kept_floats` for the row, or null where that is 0.
+static void normalize_piece(const Job& job, int64_t row, int64_t piece, float* kept, Piece& out) {
+  const int64_t from = piece * kPiece, count = piece_size(job, piece);
+  for (int side = 0; side < 2; ++side) {
+    const void* data = row_of(job, side, row);
+    const Normalizer z = kept != nullptr ? normalize_and_keep(job, side, data, from, count, kept_at(job, kept))
+                                         : normalize_side(job, side, data, from, count);
+    out.max[side] = z.max;
+    out.sum[side] = z.sum;
+  }
+}
+
+static void merge_normalizers(const Job& job, const Piece* pieces, int64_t count, Stats* stats) {
+  for (int side = 0; side < 2; ++side) {
+    Normalizer all = {-kInf, 0.0};
+    for (int64_t i = 0; i < count; ++i)
+      all = merge(all, {pieces[i].max[side], pieces[i].sum[side]}, job.sides[side].inverse_temperature);
+    if (job.sides[side].reading == Reading::logits) {
+      finish_normalizer(all, stats[side]);
+    } else {
+      stats[side].max = stats[side].log_sum = 0.0;
+    }
+    stats[side].sum_x = 0.0;
+  }
+}
+
+static void sum_piece(const Job& job, int64_t row, int64_t piece, const Stats* stats, float* kept, Piece& out) {
+  sum_columns(job, find_row(job, row, stats), piece * kPiece, piece_size(job, piece), kept, out);
+}
+
+static void finish_row(const Job& job, int64_t row, const Stats* stats, double value, double x_p, double x_q) {
+  job.values[row] = value;
+  if (job.stats == nullptr) return;
+  job.stats[2 * row] = {stats[0].max, stats[0].log_sum, x_p};
+  job.stats[2 * row + 1] = {stats[1].max, stats[1].log_sum, x_q};
+}
+
+static void merge_sums(const Job& job, int64_t row, const Piece* pieces, int64_t count, const Stats* stats) {
+  if (job.formula == Formula::log_affinity) {
+    Normalizer all = {-kInf, 0.0};
+    for (int64_t i = 0; i < count; ++i) all = merge(all, {pieces[i].max[0], pieces[i].sum[0]}, 1.0);
+    const bool infinite = magnitude(all.max) == kInf;
+    const double value = infinite ? (all.sum == all.sum || all.max == kInf ? all.max : all.sum) : all.max + log(all.sum);
+    finish_row(job, row, stats, value, job.parameter, 1.0 - job.parameter);
+    return;
+  }
+  Sums sums = {0.0, {0.0, 0.0}};
+  for (int64_t i = 0; i < count; ++i) {
+    sums.value += pieces[i].value;
+    sums.x[0] += pieces[i].sum_x[0];
+    sums.x[1] += pieces[i].sum_x[1];
+  }
+  finish_row(job, row, stats, sums.value, sums.x[0], sums.x[1]);
+}
+
+// One row, piece by piece in order: the same bits as if threads had shared the pieces.
+static void forward_long_row(const Job& job, int64_t row, float* kept) {
+  const int64_t count = pieces_of(job);
+  Stats stats[2];
+  Normalizer z[2] = {{-kInf, 0.0}, {-kInf, 0.0}};
+  for (int64_t i = 0; i < count; ++i) {
+    Piece piece;
+    normalize_piece(job, row, i, kept, piece);
+    for (int side = 0; side < 2; ++side)
+      z[side] = merge(z[side], {piece.max[side], piece.sum[side]}, job.sides[side].inverse_temperature);
+  }
+  Piece one;
+  for (int side = 0; side < 2; ++side) {
+    one.max[side] = z[side].max;
+    one.sum[side] = z[side].sum;
+  }
+  merge_normalizers(job, &one, 1, stats);
+  Piece total;
+  total.max[0] = -kInf;
+  total.sum[0] = total.value = total.sum_x[0] = total.sum_x[1] = 0.0;
+  for (int64_t i = 0; i < count; ++i) {
+    Piece piece;
+    sum_piece(job, row, i, stats, kept, piece);
+    if (job.formula == Formula::log_affinity) {
+      const Normalizer sum = merge({total.max[0], total.sum[0]}, {piece.max[0], piece.sum[0]}, 1.0);
+      total.max[0] = sum.max;
+      total.sum[0] = sum.sum;
+    } else {
+      total.value += piece.value;
+      total.sum_x[0] += piece.sum_x[0];
+      total.sum_x[1] += piece.sum_x[1];
+    }
+  }
+  merge_sums(job, row, &total, 1, stats);
+}
+
+KULLBACK_INLINE double scale_of(const Job& job, int side, double upstream) {
+  return job.sides[side].reading == Reading::logits ? upstream * job.sides[side].inverse_temperature : upstream;
+}
+
+static void affinity_x(const Job& job, const Row& r, int n, Block<double>& b) {
+  const double a = job.parameter;
+  affinity_scores(a, n, b.log_w[0], b.log_w[1], b.value);
+#pragma omp simd
+  for (int i = 0; i < n; ++i) {
+    const double share = exp_with_subnormals(b.value[i] - r.value);
+    b.x[0][i] = a * share;
+    b.x[1][i] = (1.0 - a) * share;
+  }
+}
+
+template <class T>
+static void write_gradients(const Job& job, const Row& r, int64_t row, int64_t from, int n, Block<T>& b) {
+  for (int side = 0; side < 2; ++side) {
+    if (job.gradients[side] == nullptr) continue;
+    const Side& s = job.sides[side];
+    char* out = static_cast<char*>(job.gradients[side]) + size_of(s.dtype) * row * job.num_columns;
+    const double scale = scale_of(job, side, r.upstream);
+    if (Same<T, float>::value && s.dtype == Dtype::float32) {
+      pull_back<T>(job, side, n, scale, r.stats[side].sum_x, b.w[side], b.log_w[1 - side], b.x[side],
+                   reinterpret_cast<T*>(out) + from);
+    } else {
+      pull_back<T>(job, side, n, scale, r.stats[side].sum_x, b.w[side], b.log_w[1 - side], b.x[side], b.value);
+      store<T>(s.dtype, out, from, n, b.value);
+    }
+  }
+}
+
+static void backward_block_in_double(const Job& job, const Row& r, int64_t row, int64_t from, int n) {
+  Block<double> b;
+  weigh_block(job, r, from, n, b);
+  if (job.formula == Formula::log_affinity) {
+    affinity_x(job, r, n, b);
+  } else {
+    write_formula(job, n, b);
+  }
+  write_gradients(job, r, row, from, n, b);
+}
+
+static bool backward_block_in_single(const Job& job, const Row& r, int64_t row, int64_t from, int n, Block<float>& b) {
+  if (logits_at_one_temperature(job)) {
+    const float scale[2] = {float(scale_of(job, 0, r.upstream)), float(scale_of(job, 1, r.upstream))};
+    const float sum_x[2] = {float(r.stats[0].sum_x), float(r.stats[1].sum_x)};
+    return backward_logits(job, r, row, from, n, scale, sum_x);
+  }
+  const Kind kind = weigh_block(job, r, from, n, b);
+  if (kind == Kind::redo) return false;
+  if (kind == Kind::both) {
+    if (!write_formula(job, n, b)) return false;
+  } else {
+    const int there = kind == Kind::p_gone ? 1 : 0;
+    const float each = float(job.edges.at_zero[1 - there]);
+#pragma omp simd
+    for (int i = 0; i < n; ++i) b.x[there][i] = each * b.w[there][i];
+  }
+  write_gradients(job, r, row, from, n, b);
+  return true;
+}
+
+static bool moderate(double x) { return x == 0.0 || (magnitude(x) < double(kSafe) && magnitude(x) > 1.0 / double(kSafe)); }
+
+static void backward_columns(const Job& job, int64_t row, int64_t from, int64_t count) {
+  const double value = job.values[row], upstream = job.upstream[offset_of(job, job.upstream_strides, row)];
+  const bool silent = magnitude(value) == kInf || upstream == 0.0;
+  if (silent) {
+    for (int side = 0; side < 2; ++side) {
+      if (job.gradients[side] == nullptr) continue;
+      const int64_t size = size_of(job.sides[side].dtype);
+      __builtin_memset(static_cast<char*>(job.gradients[side]) + size * (row * job.num_columns + from), 0, size_t(size * count));
+    }
+    return;
+  }
+  Row r = find_row(job, row, job.stats + 2 * row);
+  r.value = value;
+  r.upstream = upstream;
+  bool wide = double_throughout(job);
+  for (int side = 0; side < 2; ++side)
+    wide |= !moderate(scale_of(job, side, upstream)) || !(magnitude(r.stats[side].sum_x) < double(kSafe));
+  Block<float> b;
+  for (int64_t at = from; at < from + count; at += kBlock) {
+    const int n = int(from + count - at < kBlock ? from + count - at : kBlock);
+    if (wide || !backward_block_in_single(job, r, row, at, n, b)) backward_block_in_double(job, r, row, at, n);
+  }
+}
+
+static void backward_piece(const Job& job, int64_t row, int64_t piece) {
+  backward_columns(job, row, piece * kPiece, piece_size(job, piece));
+}
+
+}  // namespace KULLBACK_ISA
+}  // namespace kullback
