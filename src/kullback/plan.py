@@ -8,7 +8,7 @@ from torch import Tensor
 
 from . import exact
 from ._errors import FormError
-from .engines import choice, cpu, eager, triton
+from .engines import choice, cpu, eager, encoding
 from .forms.finite import FiniteForm, Labels
 
 _TEMPORARIES = 32  # float64 values per cell alive at once in the eager engine: at most 29 measured (js, forward)
@@ -75,12 +75,12 @@ def explain(p: Any, q: Any, /) -> Plan | exact.DensityPlan:
         threads = torch.get_num_threads()
         engine = f"cpu: C++, {cpu.instruction_set()}, up to {threads} threads, rows read once into cache"
         temporary_bytes = threads * cpu.BYTES_PER_THREAD
-        saved_bytes = num_rows * cpu.BYTES_SAVED_PER_ROW
+        saved_bytes = num_rows * encoding.BYTES_SAVED_PER_ROW
         not_taken.append(("eager", "slower; it serves second derivatives and torch.func"))
     elif why_not_triton is None:
         engine = "triton: one kernel a pass, rows read twice forward and once backward"
         temporary_bytes = 0
-        saved_bytes = num_rows * triton.BYTES_SAVED_PER_ROW
+        saved_bytes = num_rows * encoding.BYTES_SAVED_PER_ROW
         not_taken.append(("eager", "slower; it serves second derivatives and torch.func"))
     else:
         rows = min(eager.block_rows(p.num_classes), max(num_rows, 1))

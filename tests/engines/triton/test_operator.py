@@ -12,8 +12,7 @@ from triton_common import leaf, scores, with_tile
 
 from kullback import Labels, Logits, engines, explain, hellinger, js, kl, renyi
 from kullback.divergences import KL
-from kullback.engines import choice
-from kullback.engines.cpu import _encode
+from kullback.engines import choice, encoding
 from kullback.engines.triton import launch, ops
 
 pytestmark = pytest.mark.filterwarnings(
@@ -35,7 +34,9 @@ def pair(rows=3, columns=10, dtype=torch.float64):
 def test_opcheck(wanted):
     x, y = (s.detach().requires_grad_(w) for s, w in zip(pair(), wanted, strict=True))
     reading = Logits(x.detach()).reading
-    torch.library.opcheck(torch.ops.kullback.triton_rows, (x, y, *_encode(KL.sums[0], reading, reading), 10, True))
+    torch.library.opcheck(
+        torch.ops.kullback.triton_rows, (x, y, *encoding.encode(KL.sums[0], reading, reading), 10, True)
+    )
 
 
 def test_compile_follows_the_operator():
