@@ -2,13 +2,14 @@
 
 import itertools
 import math
+from contextlib import nullcontext
 
 import pytest
 import torch
 
 from cases import DATA, FORMS, normal
 from kullback import Labels, Logits, Plan, Probs, explain, kl
-from kullback.engines import use
+from kullback.engines import choice, use
 
 
 @pytest.mark.parametrize("names", list(itertools.product(FORMS, FORMS)), ids="-".join)
@@ -74,6 +75,22 @@ def test_printing_it_gives_one_line_a_fact():
     assert "none, class indices are integers" in lines["gradients"]
     assert "to the torch.float32 tensor inside Logits" in text
     assert "not taken  estimate" in text
+
+
+@pytest.mark.parametrize("engine", [None, *choice.NAMES])
+def test_every_engine_that_is_not_taken_has_a_reason(engine):
+    x = Logits(torch.zeros(2, 3))
+    with use(engine) if engine else nullcontext():
+        plan = explain(x, x)
+    reasons = dict(plan.not_taken)
+    taken = [name for name in choice.NAMES if name not in reasons]
+    assert len(taken) == 1
+    assert plan.engine.startswith(taken[0])
+    assert set(reasons) == {"estimate", *choice.NAMES} - set(taken)
+    if engine == "eager":
+        assert reasons["cpu"] == reasons["triton"] == "engines.use('eager') is in force"
+    if engine in (None, "cpu"):
+        assert reasons["triton"].startswith("the tensors are on cpu" if engine is None else "engines.use('cpu')")
 
 
 def test_the_memory_it_states_grows_with_rows_only_up_to_a_block():

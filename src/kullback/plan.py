@@ -8,7 +8,7 @@ from torch import Tensor
 
 from . import exact
 from ._errors import FormError
-from .engines import choice, cpu, eager, triton
+from .engines import choice, cpu, eager, encoding
 from .forms.finite import FiniteForm, Labels
 
 _TEMPORARIES = 32  # float64 values per cell alive at once in the eager engine: at most 29 measured (js, forward)
@@ -68,34 +68,36 @@ def explain(p: Any, q: Any, /) -> Plan | exact.DensityPlan:
     batch_shape = check_pair("explain", p, q)
     num_rows = batch_shape.numel()
     dtype = torch.float64 if torch.float64 in (p.data.dtype, q.data.dtype) else torch.float32
-    not_taken = [("estimate", "an exact method exists, and an exact call never falls back to an estimate")]
     x, y = p.expand(batch_shape), q.expand(batch_shape)
-    why_not_cpu, why_not_triton = choice.why_not_cpu(x, y), choice.why_not_triton(x, y)
-    if why_not_cpu is None:
+    parts = x, y, p.reading, q.reading
+    why_not = {"cpu": choice.why_not_cpu(*parts), "triton": choice.why_not_triton(*parts)}
+    name = next((name for name, why in why_not.items() if why is None), "eager")
+    saved_bytes = num_rows * encoding.BYTES_SAVED_PER_ROW
+    precision = "float32 with float64 normalisers and sums"
+    if name == "cpu":
         threads = torch.get_num_threads()
         engine = f"cpu: C++, {cpu.instruction_set()}, up to {threads} threads, rows read once into cache"
         temporary_bytes = threads * cpu.BYTES_PER_THREAD
-        saved_bytes = num_rows * cpu.BYTES_SAVED_PER_ROW
-        not_taken.append(("eager", "slower; it serves second derivatives and torch.func"))
-    elif why_not_triton is None:
+    elif name == "triton":
         engine = "triton: one kernel a pass, rows read twice forward and once backward"
         temporary_bytes = 0
-        saved_bytes = num_rows * triton.BYTES_SAVED_PER_ROW
-        not_taken.append(("eager", "slower; it serves second derivatives and torch.func"))
+        precision = "float32 with compensated sums, float64 where a divergence or a form needs it"
     else:
         rows = min(eager.block_rows(p.num_classes), max(num_rows, 1))
         engine = f"eager PyTorch, {rows} of {num_rows} rows at a time (inside torch.compile: all, fused)"
         temporary_bytes = _TEMPORARIES * 8 * rows * p.num_classes
         saved_bytes = 8 * num_rows
-        not_taken += [("cpu", why_not_cpu), ("triton", why_not_triton)]
+        precision = "float64"
+    not_taken = [("estimate", "an exact method exists, and an exact call never falls back to an estimate")]
+    not_taken += [(other, why) for other, why in why_not.items() if why is not None]
+    if name != "eager":
+        not_taken.append(("eager", "slower; it serves second derivatives and torch.func"))
     return Plan(
         p=_describe(p),
         q=_describe(q),
         batch_shape=tuple(batch_shape),
         num_classes=p.num_classes,
-        method="exact sum over the V columns, canonical terms, float64"
-        if (why_not_cpu and why_not_triton) or dtype == torch.float64
-        else "exact sum over the V columns, canonical terms, float32 with float64 normalisers and sums",
+        method=f"exact sum over the V columns, canonical terms, {'float64' if dtype == torch.float64 else precision}",
         engine=engine,
         temporary_bytes=temporary_bytes,
         saved_bytes=saved_bytes,

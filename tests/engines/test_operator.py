@@ -4,14 +4,18 @@ import math
 import subprocess
 import sys
 import textwrap
+from dataclasses import dataclass
 
 import pytest
 import torch
 
 from kullback import Labels, Logits, LogProbs, Probs, explain, kl
+from kullback.core import generators
+from kullback.core.generators import Terms
 from kullback.core.readings import LabelsReading, LogitsReading, LogProbsReading, ProbsReading
+from kullback.core.reduction import GeneratorSum
 from kullback.divergences import TABLE
-from kullback.engines import choice, cpu, use
+from kullback.engines import choice, cpu, encoding, use
 from kullback.verbs import measure
 
 pytestmark = pytest.mark.skipif(cpu.ABSENT is not None, reason=str(cpu.ABSENT))
@@ -38,8 +42,42 @@ def test_the_table_of_codes_goes_both_ways():
         for total in divergence.sums:
             for left in readings:
                 for right in readings:
-                    codes, numbers = cpu._encode(total, left, right)
-                    assert cpu._decode(codes, numbers, 9) == (total, left, right)
+                    codes, numbers = encoding.encode(total, left, right)
+                    assert encoding.decode(codes, numbers, 9) == (total, left, right)
+
+
+@dataclass(frozen=True)
+class Doubled:
+    """A generator of one's own: 2 KL."""
+
+    factor: float
+
+    def __call__(self, c):
+        return Terms(*(self.factor * part for part in generators.kl(c)))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_sum_or_reading_that_no_kernel_knows_goes_to_eager():
+    total = GeneratorSum(Doubled(2.0), 2.0, math.inf, (-2.0, 2.0))
+    a, b = pair(3, 7)
+    assert choice.why_not_cpu(a, b, KL, LOGITS, LOGITS) is None
+    assert choice.why_not_cpu(a, b, total, LOGITS, LOGITS) == "the generator Doubled has no kernel"
+    assert choice.why_not_cpu(a, b, KL, LOGITS, SecondReading()) == "SecondReading has no kernel"
+    with use("triton"):  # interpreted or not, it says why before it is asked to compute
+        assert choice.why_not_triton(a, b, total, LOGITS, LOGITS) is not None
+
+    def loss(a, b):
+        return choice.rows(total, LOGITS, LOGITS, a, b, 7).sum()
+
+    double, once = loss(a, b), kl(Logits(a), Logits(b)).sum()
+    torch.testing.assert_close(double.float(), 2 * once)
+    torch.testing.assert_close(*torch.autograd.grad(double, [b]), *(2 * g for g in torch.autograd.grad(once, [b])))
+    torch.testing.assert_close(torch.compile(loss, fullgraph=True, backend="eager")(a, b), double)
+    torch.testing.assert_close(choice.rows(KL, LOGITS, SecondReading(), a, b, 7).sum().float(), once)
+
+
+class SecondReading(LogitsReading):
+    """A reading of one's own."""
 
 
 @pytest.mark.parametrize("shape", [(1, 262_144), (3, 40_000), (64, 5_000), (5_000, 10), (17, 16_384), (16, 16_385)])
@@ -170,7 +208,7 @@ def test_rows_are_read_where_they_lie():
 @pytest.mark.filterwarnings("ignore")
 def test_opcheck():
     a, b = pair(3, 7)
-    codes, numbers = cpu._encode(KL, LOGITS, LOGITS)
+    codes, numbers = encoding.encode(KL, LOGITS, LOGITS)
     torch.library.opcheck(torch.ops.kullback.rows.default, (a, b, codes, numbers, 7, True))
     torch.library.opcheck(torch.ops.kullback.rows.default, (a, b.detach(), codes, numbers, 7, False))
     values, stats = torch.ops.kullback.rows(a, b.detach(), codes, numbers, 7, True)
@@ -178,7 +216,7 @@ def test_opcheck():
     arguments = (a, b.detach(), values, stats, up, codes, numbers, 7, True, True)
     torch.library.opcheck(torch.ops.kullback.row_gradients.default, arguments)
     y = torch.tensor([1, 0, 6])
-    codes, numbers = cpu._encode(KL, LabelsReading(7, 0.1), LOGITS)
+    codes, numbers = encoding.encode(KL, LabelsReading(7, 0.1), LOGITS)
     torch.library.opcheck(torch.ops.kullback.rows.default, (y, b, codes, numbers, 7, True))
 
 

@@ -15,7 +15,7 @@ import torch
 from kullback.core import reduction
 from kullback.core.readings import LogitsReading
 from kullback.divergences import CROSS_ENTROPY, HELLINGER, KL, alpha, js
-from kullback.engines import cpu
+from kullback.engines import encoding
 
 SOURCE = Path(__file__).resolve().parents[2] / "csrc"
 COMPILER = shutil.which("g++")
@@ -100,7 +100,7 @@ def agrees(faulty):
         total = divergence.sums[0]
         for a, b, temperature in rows():
             reading = LogitsReading(temperature)
-            codes, numbers = cpu._encode(total, reading, reading)
+            codes, numbers = encoding.encode(total, reading, reading)
             truth = reduction.rows(total, reading, reading, a, b)
             upstream = torch.linspace(0.5, 1.5, a.shape[0], dtype=torch.float64)
             want = reduction.gradients(total, reading, reading, a, b, truth, upstream, (True, True))

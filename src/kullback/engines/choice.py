@@ -10,7 +10,7 @@ from torch.autograd import forward_ad
 from kullback.core.readings import Reading
 from kullback.core.reduction import Sum
 
-from . import cpu, eager, triton
+from . import cpu, eager, encoding, triton
 
 NAMES = ("eager", "cpu", "triton")
 
@@ -45,31 +45,34 @@ def forced() -> str | None:
     return _forced
 
 
-def why_not_cpu(x: Tensor, y: Tensor) -> str | None:
-    """Why the C++ engine cannot serve these tensors, or None: from types, dtypes and devices alone."""
+def why_not_cpu(x: Tensor, y: Tensor, *parts: Sum | Reading) -> str | None:
+    """Why the C++ engine cannot serve these tensors, sums and readings, or None: from types, dtypes and devices."""
     if _forced not in (None, "cpu"):
         return f"engines.use({_forced!r}) is in force"
     if cpu.ABSENT is not None:
         return cpu.ABSENT
     if x.device.type != "cpu" or y.device.type != "cpu":
         return f"the tensors are on {x.device}"
-    return _why_not_operator(x, y)
+    return _why_not_operator(x, y, *parts)
 
 
-def why_not_triton(x: Tensor, y: Tensor) -> str | None:
-    """Why the Triton engine cannot serve these tensors, or None: from types, dtypes and devices alone."""
+def why_not_triton(x: Tensor, y: Tensor, *parts: Sum | Reading) -> str | None:
+    """Why the Triton engine cannot serve these tensors, sums and readings, or None: from types, dtypes and devices."""
     if _forced not in (None, "triton"):
         return f"engines.use({_forced!r}) is in force"
     interpreted = _forced == "triton" and triton.interpreted()
     if not interpreted and (x.device.type != "cuda" or y.device.type != "cuda"):
         return f"the tensors are on {x.device}"
-    return triton.why_not() or _why_not_operator(x, y)
+    return triton.why_not() or _why_not_operator(x, y, *parts)
 
 
-def _why_not_operator(x: Tensor, y: Tensor) -> str | None:
-    """Why a custom operator cannot take these tensors, whatever its device."""
+def _why_not_operator(x: Tensor, y: Tensor, *parts: Sum | Reading) -> str | None:
+    """Why a custom operator cannot take these, whatever its device."""
+    for part in parts:
+        if (reason := encoding.why_not(part)) is not None:
+            return reason
     for data in (x, y):
-        if data.is_floating_point() and data.dtype not in cpu.DTYPES:
+        if data.is_floating_point() and data.dtype not in encoding.DTYPES:
             return f"{data.dtype} has no kernel"
         if data.is_sparse or data.layout is not torch.strided:
             return f"the layout is {data.layout}"
@@ -84,7 +87,8 @@ def _why_not_operator(x: Tensor, y: Tensor) -> str | None:
 
 def rows(total: Sum, left: Reading, right: Reading, x: Tensor, y: Tensor, num_classes: int) -> Tensor:
     """One float64 number per row of x and y, which already share their batch shape, from the engine that serves."""
-    engine = cpu if why_not_cpu(x, y) is None else triton if why_not_triton(x, y) is None else eager
+    given = x, y, total, left, right
+    engine = cpu if why_not_cpu(*given) is None else triton if why_not_triton(*given) is None else eager
     values: Tensor = engine.rows(total, left, right, x, y, num_classes)
     return values
 

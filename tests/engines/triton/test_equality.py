@@ -119,6 +119,16 @@ def test_small_values_keep_their_digits(step, offset, readings, monkeypatch):
         compare(total, p, q, floor=1e-18)
 
 
+@pytest.mark.parametrize("weight", [2e-6, 1e-3, 0.1, 0.9, 1.0 - 1e-3, 1.0 - 2e-6])
+def test_js_keeps_its_digits_at_weights_near_0_and_1(weight, monkeypatch):
+    """log m/p and log m/q are as small as the weights there; no term of js is a difference of p and q (unit = 0)."""
+    with_tile(monkeypatch, 16, 64)
+    far = torch.linspace(-12.0, 12.0, 61, dtype=torch.float64)
+    a = torch.stack([0.3 * far.roll(7), far, torch.zeros(61), far.flip(0)])
+    b = torch.stack([far, 0.2 * far, far, far.roll(3)])
+    compare(js(weight).sums[0], Logits(a.float()), Logits(b.float()), floor=1e-16, unit=0.0)
+
+
 @pytest.mark.parametrize("num_columns", [2, 3, 64])
 def test_short_rows_keep_their_digits_too(num_columns):
     a = scores(16, num_columns, seed=31)[0]

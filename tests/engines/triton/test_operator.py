@@ -12,8 +12,7 @@ from triton_common import leaf, scores, with_tile
 
 from kullback import Labels, Logits, engines, explain, hellinger, js, kl, renyi
 from kullback.divergences import KL
-from kullback.engines import choice
-from kullback.engines.cpu import _encode
+from kullback.engines import choice, encoding
 from kullback.engines.triton import launch, ops
 
 pytestmark = pytest.mark.filterwarnings(
@@ -35,7 +34,9 @@ def pair(rows=3, columns=10, dtype=torch.float64):
 def test_opcheck(wanted):
     x, y = (s.detach().requires_grad_(w) for s, w in zip(pair(), wanted, strict=True))
     reading = Logits(x.detach()).reading
-    torch.library.opcheck(torch.ops.kullback.triton_rows, (x, y, *_encode(KL.sums[0], reading, reading), 10, True))
+    torch.library.opcheck(
+        torch.ops.kullback.triton_rows, (x, y, *encoding.encode(KL.sums[0], reading, reading), 10, True)
+    )
 
 
 def test_compile_follows_the_operator():
@@ -108,12 +109,17 @@ def test_it_is_the_engine_that_runs(monkeypatch):
     assert choice.why_not_triton(x, y) == "the tensors are on cpu"
 
 
-def test_the_plan_picks_it_by_device():
-    """Types, dtypes and devices alone decide; a tensor without storage is enough to see it."""
-    with torch._subclasses.fake_tensor.FakeTensorMode(allow_non_fake_inputs=True):
-        on_gpu = torch.empty(2, 8, device="cuda")
-    assert choice.why_not_triton(on_gpu, on_gpu) == "a tensor subclass decides for itself how it computes"
-    assert choice.why_not_cpu(on_gpu, on_gpu) is not None
+def test_the_plan_picks_it_by_device(monkeypatch):
+    """A tensor without storage says what a GPU's tensor would get, down to the fake kernels."""
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)  # elsewhere a tensor subclass goes to eager
+    with torch._subclasses.fake_tensor.FakeTensorMode():
+        p, q = (Logits(torch.empty(2, 8, device="cuda", dtype=torch.bfloat16)) for _ in range(2))
+        plan = explain(p, q)
+        values = choice.rows(KL.sums[0], p.reading, q.reading, p.data, q.data, 8)
+    assert plan.engine.startswith("triton")
+    assert dict(plan.not_taken)["cpu"] == "the tensors are on cuda:0"
+    assert dict(plan.not_taken).keys() == {"estimate", "cpu", "eager"}
+    assert (values.shape, values.dtype, values.device.type) == ((2,), torch.float64, "cuda")
 
 
 def test_labels_make_no_dense_row(monkeypatch):

@@ -63,11 +63,11 @@ def with_tile(monkeypatch, rows, columns, span=2):
     monkeypatch.setattr(launch, "tile", lambda *_: launch.Tile(rows, columns, span))
 
 
-def compare(total, p, q, floor=None, upstream=None):
+def compare(total, p, q, floor=None, upstream=None, unit=1.0):
     """Values and gradients of one sum from the engine and from core, or an assertion that says where they part.
 
     A gradient may be off by `ROUNDING` of its row's largest entry, and by a few units in the last place of the terms
-    whose difference it is: q and p, or x and w Σx with x = ∂f/∂log w, times the upstream gradient.
+    whose difference it is: q and p (up to `unit`), or x and w Σx with x = ∂f/∂log w, times the upstream gradient.
     """
     x, y = leaf(p.data), leaf(q.data)
     dtype = next((d.dtype for d in (x, y) if d.is_floating_point()), torch.float64)
@@ -99,6 +99,6 @@ def compare(total, p, q, floor=None, upstream=None):
         if not theirs.numel():
             continue
         row = theirs.abs().nan_to_num(posinf=0.0).amax(-1, keepdim=True)
-        room = ROUNDING[dtype] * row + ulp * upstream.abs().unsqueeze(-1) * term.amax(-1, keepdim=True).clamp(min=1.0)
+        room = ROUNDING[dtype] * row + ulp * upstream.abs().unsqueeze(-1) * term.amax(-1, keepdim=True).clamp(min=unit)
         off = ~(same | ((mine - theirs).abs() <= room))
         assert not off.any(), (mine[off][:3], theirs[off][:3], off.nonzero()[:3])

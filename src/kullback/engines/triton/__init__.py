@@ -4,6 +4,6 @@
 loaded at the first call.
 """
 
-from .ops import BYTES_SAVED_PER_ROW, interpreted, rows, why_not
+from .ops import interpreted, rows, why_not
 
-__all__ = ["BYTES_SAVED_PER_ROW", "interpreted", "rows", "why_not"]
+__all__ = ["interpreted", "rows", "why_not"]

@@ -76,11 +76,12 @@ def js(p, q, d, log_q, parameter: tl.constexpr):
 
 @triton.jit
 def _log_mix(w: tl.constexpr, u: tl.constexpr, y):
-    """log(w + u e^y) with w + u = 1, exact at y = 0 and without overflow."""
-    near = tl.abs(y) < 1.0
+    """log(w + u e^y) with w + u = 1, exact at y = 0, without overflow, and with its digits where it is small."""
+    x = u * expm1(y)
+    near = (x > -0.5) & (x < 1.0)
     small = tl.exp(-tl.abs(y))
-    far = tl.where(y > 0.0, y, 0.0) + tl.log(tl.where(y < 0.0, w + u * small, u + w * small))
-    return tl.where(near, log1p(u * expm1(tl.where(near, y, 0.0))), far)
+    far = tl.where(y > 0.0, y, 0.0) + tl.log(tl.where(y > 0.0, u + w * small, w + u * small))
+    return tl.where(near, log1p(tl.where(near, x, 0.0)), far)
 
 
 @triton.jit
@@ -146,18 +147,15 @@ def expm1(y):
 
 @triton.jit
 def log1p(x):
-    """log(1 + x) for x in (-0.64, 1.72), which is what u (e^y - 1) reaches for |y| < 1."""
+    """log(1 + x) for x in [-0.5, 1]."""
     if x.dtype == tl.float64:
         c = 1.0 + x
         return tl.log(c) + (x - (c - 1.0)) / c
     else:
-        # 2 atanh(x / (2 + x)); the device's logarithm has an absolute error near 1
+        # 2 atanh(s) by its series, s² <= 1/9; the device's logarithm has an absolute error near 1
         s = x / (2.0 + x)
         z = s * s
-        t = z * (2.0 / 21.0) + 2.0 / 19.0
-        t = t * z + 2.0 / 17.0
-        t = t * z + 2.0 / 15.0
-        t = t * z + 2.0 / 13.0
+        t = z * (2.0 / 15.0) + 2.0 / 13.0
         t = t * z + 2.0 / 11.0
         t = t * z + 2.0 / 9.0
         t = t * z + 2.0 / 7.0

@@ -10,18 +10,16 @@ from torch import Tensor
 from triton.runtime.jit import JITFunction
 
 from kullback.core import generators as core
-from kullback.core.readings import LabelsReading, LogitsReading, LogProbsReading, ProbsReading, Reading
+from kullback.core.readings import LabelsReading, LogitsReading, ProbsReading, Reading
 from kullback.core.reduction import GeneratorSum, LogAffinity, Sum
+from kullback.engines.encoding import READINGS, STATS
 
 from . import generators, kernels
 
-_READINGS = (LogitsReading, LogProbsReading, ProbsReading, LabelsReading)
-_LABELS = _READINGS.index(LabelsReading)
 # an error e of log Z counts as e²/2 in a canonical sum, but as e in a distance with a corner at p = q; it averages out
 # over a long row, so that a short one has its normaliser in float64
 SHORT = 512
 _CORNERED = (core.tv, core.squared_hellinger)
-STATS = 6  # per row: (max, log Σ exp, Σ ∂f/∂log w) of p, then of q
 
 
 class Tile(NamedTuple):
@@ -149,8 +147,8 @@ def settings(
         "SLOPE_P": total.slopes[0],
         "SLOPE_Q": total.slopes[1],
         "LOG_Q_SLOPE": total.log_q_slope,
-        "LEFT": _READINGS.index(type(left)),
-        "RIGHT": _READINGS.index(type(right)),
+        "LEFT": READINGS.index(type(left)),
+        "RIGHT": READINGS.index(type(right)),
         "UNIT_P": unit_p,
         "UNIT_Q": unit_q,
         "SAME": isinstance(left, LogitsReading) and left == right,

@@ -8,19 +8,14 @@ import os
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from kullback.core import reduction
 from kullback.core.readings import Reading
 from kullback.core.reduction import Sum
-from kullback.engines.cpu import _decode as decode
-from kullback.engines.cpu import _encode as encode
-from kullback.engines.cpu import _fake_row_gradients, _fake_rows, _setup_context
+from kullback.engines import encoding
 
-BYTES_SAVED_PER_ROW = 8 + 2 * 3 * 8
 OLDEST = (3, 2)
 
 
@@ -55,20 +50,13 @@ interpreted._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 def rows(total: Sum, left: Reading, right: Reading, x: Tensor, y: Tensor, num_classes: int) -> Tensor:
     """One float64 number per row of x and y, which already share their batch shape; differentiable twice."""
-    codes, numbers = encode(total, left, right)
+    codes, numbers = encoding.encode(total, left, right)
     keep = torch.is_grad_enabled() and (x.requires_grad or y.requires_grad)
     values: Tensor = torch.ops.kullback.triton_rows(x, y, codes, numbers, num_classes, keep)[0]
     return values
 
 
-_library = torch.library.Library("kullback", "FRAGMENT")  # type: ignore[no-untyped-call]
-_library.define(  # type: ignore[no-untyped-call]
-    "triton_rows(Tensor x, Tensor y, int[] codes, float[] numbers, SymInt num_classes, bool keep) -> (Tensor, Tensor)"
-)
-_library.define(  # type: ignore[no-untyped-call]
-    "triton_row_gradients(Tensor x, Tensor y, Tensor values, Tensor stats, Tensor upstream, int[] codes, "
-    "float[] numbers, SymInt num_classes, bool to_x, bool to_y) -> (Tensor, Tensor)"
-)
+_library = encoding.define("triton_")
 
 
 def _rows(
@@ -77,7 +65,7 @@ def _rows(
     from . import launch
 
     launch.check_device(x)
-    return launch.forward(*decode(codes, numbers, num_classes), x, y, num_classes, keep)
+    return launch.forward(*encoding.decode(codes, numbers, num_classes), x, y, num_classes, keep)
 
 
 def _row_gradients(
@@ -94,30 +82,11 @@ def _row_gradients(
 ) -> tuple[Tensor, Tensor]:
     from . import launch
 
-    sums = decode(codes, numbers, num_classes)
+    sums = encoding.decode(codes, numbers, num_classes)
     return launch.backward(*sums, x, y, num_classes, values, stats, upstream, (to_x, to_y))
-
-
-def _backward(ctx: Any, upstream: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
-    x, y, values, stats = ctx.saved_tensors
-    wanted = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
-    to_x: Tensor | None = None
-    to_y: Tensor | None = None
-    if upstream is not None and torch.is_grad_enabled():  # create_graph: the eager definition, differentiable again
-        total, left, right = decode(ctx.codes, ctx.numbers, ctx.num_classes)
-        to_x, to_y = reduction.gradients(total, left, right, x, y, values, upstream, wanted)
-    elif upstream is not None:
-        grads = torch.ops.kullback.triton_row_gradients(
-            x, y, values, stats, upstream, ctx.codes, ctx.numbers, ctx.num_classes, *wanted
-        )
-        to_x, to_y = grads[0] if wanted[0] else None, grads[1] if wanted[1] else None
-    return to_x, to_y, None, None, None, None
 
 
 # "CPU" is for Triton's interpreter (TRITON_INTERPRET=1), which the tests use; nothing chooses it by itself
 for _device in ("CUDA", "CPU"):
     _library.impl("triton_rows", _rows, _device)  # type: ignore[no-untyped-call]
     _library.impl("triton_row_gradients", _row_gradients, _device)  # type: ignore[no-untyped-call]
-torch.library.register_fake("kullback::triton_rows", _fake_rows, lib=_library)
-torch.library.register_fake("kullback::triton_row_gradients", _fake_row_gradients, lib=_library)
-torch.library.register_autograd("kullback::triton_rows", _backward, setup_context=_setup_context, lib=_library)
