@@ -57,13 +57,17 @@ struct jeffreys {
   }
 };
 
-// log(w + u e^y) with w + u = 1.
+// log(w + u e^y) with w + u = 1: as log(1 + x) wherever 1 + x would round a small x away. One logarithm for every case.
 template <class T>
 KULLBACK_INLINE T log_mix(T w, T u, T y) {
-  const bool near = magnitude(y) < T(1);
-  const T small = exp_negative(-magnitude(y));
-  const T far = (y > T(0) ? y : T(0)) + log(y < T(0) ? w + u * small : u + w * small);
-  return near ? log1p(u * (y + excess_near(y))) : far;
+  const bool near = magnitude(y) < T(1), below = y < T(0);
+  const T decayed = exp_negative(-magnitude(y));
+  const T here = below ? w : u, there = below ? u : w;  // log(here + there e^-|y|), plus y where y > 0
+  const bool by_log1p = near | (here >= T(0.5));
+  const T x = near ? u * (y + excess_near(y)) : there * (decayed - T(1));
+  const T c = by_log1p ? T(1) + x : here + there * decayed;
+  const T lost = by_log1p ? x - (c - T(1)) : T(0);
+  return log(c) + lost / c + ((near | below) ? T(0) : y);
 }
 
 struct js {

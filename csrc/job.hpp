@@ -1,4 +1,4 @@
-// What one call asks for: plain data, shared by every instruction set. No functions live here.
+// What one call asks for: plain data, shared by every instruction set.
 #pragma once
 
 #include <stdint.h>
@@ -6,6 +6,8 @@
 namespace kullback {
 
 enum class Dtype : int { float64 = 0, float32 = 1, bfloat16 = 2, float16 = 3 };
+
+static inline int64_t size_of(Dtype dtype) { return dtype == Dtype::float64 ? 8 : dtype == Dtype::float32 ? 4 : 2; }
 
 // core/readings.py
 enum class Reading : int { logits = 0, log_probs = 1, probs = 2, labels = 3 };

@@ -139,12 +139,9 @@ static double exponentials(const float* x, int n, Range range, double scale, flo
 #pragma omp simd
     for (int i = 0; i < n; ++i) exps[i] = exp_bounded((x[i] - max) * high + (x[i] - max) * low);
   }
-  const int quarter = n / 4;  // few additions in single precision: an error here is δ of every term
-  double sum = 0.0;
+  double sum = 0.0;  // adding in single precision would round, and that is an error δ of every term
 #pragma omp simd reduction(+ : sum)
-  for (int i = 0; i < quarter; ++i)
-    sum += double((exps[i] + exps[quarter + i]) + (exps[2 * quarter + i] + exps[3 * quarter + i]));
-  for (int i = 4 * quarter; i < n; ++i) sum += double(exps[i]);
+  for (int i = 0; i < n; ++i) sum += double(exps[i]);
   return sum;
 }
 
@@ -166,6 +163,7 @@ static Normalizer normalize_and_keep(const Job& job, int side, const void* row, 
     sums[k] = exponentials(x, n, ranges[k], s.inverse_temperature, kept.exps[side] + at);
     max = maxima[k] > max ? maxima[k] : max;
   }
+  if (blocks == 1) return {max, sums[0]};
   const double base = finite(max);
   const double scale = s.inverse_temperature;
   double sum = 0.0;

@@ -17,9 +17,11 @@ struct Normalizer {
 KULLBACK_INLINE double finite(double m) { return m == -kInf ? 0.0 : m; }
 
 KULLBACK_INLINE Normalizer merge(Normalizer a, Normalizer b, double scale) {
+  if (a.sum == 0.0) return b;
+  if (b.sum == 0.0) return a;
   const double m = a.max > b.max ? a.max : b.max, base = finite(m);
   const double to_a = a.max == m ? 1.0 : exp((a.max - base) * scale), to_b = b.max == m ? 1.0 : exp((b.max - base) * scale);
-  return {m, (a.sum == 0.0 ? 0.0 : a.sum * to_a) + (b.sum == 0.0 ? 0.0 : b.sum * to_b)};
+  return {m, a.sum * to_a + b.sum * to_b};
 }
 
 template <class T>

@@ -107,8 +107,6 @@ static void store(Dtype dtype, void* row, int64_t from, int n, const T* values) 
   }
 }
 
-KULLBACK_INLINE int64_t size_of(Dtype dtype) { return dtype == Dtype::float64 ? 8 : dtype == Dtype::float32 ? 4 : 2; }
-
 KULLBACK_INLINE int64_t offset_of(const Job& job, const int64_t* strides, int64_t row) {
   if (job.dims == 1) return row * strides[0];
   int64_t offset = 0;

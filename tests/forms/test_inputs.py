@@ -35,7 +35,9 @@ def test_mixed_dtypes(left, right):
     x, y = a.requires_grad_(), b.requires_grad_()
     value = kl(Logits(x), Logits(y))
     assert value.dtype == (torch.float64 if torch.float64 in (left, right) else torch.float32)
-    torch.testing.assert_close(value.double(), truth, rtol=1e-7, atol=0, check_dtype=False)
+    # eager rounds once, to 6e-8; the C++ engine's terms are float32, each within a few of these
+    rtol = 1e-12 if value.dtype == torch.float64 else 5e-7
+    torch.testing.assert_close(value.double(), truth, rtol=rtol, atol=0, check_dtype=False)
     value.sum().backward()
     assert (x.grad.dtype, y.grad.dtype) == (left, right)
 

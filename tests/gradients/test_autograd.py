@@ -94,7 +94,7 @@ def test_a_row_without_a_distribution_is_nan_alone(divergence, poison, side):
         sides[side][1] = -math.inf
     else:
         sides[side][1, 2] = poison
-    clean = value(divergence, *pair())
+    clean = value(divergence, *(s.requires_grad_() for s in pair()))
     x, y = (s.requires_grad_() for s in sides)
     got = value(divergence, x, y)
     assert got[1].isnan()

@@ -253,7 +253,8 @@ def test_no_nan_on_the_edge_rows(divergence, names, dtype):
 def test_float32_gradients_near_equality(engine, divergence, step, shift):
     """float32 rows are exact: their gradient is that of the same rows in float64, rounded once by eager.
 
-    The C++ engine's cells are float32: x - wΣx has the error of its terms, a few eps of the row's largest gradient.
+    The C++ engine's cells are float32: x - wΣx has the error of its terms, a few eps of the row's largest gradient,
+    or, where the terms do not vanish with d (cross-entropy's x = -p), of the row's largest weight.
     """
     a = normal(3, 40, seed=18).float()
     b = (a + step * normal(3, 40, seed=19).float() + shift).float()
@@ -263,8 +264,8 @@ def test_float32_gradients_near_equality(engine, divergence, step, shift):
         return torch.autograd.grad(of_logits(divergence)(x, y).sum(), (x, y))
 
     for ours, truth in zip(gradients(torch.float32), gradients(torch.float64), strict=True):
-        noise = 0.0 if engine == "eager" else 1e-6 * truth.abs().max().item()
-        torch.testing.assert_close(ours.double(), truth, rtol=1e-6, atol=noise + 1e-30)
+        noise = 1e-7 if divergence.name == "cross_entropy" else 1e-6 * truth.abs().max().item()
+        torch.testing.assert_close(ours.double(), truth, rtol=1e-6, atol=1e-30 if engine == "eager" else noise)
 
 
 def test_gradient_near_equality_is_that_of_50_digits():
