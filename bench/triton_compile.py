@@ -1,11 +1,12 @@
 """Compile the Triton kernels ahead of time, without a GPU, and say what they take: registers, spills, shared memory.
 
-    python bench/triton_compile.py                 every generator, sm_80 and sm_90, and gfx942
-    python bench/triton_compile.py --quick         KL alone, bfloat16
+    python bench/triton_compile.py                 every generator and reading, for sm_80, sm_90 and gfx942
+    python bench/triton_compile.py --quick         KL alone, bfloat16 and float64
     python bench/triton_compile.py --markdown      the table of docs/performance-gpu.md
 
-It proves that the kernels compile and fit, not that they are right (the interpreter's tests do that) nor that they are
-fast (`bench/gpu.py` does, on a GPU). TRITON_INTERPRET must not be set.
+The kernels are launched as they would be on a GPU, by `launch` and Triton's own launcher, but for a driver that stands
+for the target and runs nothing. It proves that they bind, compile and fit, not that they are right (the interpreter's
+tests do that) nor that they are fast (`bench/gpu.py` does, on a GPU). TRITON_INTERPRET must not be set.
 """
 
 import argparse
@@ -15,66 +16,90 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+from unittest import mock
 
 import torch
 import triton
 import triton.backends.nvidia
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
 
 from kullback.core.readings import LabelsReading, LogitsReading, LogProbsReading, ProbsReading, Reading
 from kullback.core.reduction import GeneratorSum, LogAffinity, Sum
 from kullback.divergences import TABLE
-from kullback.engines.triton import kernels, launch
+from kullback.engines.triton import launch
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
     "sm_90": GPUTarget("cuda", 90, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
-POINTER = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.float64: "fp64"}
 LONG_ROW = 128_256
 PTXAS = Path(triton.backends.nvidia.__file__).parent / "bin" / "ptxas"
 
 
 @dataclass(frozen=True)
 class Taken:
-    """What one compiled kernel takes; registers are per thread, spills and shared memory in bytes."""
+    """What one compiled kernel takes; registers are per thread, spills and shared memory in bytes.
+
+    `float32` counts mentions of that type in the kernel's intermediate code: none where all is float64, or digits are
+    lost on the way.
+    """
 
     target: str
     kernel: str
     formula: str
     readings: str
     dtype: str
+    num_columns: int
     rows: int
     columns: int
     warps: int
     registers: int
     spills: int
     shared: int
+    float32: int
 
 
-def variants(quick: bool) -> Iterator[tuple[str, Sum, Reading, Reading, torch.dtype]]:
-    """Every generator on logits, and every reading under KL."""
-    logits = LogitsReading()
-    seen = []
-    for divergence in TABLE:
-        for total in divergence.sums:
-            if total not in seen:
-                seen.append(total)
-                yield _name(total), total, logits, logits, torch.bfloat16
-                if quick:
-                    return
-    kl = seen[0]
-    yield "kl", kl, logits, logits, torch.float32
-    yield "kl", kl, logits, logits, torch.float64
-    yield "kl", kl, LogitsReading(2.0), LogitsReading(3.0), torch.bfloat16
-    yield "kl", kl, LogProbsReading(), logits, torch.float32
-    yield "kl", kl, ProbsReading(), ProbsReading(), torch.float32
-    yield "kl", kl, LabelsReading(LONG_ROW, 0.1), logits, torch.bfloat16
+class Variant(NamedTuple):
+    total: Sum
+    left: Reading
+    right: Reading
+    dtype: torch.dtype
+    num_columns: int = LONG_ROW
+
+
+def variants(quick: bool) -> Iterator[Variant]:
+    """Every generator on logits; under KL, every reading and dtype, and rows of other lengths."""
+    logits, tempered = LogitsReading(), LogitsReading(0.7)
+    kl = TABLE[0].sums[0]
+    yield Variant(kl, logits, logits, torch.bfloat16)
+    yield Variant(kl, tempered, logits, torch.float64)
+    if quick:
+        return
+    seen = {("kl", "fp32")}
+    for total in (total for divergence in TABLE for total in divergence.sums):
+        # another order or weight is another constant, not other code
+        width = launch.settings(total, logits, logits, torch.bfloat16, torch.bfloat16, LONG_ROW)["T"].name
+        key = _name(total).partition("(")[0], width
+        if key not in seen:
+            seen.add(key)
+            yield Variant(total, logits, logits, torch.bfloat16)
+            yield Variant(total, tempered, tempered, torch.float64, 33)
+    yield Variant(kl, logits, logits, torch.float32)
+    yield Variant(kl, logits, logits, torch.float64)
+    yield Variant(kl, LogitsReading(2.0), LogitsReading(3.0), torch.bfloat16)
+    yield Variant(kl, LogProbsReading(), logits, torch.float32)
+    yield Variant(kl, ProbsReading(), ProbsReading(), torch.float32)
+    yield Variant(kl, LabelsReading(LONG_ROW, 0.1), logits, torch.bfloat16)
+    yield Variant(kl, LabelsReading(1_025, 0.1), logits, torch.float64, 1_025)
+    for num_columns in (1, 2, 33, 200, 1_025):
+        yield Variant(kl, logits, tempered, torch.float16, num_columns)
 
 
 def _name(total: Sum) -> str:
@@ -87,57 +112,70 @@ def _name(total: Sum) -> str:
     return name if number is None else f"{name}({number:g})"
 
 
-def compile_one(
-    kernel: str, target: str, total: Sum, left: Reading, right: Reading, dtype: torch.dtype, columns: int = LONG_ROW
-) -> tuple[Any, launch.Tile]:
-    """The kernel as `launch` would ask for it on aligned rows."""
-    setting = launch.settings(total, left, right, dtype, dtype, columns)
-    size = launch.tile(columns, setting, dtype, dtype)
-    constants: dict[str, Any] = {"ROWS": size.rows, "BLOCK": size.columns}
-    if kernel == "forward":
-        constants |= {name: setting[name] for name in launch.FORWARD} | {"KEEP": True}
-    else:
-        wanted = not isinstance(left, LabelsReading), not isinstance(right, LabelsReading)
-        constants |= {name: setting[name] for name in launch.BACKWARD}
-        constants |= {"TO_X": wanted[0], "TO_Y": wanted[1], "SPAN": size.span}
-    sides = ("i64" if isinstance(side, LabelsReading) else POINTER[dtype] for side in (left, right))
-    pointers = dict(zip(("x_ptr", "y_ptr"), sides, strict=True)) | {
-        "values_ptr": "fp64",
-        "stats_ptr": "fp64",
-        "upstream_ptr": "fp64",
-        "to_x_ptr": POINTER[dtype],
-        "to_y_ptr": POINTER[dtype],
-    }
-    function = getattr(kernels, kernel)
-    signature, aligned = {}, {}
-    for i, parameter in enumerate(function.params):
-        if parameter.name in constants:
-            signature[parameter.name] = "constexpr"
-            continue
-        signature[parameter.name] = "*" + pointers[parameter.name] if parameter.name in pointers else (
-            parameter.annotation_type or "i32"
-        )  # fmt: skip
-        if parameter.name in pointers or parameter.name in ("V", "x_stride", "y_stride"):
-            aligned[(i,)] = [["tt.divisibility", 16]]
-    source = ASTSource(function, signature, constants, aligned)
-    options = {"num_warps": size.warps} if target.startswith("gfx") else size.options
-    return triton.compile(source, target=TARGETS[target], options=options), size
+class NoDriver:
+    """Stands for a GPU that is not there."""
+
+    def __init__(self, target: str) -> None:
+        self.target = TARGETS[target]
+        self.device = list(TARGETS).index(target)  # Triton keeps compiled kernels by device
+
+    def get_current_target(self) -> GPUTarget:
+        return self.target
+
+    def get_current_device(self) -> int:
+        return self.device
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
 
 
-def taken(kernel: str, target: str, formula: str, *what: Any) -> Taken:
-    """Compile, and read the registers and spills off the assembler."""
-    compiled, size = compile_one(kernel, target, *what)
-    _, left, right, dtype = what
-    registers, spills = (
-        _amd(compiled.asm["amdgcn"]) if target.startswith("gfx") else _ptxas(compiled.asm["ptx"], target)
+@contextmanager
+def instead_of_launching(target: str) -> Iterator[dict[str, Any]]:
+    """Kernels that are launched inside are compiled, and kept by name, and do not run."""
+    compiled: dict[str, Any] = {}
+    run = JITFunction.run
+
+    def compile_only(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
+        compiled[self.__name__] = run(self, *args, grid=grid, warmup=True, **kwargs)
+
+    hip = "7.0" if target.startswith("gfx") else None
+    driver.set_active(NoDriver(target))
+    with mock.patch.object(JITFunction, "run", compile_only), mock.patch.object(torch.version, "hip", hip):
+        yield compiled
+
+
+def taken(target: str, variant: Variant) -> list[Taken]:
+    """Compile forward and backward, and read what they take off the assembler."""
+    total, left, right, dtype, num_columns = variant
+    x, y = (
+        torch.zeros(2, dtype=torch.int64)
+        if isinstance(side, LabelsReading)
+        else torch.zeros(2, num_columns, dtype=dtype)
+        for side in (left, right)
+    )
+    wanted = x.is_floating_point(), y.is_floating_point()
+    with instead_of_launching(target) as compiled:
+        values, stats = launch.forward(total, left, right, x, y, num_columns, True)
+        upstream = torch.ones_like(values)
+        launch.backward(total, left, right, x, y, num_columns, values, stats, upstream, wanted)
+    size = launch.tile(
+        num_columns, launch.settings(total, left, right, x.dtype, y.dtype, num_columns), x.dtype, y.dtype
     )
     readings = "/".join(type(side).__name__.removesuffix("Reading") for side in (left, right))
-    if getattr(left, "temperature", 1.0) != 1.0:
+    if any(getattr(side, "temperature", 1.0) != 1.0 for side in (left, right)):
         readings += ", tempered"
-    return Taken(
-        target, kernel, formula, readings, str(dtype).removeprefix("torch."), *size[:2], size.warps, registers, spills,
-        compiled.metadata.shared,
-    )  # fmt: skip
+    found = []
+    for name, kernel in compiled.items():
+        amd = target.startswith("gfx")
+        registers, spills = _amd(kernel.asm["amdgcn"]) if amd else _ptxas(kernel.asm["ptx"], target)
+        single = len(re.findall(r"\bf32\b|xf32\b", kernel.asm["ttir"]))
+        found.append(
+            Taken(
+                target, name, _name(total), readings, str(dtype).removeprefix("torch."), num_columns, size.rows,
+                size.columns, size.warps, registers, spills, kernel.metadata.shared, single,
+            )
+        )  # fmt: skip
+    return found
 
 
 def _ptxas(ptx: str, target: str) -> tuple[int, int]:
@@ -161,17 +199,16 @@ def _amd(code: str) -> tuple[int, int]:
 def table(found: list[Taken]) -> str:
     """One line per variant; under each target the registers of forward and backward, and the bytes spilled by both."""
     targets = list(dict.fromkeys(t.target for t in found))
-    head = ["formula", "readings", "dtype", "tile", *targets]
+    head = ["formula", "readings", "dtype", "V", "tile", *targets]
     lines = ["| " + " | ".join(head) + " |", "| --- " * len(head) + "|"]
-    variants = dict.fromkeys((t.formula, t.readings, t.dtype, f"{t.rows} x {t.columns}") for t in found)
-    for variant in variants:
-        cells = []
-        for target in targets:
-            both = [
-                t for t in found if t.target == target and (t.formula, t.readings, t.dtype) == variant[:3]
-            ]  # forward, backward
-            cells.append(" / ".join(str(t.registers) for t in both) + f", {sum(t.spills for t in both)}")
-        lines.append("| " + " | ".join([*variant, *cells]) + " |")
+    cells: dict[tuple[str, ...], dict[str, list[Taken]]] = {}
+    for t in found:
+        variant = (t.formula, t.readings, t.dtype, f"{t.num_columns}", f"{t.rows} x {t.columns}")
+        cells.setdefault(variant, {}).setdefault(t.target, []).append(t)
+    for variant, by_target in cells.items():
+        both = (by_target[target] for target in targets)  # forward, backward
+        numbers = [" / ".join(str(t.registers) for t in two) + f", {sum(t.spills for t in two)}" for two in both]
+        lines.append("| " + " | ".join([*variant, *numbers]) + " |")
     return "\n".join(lines)
 
 
@@ -181,12 +218,7 @@ def main() -> int:
     parser.add_argument("--markdown", action="store_true")
     parser.add_argument("--targets", nargs="+", default=list(TARGETS), choices=list(TARGETS))
     options = parser.parse_args()
-    found = [
-        taken(kernel, target, *variant)
-        for target in options.targets
-        for variant in variants(options.quick)
-        for kernel in ("forward", "backward")
-    ]
+    found = [t for target in options.targets for variant in variants(options.quick) for t in taken(target, variant)]
     if options.markdown:
         print(table(found))
     else:

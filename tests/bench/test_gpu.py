@@ -1,8 +1,13 @@
 """bench/gpu.py without a GPU: its clear message, its table, its byte counts, and what its checks would catch."""
 
+import importlib
 import importlib.util
+import itertools
+import json
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -14,12 +19,11 @@ SCRIPT = Path(__file__).parents[2] / "bench" / "gpu.py"
 
 @pytest.fixture(scope="module")
 def gpu():
-    spec = importlib.util.spec_from_file_location("bench_gpu", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["bench_gpu"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["bench_gpu"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(SCRIPT.parent))
+        yield importlib.import_module("gpu")
+        for name in ("gpu", "gpu_check"):
+            sys.modules.pop(name, None)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
@@ -45,11 +49,45 @@ def test_bytes_of_the_three_sweeps(gpu):
     assert gpu.sweep_bytes(10, 100, torch.float32) == (4 * 4000, 7 * 4000)
 
 
+@pytest.fixture
+def here(gpu, monkeypatch):
+    """A CPU in the place of the GPU, with a clock and a memory that say little; PyTorch's compiler stands aside."""
+    cuda = {
+        "is_available": lambda: True,
+        "get_device_name": lambda: "none",
+        "synchronize": lambda: None,
+        "empty_cache": lambda: None,
+        "reset_peak_memory_stats": lambda: None,
+        "memory_allocated": lambda: 1 << 20,
+        "max_memory_allocated": lambda: 3 << 20,
+        "Event": Event,
+    }
+    for name, value in cuda.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    monkeypatch.setattr(torch, "compile", lambda function, dynamic: function)
+    monkeypatch.setattr(torch.compiler, "reset", lambda: None)
+    settings = {"DEVICE": "cpu", "SHAPES": ((20, 50), (3, 7)), "COPIED": 1 << 10}
+    for name, value in settings.items():
+        monkeypatch.setattr(gpu, name, value)
+    return gpu
+
+
+class Event:
+    def __init__(self, enable_timing):
+        assert enable_timing
+
+    def record(self):
+        self.at = time.monotonic()
+
+    def elapsed_time(self, end):
+        return max(1e3 * (end.at - self.at), 1e-6)
+
+
 @pytest.mark.parametrize("name", ["kl", "js"])
-def test_errors_are_seen(gpu, name):
-    p, q = gpu.inputs(20, 50, torch.float32, "cpu")
-    truth = gpu.Truth.of(name, p, q)
-    for compute in (gpu.ours(name), gpu.plain if name == "kl" else gpu.plain_js):
+def test_errors_are_seen(here, name):
+    p, q = here.inputs(20, 50, torch.float32)
+    truth = here.Truth.of(name, p, q)
+    for compute in (here.ours(name), here.plain if name == "kl" else here.plain_js):
         y = q.clone().requires_grad_()
         value = compute(p, y)
         value.backward()
@@ -61,34 +99,107 @@ def test_errors_are_seen(gpu, name):
         assert gradient_error == pytest.approx(0.01, rel=1e-2)
 
 
-def test_peers_that_are_absent_are_rows(gpu):
-    if importlib.util.find_spec("liger_kernel") is not None:
-        pytest.skip("Liger is installed")
-    p, q = gpu.inputs(2, 3, torch.float32, "cpu")
-    row = gpu.time_one("Liger", gpu.liger("kl"), "kl", p, q, gpu.Truth.of("kl", p, q), 1.0)
-    assert row.note.startswith("absent")
-    assert row.forward_ms is None
+def test_peers_that_are_absent_or_fail_are_rows(here):
+    p, q = here.inputs(2, 3, torch.float32)
+    truth = here.Truth.of("kl", p, q)
+    if importlib.util.find_spec("liger_kernel") is None:
+        row = here.time_one("Liger", here.liger("kl"), "kl", p, q, truth, 1.0)
+        assert row.note.startswith("absent")
+        assert row.forward_ms is None
+    for error in (RuntimeError(), torch.cuda.OutOfMemoryError("no more")):
+        row = here.time_one("x", _raises(error), "kl", p, q, truth, 1.0)
+        assert row.note in ("failed: RuntimeError: ", "out of memory")
+        assert row.both_ms is None
 
 
-def test_the_check_passes_here_and_catches_a_wrong_formula(gpu, monkeypatch):
-    # here `use("triton")` falls back to eager unless Triton interprets; what is tested is the comparison itself
-    monkeypatch.setattr(gpu, "measure", _half_wrong(gpu))
+def _raises(error):
+    def compute(p, q):
+        raise error
+
+    return compute
+
+
+@pytest.mark.parametrize("wrong", [[], ["kl: value 2, float64 says 1"]])
+def test_the_whole_run(here, wrong, monkeypatch, tmp_path, capsys):
+    """Everything but the check and the device: rows are written as they are found, differences are the exit status."""
+    monkeypatch.setattr(here, "check", lambda device: wrong)
+    assert here.main(["--markdown", "--out", str(tmp_path)]) == len(wrong)
+    (file,) = tmp_path.iterdir()
+    report = json.loads(file.read_text())
+    assert report["differences"] == wrong
+    assert report["machine"]["torch"] == torch.__version__
+    rows = report["rows"]
+    assert [(r["divergence"], tuple(r["shape"]), r["dtype"], r["who"]) for r in rows] == list(
+        itertools.product(
+            ("kl", "js"),
+            ((20, 50), (3, 7)),
+            ("bfloat16", "float32"),
+            ("kullback triton", "PyTorch eager", "torch.compile", "Liger"),
+        )
+    )
+    for row in rows:
+        if row["note"]:
+            assert row["who"] == "Liger"
+        else:
+            assert row["forward_ms"] > 0
+            assert row["peak_bytes"] == 2 << 20
+            assert row["value_error"] < 1e-4  # F.kl_div, in the worst case here
+            assert row["gradient_error"] < (1e-2 if row["dtype"] == "bfloat16" else 1e-5)
+    assert capsys.readouterr().out.count("| kl | 20 x 50 | float32 | kullback triton |") == 2
+
+
+def test_what_the_budget_leaves_out_is_a_row(here, monkeypatch, tmp_path):
+    monkeypatch.setattr(here, "check", lambda device: [])
+    here.main(["--budget", "-1", "--out", str(tmp_path)])
+    (file,) = tmp_path.iterdir()
+    rows = json.loads(file.read_text())["rows"]
+    assert {row["note"] for row in rows} == {"not reached in time"}
+    assert len(rows) == 8
+
+
+def test_the_check_says_that_another_engine_serves(gpu):
+    with gpu_check(gpu).engines.use("eager"):
+        (said,) = gpu.check("cpu")
+    assert said.startswith("the Triton engine does not serve cpu: eager PyTorch")
+
+
+def test_the_check_goes_on_after_what_fails(gpu):
     wrong = []
-    p, q = gpu._edges(9, "cpu")
-    gpu._compare(wrong, "kl", gpu.KL, gpu.Logits(p.float()), gpu.Logits(q.float()))
-    assert any("value" in line for line in wrong)
-    monkeypatch.undo()
-    right = []
-    with gpu.engines.use("eager"):
-        gpu._compare(right, "kl", gpu.KL, gpu.Logits(p.double()), gpu.Logits(q.double()))
-    assert right == []
+    gpu_check(gpu).attempt(wrong, "this", lambda: _raises(ValueError("said\nmore"))(None, None))
+    gpu_check(gpu).attempt(wrong, "that", lambda: None)
+    assert wrong == ["this: ValueError: said"]
 
 
-def _half_wrong(gpu):
-    true, calls = gpu.measure, []
+def test_a_wrong_formula_is_caught(gpu, monkeypatch):
+    checking = gpu_check(gpu)
+    p, q = (checking.Logits(s.float()) for s in checking.edges(9, "cpu"))
+    assert checking.compare(checking.KL, p, q) is None  # without an interpreter "triton" is eager here
+    true, calls = checking.measure, itertools.count()
 
     def measure(divergence, p, q):
-        calls.append(1)
-        return true(divergence, p, q) * (1.0 + 1e-4 * (len(calls) == 1))
+        return true(divergence, p, q) * (1.0 + 1e-4 * (next(calls) == 0))
 
-    return measure
+    monkeypatch.setattr(checking, "measure", measure)
+    assert checking.compare(checking.KL, p, q).startswith("value")
+
+
+def gpu_check(gpu):
+    return sys.modules[gpu.check.__module__]
+
+
+@pytest.mark.slow
+def test_the_check_itself_is_clean_under_the_interpreter():
+    """What the device will be asked first, on Triton's interpreter, in a process of its own."""
+    pytest.importorskip("triton")
+    code = (
+        "import sys, warnings\n"
+        f"sys.path.insert(0, {str(SCRIPT.parent)!r})\n"
+        "warnings.simplefilter('ignore')\n"
+        "import gpu_check\n"
+        "from kullback import engines\n"
+        "with engines.use('triton'):\n"
+        "    print(gpu_check.check('cpu', widths=(1, 2, 33, 70), many_rows=300))\n"
+    )
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment)
+    assert done.stdout.strip() == "[]", done.stdout + done.stderr

@@ -9,7 +9,7 @@ from triton_common import compare, edge_rows, scores, with_tile
 
 from kullback import Logits, LogProbs
 from kullback.divergences import CHI2, KL, TV
-from kullback.engines.triton import generators, kernels, launch
+from kullback.engines.triton import generators, kernels, launch, readings
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.runtime.interpreter")
 
@@ -68,16 +68,16 @@ def unweighted_mass(coefficient, mass, where):
 
 
 KERNELS = {
-    "digits of a difference dropped": (on_small_values, "_two_sum", lossy_two_sum),
-    "temperature dropped": (lambda: on_edges(KL.sums[0], (2.0, 2.0)), "_scaled", forgetful_scaled),
-    "an edge's constant dropped": (lambda: on_edges(TV.sums[0]), "_mass_times", unweighted_mass),
+    "digits of a difference dropped": (on_small_values, readings, "two_sum", lossy_two_sum),
+    "temperature dropped": (lambda: on_edges(KL.sums[0], (2.0, 2.0)), readings, "scaled", forgetful_scaled),
+    "an edge's constant dropped": (lambda: on_edges(TV.sums[0]), kernels, "_mass_times", unweighted_mass),
 }
 
 
 @pytest.mark.parametrize("name", KERNELS)
 def test_a_wrong_kernel_is_seen(name, monkeypatch):
     with_tile(monkeypatch, 128, 32)
-    act, function, fault = KERNELS[name]
-    monkeypatch.setattr(kernels, function, fault)
+    act, module, function, fault = KERNELS[name]
+    monkeypatch.setattr(module, function, fault)
     with pytest.raises(AssertionError):
         act()

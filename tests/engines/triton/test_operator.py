@@ -169,8 +169,8 @@ def test_an_absent_triton_has_a_reason(monkeypatch):
         assert ops.why_not() == "Triton is not installed (pip install 'kullback[triton]')"
         monkeypatch.setattr(ops, "find_spec", lambda name: object())
         ops._look.cache_clear()
-        monkeypatch.setattr(ops, "version", lambda name: "2.1.0")
-        assert ops.why_not() == "Triton 2.1.0 is older than 3.2"
+        monkeypatch.setattr(ops, "version", lambda name: "3.3.1")
+        assert ops.why_not() == "Triton 3.3.1 is older than 3.4"
     finally:
         ops._look.cache_clear()
 

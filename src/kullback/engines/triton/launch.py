@@ -31,7 +31,7 @@ class Tile(NamedTuple):
 
     rows: int
     columns: int
-    span: int
+    span: int = 8
     warps: int = 4
     registers: int = 128
 
@@ -43,14 +43,15 @@ class Tile(NamedTuple):
 
 
 def tile(num_columns: int, setting: dict[str, Any], *dtypes: torch.dtype) -> Tile:
-    """Cells a thread: 2 in float64, 8 of logits of 16 bits at one temperature, else 4. Short rows share a tile.
+    """Cells a thread: 2 in float64, 8 of logits of 16 bits at one temperature, else 4; 1 where short rows share a tile.
 
     These are the largest that spill no register; 8 cells of 16 bits are one load of 16 bytes, and so are 4 of float32.
+    Each thread holds the float64 numbers of every row that it sees, hence one row a thread at most.
     """
     half = all(dtype in (torch.bfloat16, torch.float16) for dtype in dtypes)
     cells = 256 if setting["T"] == tl.float64 else 1024 if half and setting["SAME"] else 512
     columns = min(_power_of_two(num_columns), cells)
-    return Tile(cells // columns, columns, 8)
+    return Tile(max(1, 128 // columns), columns)
 
 
 def check_device(x: Tensor) -> None:
