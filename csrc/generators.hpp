@@ -57,17 +57,18 @@ struct jeffreys {
   }
 };
 
-// log(w + u e^y) with w + u = 1: as log(1 + x) wherever 1 + x would round a small x away. One logarithm for every case.
+// log(w + u e^y) with w + u = 1, as log(1 + x) where that is small. One logarithm for every case.
 template <class T>
 KULLBACK_INLINE T log_mix(T w, T u, T y) {
-  const bool near = magnitude(y) < T(1), below = y < T(0);
-  const T decayed = exp_negative(-magnitude(y));
+  const bool below = y < T(0);
+  const T decayed = exp_negative(-magnitude(y)), gone = T(1) - decayed;
+  const T far = u * (below ? -gone : gone / decayed);  // u (e^y - 1); +inf or NaN where e^y overflows
+  const T x = magnitude(y) < T(1) ? u * (y + excess_near(y)) : far;
+  const bool small = (x > T(-0.5)) & (x < T(1));
   const T here = below ? w : u, there = below ? u : w;  // log(here + there e^-|y|), plus y where y > 0
-  const bool by_log1p = near | (here >= T(0.5));
-  const T x = near ? u * (y + excess_near(y)) : there * (decayed - T(1));
-  const T c = by_log1p ? T(1) + x : here + there * decayed;
-  const T lost = by_log1p ? x - (c - T(1)) : T(0);
-  return log(c) + lost / c + ((near | below) ? T(0) : y);
+  const T c = small ? T(1) + x : here + there * decayed;
+  const T lost = small ? x - (c - T(1)) : T(0);
+  return log(c) + lost / c + ((small | below) ? T(0) : y);
 }
 
 struct js {

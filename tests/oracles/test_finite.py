@@ -4,11 +4,12 @@ import json
 import math
 
 import make_finite
+import mpmath
 import numpy as np
 import pytest
 import torch
 
-from kullback import Labels, Logits, LogProbs, Probs, kl
+from kullback import Labels, Logits, LogProbs, Probs, js, kl
 from kullback.divergences import TABLE
 from kullback.verbs import measure
 
@@ -93,3 +94,20 @@ def test_half_precision_inputs_count_as_exact(dtype):
     truth = kl(Logits(a.double()), Logits(b.double()))
     # eager rounds once, to 6e-8; the C++ engine's terms are float32, each within a few of these
     torch.testing.assert_close(kl(Logits(a), Logits(b)).double(), truth, rtol=5e-7, atol=0)
+
+
+@pytest.mark.parametrize("weight", [1e-12, 1e-6, 1e-3, 1 - 1e-3, 1 - 1e-6, 1 - 1e-12])
+def test_js_keeps_its_digits_at_weights_near_0_and_1(engine, weight):
+    """There log m/p or log m/q is as small as the weight; far apart it is no difference of p and q."""
+    far = torch.linspace(-12.0, 12.0, 25, dtype=torch.float64)
+    a, b = torch.stack([0.3 * far.roll(7), far, far.flip(0)]), torch.stack([far, 0.2 * far, far.roll(3)])
+    got = js(Logits(a), Logits(b), weight=weight)
+    with mpmath.workdps(50):
+        for row, value in enumerate(got.tolist()):
+            p, q = ([mpmath.exp(x) for x in side[row].tolist()] for side in (a, b))
+            p, q = [x / sum(p) for x in p], [x / sum(q) for x in q]
+            w = mpmath.mpf(weight)
+            m = [w * x + (1 - w) * y for x, y in zip(p, q, strict=True)]
+            truth = w * sum(x * mpmath.log(x / z) for x, z in zip(p, m, strict=True))
+            truth += (1 - w) * sum(y * mpmath.log(y / z) for y, z in zip(q, m, strict=True))
+            assert abs(value / truth - 1) < 1e-11

@@ -98,11 +98,11 @@ class js:  # noqa: N801 (a generator with a parameter, named like its siblings)
 
 def _log_mix(w: float, u: float, y: Tensor) -> Tensor:
     """log(w + u e^y) with w + u = 1, exact at y = 0, without overflow, and with its digits where it is small."""
-    near = y.abs() < 1.0
-    left, gone = torch.exp(-y.abs()), torch.expm1(-y.abs())
-    below = torch.log1p(u * gone) if w >= 0.5 else torch.log(w + u * left)
-    above = torch.log1p(w * gone) if u >= 0.5 else torch.log(u + w * left)
-    far = torch.where(y < 0, below, y + above)
+    # near: -1/2 < u (e^y - 1) < 1
+    low = math.log1p(-0.5 / u) if u > 0.5 else -math.inf
+    near = (y > low) & (y < min(math.log1p(1.0 / u), 700.0))
+    small = torch.exp(-y.abs())
+    far = y.clamp(min=0.0) + torch.log(torch.where(y < 0, w + u * small, u + w * small))
     return torch.where(near, torch.log1p(u * torch.expm1(torch.where(near, y, 0.0))), far)
 
 

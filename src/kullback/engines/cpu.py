@@ -29,8 +29,10 @@ else:
 BYTES_PER_THREAD = 64 << 10
 
 # An error δ in log Z costs a divergence δ²/2, but a distance δ: these take their normalisers in double. Elsewhere the
-# exponentials are single and their sum is double: δ <= 2e-7, and near p = q most of it is common to both sides.
+# exponentials are single and their sum is double: δ <= 2e-7. Two rows of logits near p = q have most of it in common;
+# where only one side has a normaliser, a short row, which has few cells for δ to average over, takes it in double.
 _DISTANCES = (generators.tv, generators.squared_hellinger)
+_SHORT = 512
 
 
 def instruction_set() -> str:
@@ -62,7 +64,8 @@ def _settings(
 ) -> tuple[tuple[int, bool, list[float]], tuple[list[float], list[float]]]:
     """What the extension needs of a sum and of both readings."""
     _, left, right = encoding.decode(codes, numbers, num_classes)
-    exact_normalizer = encoding.FORMULAS[codes[0]] in _DISTANCES
+    in_common = isinstance(left, LogitsReading) and left == right
+    exact_normalizer = encoding.FORMULAS[codes[0]] in _DISTANCES or (num_classes <= _SHORT and not in_common)
     return (codes[0], exact_normalizer, list(numbers[:8])), (_reading_numbers(left), _reading_numbers(right))
 
 
