@@ -20,21 +20,16 @@ from kullback.exact.registry import closed_form, doubles, infinite_where
 from kullback.exact.shapes import together
 from kullback.exact.special import EULER, bregman_integral, bregman_lgamma, bregman_power, log_ratio, rise
 
-from .large_batches import NormalKL, serves
+from .normal import LargeBatch, is_large, normal
 
 _GIL = "Gil, Alajaji & Linder 2013"
-
-
-def normal(loc_p: Tensor, scale_p: Tensor, loc_q: Tensor, scale_q: Tensor) -> Tensor:
-    """½ ((μp - μq)/σq)² + ½ rise(2 log(σp/σq))."""
-    return 0.5 * ((loc_p - loc_q) / scale_q) ** 2 + 0.5 * rise(2.0 * log_ratio(scale_p, scale_q))
 
 
 @closed_form(Normal, Normal, source=_GIL)
 def normal_normal(p: Normal, q: Normal) -> Tensor:
     """½ (Δ/σq)² + ½ (r² - 1 - log r²), r = σp/σq"""
-    if serves(p.loc, p.scale, q.loc, q.scale):
-        value: Tensor = NormalKL.apply(p.loc, p.scale, q.loc, q.scale)  # type: ignore[no-untyped-call]
+    if is_large(p.loc, p.scale, q.loc, q.scale):
+        value: Tensor = LargeBatch.apply(p.loc, p.scale, q.loc, q.scale)  # type: ignore[no-untyped-call]
         return value
     return normal(*doubles(p, "loc", "scale"), *doubles(q, "loc", "scale"))
 
