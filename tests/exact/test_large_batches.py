@@ -22,7 +22,7 @@ def mixed(scale):
 
 def near(scale):
     """Every |σp/σq - 1| below 1/8, down to 1e-9."""
-    step = 0.12 * 10.0 ** -torch.linspace(0.0, 8.0, ROWS, dtype=scale.dtype)
+    step = 0.1 * 10.0 ** -torch.linspace(0.0, 8.0, ROWS, dtype=scale.dtype)
     return scale * (1.0 + torch.where(torch.arange(ROWS) % 3 == 0, -step, step))
 
 

@@ -42,7 +42,7 @@ class LargeBatch(torch.autograd.Function):
         at = rest.view(-1).nonzero().squeeze(-1)
         if at.numel():
             flat = [x.expand(shape).reshape(-1) for x in given]
-            for some in at.split(BLOCK):
+            for some in torch.split(at, BLOCK):
                 result.view(-1)[some] = normal(*(x[some].double() for x in flat)).to(result.dtype)
         return result
 
@@ -84,7 +84,7 @@ def _fill(value: Tensor, left_over: Tensor, m: Tensor, s: Tensor, n: Tensor, t: 
     u.mul_(inverse)
     square = torch.square(u, out=s)
     low, high = (float(x) for x in u.aminmax())
-    if -_SERIES_BELOW < low and high < _SERIES_BELOW:
+    if low > -_SERIES_BELOW and high < _SERIES_BELOW:
         left_over.zero_()
         rest = _rest(u, t)
     else:
