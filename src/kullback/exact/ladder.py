@@ -239,6 +239,10 @@ def _entropy(p: Any) -> Callable[[], Tensor] | None:
     """Differential entropy in closed form; counts are summed instead."""
     if type(p).__name__ in _OWN_ENTROPY and type(p).__module__.startswith("torch.distributions"):
         return lambda: moments(p).entropy
+    entry = CLOSED_FORMS.find("entropy", p)
+    if entry is not None:
+        formula = entry.formula
+        return lambda: formula(p)
     support = _support_if_any(p)
     if not isinstance(p, Distribution) or (support is not None and support.integers):
         return None
