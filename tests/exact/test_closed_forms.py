@@ -21,6 +21,7 @@ OTHERWISE_TESTED = {
     "Multinomial‖Multinomial",
     "Wishart‖Wishart",
     "ExponentialFamily‖ExponentialFamily",
+    "Kumaraswamy‖Kumaraswamy",
     *(
         f"{p}‖{q}"
         for p in ("MultivariateNormal", "LowRankMultivariateNormal", "Independent")

@@ -19,6 +19,7 @@ from torch.distributions import (
     Distribution,
     ExponentialFamily,
     Independent,
+    Kumaraswamy,
     OneHotCategorical,
     TransformedDistribution,
 )
@@ -36,6 +37,7 @@ from . import closed_form as _fill_the_registry
 from . import quadrature, summation
 from .closed_form.moments import moments
 from .doubled import doubled
+from .kumaraswamy import on_the_line
 from .registry import CLOSED_FORMS, doubles, given_as_probs
 from .shapes import batch_of
 from .support import Measurable, support_of
@@ -308,6 +310,12 @@ def _integrated(divergence: Divergence, p: Any, q: Any) -> Route | None:
     left, right = support_of(p), support_of(q)
     if left is None or right is None or left.integers or right.integers:
         return None
+    if type(p) is Kumaraswamy and type(q) is Kumaraswamy:
+        if divergence is divergences.CROSS_ENTROPY:
+            entropy, inner = _entropy(p), route(divergences.KL, p, q)
+            assert entropy is not None
+            return Route(f"entropy + {inner.method}", inner.error, lambda: entropy() + inner.value())
+        p, q = on_the_line(p, q)
     return Route(
         "quadrature, adaptive Gauss-Kronrod over the line",
         f"estimated relative error below {quadrature.RELATIVE_TOLERANCE:g}, or ToleranceError",

@@ -7,6 +7,7 @@ from torch.distributions import (
     Gumbel,
     HalfCauchy,
     HalfNormal,
+    Kumaraswamy,
     Laplace,
     LogNormal,
     Normal,
@@ -92,6 +93,18 @@ def weibull_weibull(p: Weibull, q: Weibull) -> Tensor:
     (s, k), (t, h) = doubles(p, "scale", "concentration"), doubles(q, "scale", "concentration")
     s, k, t, h = together(s, k, t, h)
     return gumbel(h / k, h * log_ratio(s, t))
+
+
+def _same_power(p: Kumaraswamy, q: Kumaraswamy) -> bool:
+    a, b = p.concentration1, q.concentration1
+    return not (a.requires_grad or b.requires_grad) and bool((a == b).all())
+
+
+@closed_form(Kumaraswamy, Kumaraswamy, source="-log(1 - x^a) is exponential: Jones 2009", applies=_same_power)
+def kumaraswamy_kumaraswamy(p: Kumaraswamy, q: Kumaraswamy) -> Tensor:
+    """rise(log(bq/bp)), for equal a; else by quadrature"""
+    (b,), (d,) = doubles(p, "concentration0"), doubles(q, "concentration0")
+    return rise(log_ratio(d, b))
 
 
 @closed_form(Pareto, Pareto, source=_GIL)
