@@ -272,11 +272,11 @@ def _outside(divergence: Divergence, p: Any, q: Any) -> Route | None:
     if not bool(leaves.all()):
         return None
     return Route(
-        "support: p has mass where q has none", "none", lambda: torch.full(batch, math.inf).double() + _silent(p, q)
+        "support: p has mass where q has none", "none", lambda: torch.full(batch, math.inf).double() + silent(p, q)
     )
 
 
-def _silent(*distributions: Any) -> Tensor:
+def silent(*distributions: Any) -> Tensor:
     """A zero that is connected to every parameter."""
     total = torch.zeros((), dtype=torch.float64)
     for d in distributions:
