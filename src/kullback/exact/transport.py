@@ -19,9 +19,9 @@ from kullback._errors import FormError, NoExactMethod, ToleranceError
 from kullback.forms.finite import FiniteForm
 from kullback.forms.points import Points
 
+from .arguments import as_form, check, name_of, result_dtype, silent
 from .closed_form.multivariate import factor
 from .doubled import doubled
-from .ladder import as_form, check, name_of, result_dtype, silent
 from .quadrature import _G7, _K15, _nodes, _rule
 from .registry import doubles, infinite_where
 from .shapes import batch_of
