@@ -16,7 +16,7 @@ from torch.distributions import Independent, LowRankMultivariateNormal
 from kullback.exact.registry import doubles
 from kullback.exact.special import LOG_2PI_E, log_ratio, rise
 
-_LARGE = 128
+LARGE = 128
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(20)
 
 
@@ -50,7 +50,7 @@ def low_rank(d: Any) -> LowRank | None:
 def pays(*parts: LowRank) -> bool:
     """Whether the structure is worth its overhead against a dense Cholesky factor."""
     dimension = parts[0].loc.shape[-1]
-    return dimension >= _LARGE and 4 * sum(part.w.shape[-1] for part in parts) <= dimension
+    return dimension >= LARGE and 4 * sum(part.w.shape[-1] for part in parts) <= dimension
 
 
 def entropy(p: LowRank) -> Tensor:
