@@ -48,7 +48,7 @@ named here, else by quadrature or a sum with a proven tail, or raise `ToleranceE
 * `renyi`, `alpha`, `hellinger` and `chi2` are functions of ∫ p^a q^(1-a), which is closed for {affinities}.
 * Products (`Independent`): KL, Jeffreys, Rényi, entropy and cross-entropy add up, the affinities of `alpha`,
   `hellinger` and `chi2` multiply.
-* Vectors otherwise (`js`, `tv`, the entropy of `LKJCholesky`, pairs without an entry above): no integral over several
+* Vectors otherwise (`js`, `tv`, pairs without an entry above): no integral over several
   dimensions is exact here, and they raise `NoExactMethod`.
 * KL and entropy of `LowRankMultivariateNormal` (and `Independent` Normals) never form a covariance matrix from {large}
   dimensions on, if these are at least four times the ranks together. Their affinities do.

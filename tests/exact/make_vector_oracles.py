@@ -145,8 +145,24 @@ def lkjs(quantity, order, p, q):
             power = 2 * (eta - 1) + size - row
             return lambda r: power / 2 * mp.log1p(-r * r) + (row - 2) * mp.log(r)
 
+        if quantity == "entropy":
+            factors.append(ball_entropy(log_density(p["concentration"]), row - 1))
+            continue
         factors.append((log_density(p["concentration"]), log_density(q["concentration"]), [0, mp.mpf(1) / 2, 1]))
-    return product(quantity, order, factors)
+    return mp.fsum(factors) if quantity == "entropy" else product(quantity, order, factors)
+
+
+def ball_entropy(log_density, size):
+    """Of a point in the unit ball, whose distance from 0 has this log-density with r^(size-1) in it."""
+    points = [0, mp.mpf(1) / 2, 1]
+    sphere = 2 * mp.pi ** (mp.mpf(size) / 2) / mp.gamma(mp.mpf(size) / 2)
+
+    def log_point(r):
+        return log_density(r) - (size - 1) * mp.log(r)
+
+    total = mp.quad(lambda r: sphere * mp.exp(log_density(r)), points)
+    mean = mp.quad(lambda r: sphere * mp.exp(log_density(r)) * log_point(r), points) / total
+    return mp.log(total) - mean
 
 
 def multinomials(quantity, order, p, q):
@@ -286,7 +302,10 @@ def main():
     rows = [case("kl", None, *pair) for pair in PAIRS]
     rows += [case("renyi", order, *pair) for order in (0.5, 1.25) for pair in PAIRS]
     alone = [(MVN, P), (MVN, COV_P), (LOW, LOW_P), ("Wishart", W_P)]
-    rows += [case("entropy", None, *side) for side in (*alone, ("Dirichlet", D_P), ("Multinomial", M_P))]
+    rows += [
+        case("entropy", None, *side)
+        for side in (*alone, ("Dirichlet", D_P), ("Multinomial", M_P), ("LKJCholesky", lkj(4, 2.0)))
+    ]
     OUT.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
 
 

@@ -1,5 +1,7 @@
 """Gamma and what is built of it: Exponential, χ², inverse Gamma, Beta, Dirichlet, Wishart, LKJ."""
 
+import math
+
 import torch
 from torch import Tensor
 from torch.distributions import Beta, Dirichlet, Exponential, Gamma, InverseGamma, LKJCholesky
@@ -123,3 +125,11 @@ def lkj_lkj(p: LKJCholesky, q: LKJCholesky) -> Tensor:
     """Σ_i KL of Beta(ηp + (d-i)/2, (i-1)/2) to Beta(ηq + (d-i)/2, (i-1)/2), i = 2..d"""
     same_order(p, q)
     return dirichlet(lkj_parameters(p), lkj_parameters(q)).sum(-1)
+
+
+@closed_form(LKJCholesky, quantity="entropy", source="its rows fill unit balls; their diagonal is of Beta variables")
+def lkj_entropy(p: LKJCholesky) -> Tensor:
+    """Σ_i b log π + log Γ(a) - log Γ(a+b) - (a-1)(ψ(a) - ψ(a+b)), a = η + (d-i)/2, b = (i-1)/2, below the diagonal"""
+    a, b = lkj_parameters(p).unbind(-1)
+    log_volume = b * math.log(math.pi) + torch.lgamma(a) - torch.lgamma(a + b)
+    return (log_volume - (a - 1.0) * (torch.digamma(a) - torch.digamma(a + b))).sum(-1)
