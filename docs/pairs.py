@@ -34,6 +34,8 @@ invertible transforms taken off, `Independent` added up, +inf where p's support 
 
 Errors are worst relative errors over the rows of `tests/exact/closed_forms.json` and `vectors.json`: interior,
 boundary, nearly equal and extreme parameters. "-": tested otherwise (`tests/exact/test_ladder.py`).
+A million pairs of Normals took 0.5 to 1.3 of the time of PyTorch's formula on one thread, forward or with gradients, in
+either dtype (`python bench/densities.py`).
 
 | pair | formula | source | float64 | float32 | PyTorch float64 | PyTorch float32 |
 | --- | --- | --- | --- | --- | --- | --- |

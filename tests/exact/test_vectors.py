@@ -116,6 +116,20 @@ def test_low_rank_limits():
     torch.testing.assert_close(kb.cross_entropy(p, flat), kb.entropy(matrix) + kb.kl(p, flat), rtol=1e-12, atol=0.0)
 
 
+def test_low_rank_is_never_negative_and_maps():
+    generator = torch.Generator().manual_seed(3)
+    for near in 10.0 ** -torch.arange(1.0, 17.0):
+        leaves = [x.detach() for x in low_rank_pair(130, near.item(), generator)]
+        p, q = (td.LowRankMultivariateNormal(*x, validate_args=False) for x in (leaves[:3], leaves[3:]))
+        assert (kb.kl(p, q) >= 0).all()
+
+    def one(loc):
+        moved = td.LowRankMultivariateNormal(loc, leaves[1][0], leaves[2][0], validate_args=False)
+        return kb.kl(moved, td.LowRankMultivariateNormal(*(x[0] for x in leaves[3:]), validate_args=False))
+
+    torch.testing.assert_close(torch.func.vmap(one)(leaves[0])[0], one(leaves[0][0]), rtol=1e-12, atol=0.0)
+
+
 def test_low_rank_holds_no_square_matrix():
     """In 200,000 dimensions a covariance would need 320 GB. KL to itself times 1 + ε is d (r - 1 - log r)/2."""
     generator = torch.Generator().manual_seed(2)

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.distributions import Independent, LowRankMultivariateNormal
 
 from kullback.exact.registry import doubles
+from kullback.exact.shapes import is_traced
 from kullback.exact.special import LOG_2PI_E, log_ratio, rise
 
 LARGE = 128
@@ -70,7 +71,7 @@ def kl(p: LowRank, q: LowRank) -> Tensor:
     # both sides of the choice have their digits: far is good to 1e-16 of its terms, and the integral to rounding
     size = rise(ratio).sum(-1) + leverage.sum(-1) + growth.abs() + 1.0
     near = far.detach() < torch.clamp(1e-6 * size.detach(), max=0.1)
-    covariance = torch.where(near, _close(p, q), far) if bool(near.any()) else far
+    covariance = torch.where(near, _close(p, q), far) if is_traced(far) or bool(near.any()) else far
     return 0.5 * (covariance + distance)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kullback.exact.shapes import is_traced
 from kullback.exact.special import log_ratio, rise
 
 BLOCK = 1 << 15
@@ -21,9 +22,7 @@ def normal(loc_p: Tensor, scale_p: Tensor, loc_q: Tensor, scale_q: Tensor) -> Te
 
 def is_large(*tensors: Tensor) -> bool:
     """Whether the batch is large and plain: functorch transforms and the compiler take the formula itself."""
-    if torch.compiler.is_compiling() or max(t.numel() for t in tensors) <= BLOCK:
-        return False
-    return not any(torch._C._functorch.is_functorch_wrapped_tensor(t) for t in tensors)
+    return max(t.numel() for t in tensors) > BLOCK and not is_traced(*tensors)
 
 
 class LargeBatch(torch.autograd.Function):
