@@ -174,6 +174,29 @@ def test_independent_products():
             verb(*joint)
 
 
+def test_vectors_of_one_covariance_need_one_axis():
+    """TV is erf(δ/√8), with δ Mahalanobis' distance; JS is that of N(0, 1) and N(δ, 1)."""
+    covariance = torch.tensor([[2.0, 0.5], [0.5, 1.0]]).double()
+    loc = torch.tensor([[1.0, -1.0], [0.0, 0.0]]).double().requires_grad_()
+    p = td.MultivariateNormal(torch.zeros(2).double(), covariance)
+    q = td.MultivariateNormal(loc, covariance)
+    distance = math.sqrt((loc[0] @ torch.linalg.inv(covariance) @ loc[0]).item())
+    found = kb.tv(p, q)
+    assert found.tolist() == [pytest.approx(math.erf(distance / math.sqrt(8.0)), rel=1e-9), 0.0]
+    (slope,) = torch.autograd.grad(found.sum(), loc)
+    along = torch.linalg.inv(covariance) @ loc[0].detach() / distance
+    truth = math.exp(-(distance**2) / 8.0) / math.sqrt(2.0 * math.pi) * along
+    # the integrand of TV has a corner, whose place between two nodes the slope feels to first order
+    torch.testing.assert_close(slope, torch.stack([truth, 0.0 * truth]), rtol=1e-5, atol=0.0)
+    unit = td.Normal(torch.tensor(0.0).double(), 1.0), td.Normal(torch.tensor(distance).double(), 1.0)
+    assert kb.js(p, q)[0].item() == pytest.approx(kb.js(*unit).item(), rel=1e-9)
+    flat = [td.Independent(td.Normal(x, torch.ones(2).double()), 1) for x in (torch.zeros(2).double(), loc[0].detach())]
+    assert kb.tv(*flat).item() == pytest.approx(math.erf(math.sqrt(2.0) / math.sqrt(8.0)), rel=1e-9)
+    free = td.MultivariateNormal(loc[0], covariance.clone().requires_grad_())
+    with pytest.raises(kb.NoExactMethod):  # its slope towards other covariances is not that of one axis
+        kb.tv(p, free)
+
+
 def test_chi2_of_vectors_is_renyi_of_order_two():
     p = td.MultivariateNormal(torch.zeros(2).double(), torch.eye(2).double() * 0.5)
     q = td.MultivariateNormal(torch.ones(2).double(), torch.tensor([[1.0, 0.2], [0.2, 1.0]]).double())

@@ -18,6 +18,7 @@ from torch.distributions import (
     ExponentialFamily,
     Independent,
     Kumaraswamy,
+    Normal,
     OneHotCategorical,
     TransformedDistribution,
 )
@@ -33,6 +34,7 @@ from kullback.forms.finite import FiniteForm
 from . import closed_form as _fill_the_registry
 from . import quadrature, summation
 from .arguments import as_form, check, is_measurable, name_of, result_dtype, silent, support_if_any
+from .closed_form.multivariate import factor, is_normal_vector
 from .doubled import doubled
 from .kumaraswamy import on_the_line
 from .registry import CLOSED_FORMS
@@ -60,7 +62,7 @@ def measure(divergence: Divergence, verb: str, p: Any, q: Any) -> Tensor:
 
 def route(divergence: Divergence, p: Any, q: Any) -> Route:
     """The first method that serves the pair."""
-    for rung in (_finite, _structural, _closed, _outside, _summed, _integrated):
+    for rung in (_finite, _structural, _closed, _shifted, _outside, _summed, _integrated):
         found = rung(divergence, p, q)
         if found is not None:
             return found
@@ -191,6 +193,25 @@ def _closed(divergence: Divergence, p: Any, q: Any) -> Route | None:
             formula, name = entry.formula, f"log-affinity of {entry.name}"
             return _formula(name, lambda: _from_log_affinity(divergence, order, formula(p, q, order)))
     return None
+
+
+def _shifted(divergence: Divergence, p: Any, q: Any) -> Route | None:
+    """Normal vectors of one covariance: every f-divergence is that of N(0, 1) and N(δ, 1), δ Mahalanobis' distance."""
+    if divergence is divergences.CROSS_ENTROPY or not is_normal_vector(p) or not is_normal_vector(q):
+        return None
+    if p.event_shape != q.event_shape:
+        return None
+    (m, lp), (n, lq) = factor(p), factor(q)
+    if lp.requires_grad or lq.requires_grad or not bool((lp == lq).all()):
+        return None
+    gap = torch.linalg.solve_triangular(lq, (m - n).unsqueeze(-1), upper=False).squeeze(-1)
+    square = (gap**2).sum(-1)
+    same = square == 0  # where the slope of δ has no limit, and that of the divergence is 0
+    distance = torch.where(same, 0.0, torch.sqrt(torch.where(same, 1.0, square)))
+    zero = torch.zeros_like(distance.detach())
+    unit = Normal(zero, zero + 1.0, validate_args=False), Normal(distance, zero + 1.0, validate_args=False)
+    inner = route(divergence, *unit)
+    return Route(f"equal covariances, one axis remains: {inner.method}", inner.error, inner.value)
 
 
 def _formula(name: str, value: Callable[[], Tensor]) -> Route:

@@ -90,13 +90,15 @@ def mvn(p: Factor, q: Factor) -> Tensor:
     return value
 
 
-def _is_normal_vector(p: object, q: object) -> bool:
-    def fits(d: object) -> bool:
-        if isinstance(d, Independent):
-            return isinstance(d.base_dist, Normal) and d.reinterpreted_batch_ndims == 1
-        return True
+def is_normal_vector(d: object) -> bool:
+    """Whether `factor` takes it: a multivariate Normal, or independent Normals along one axis."""
+    if isinstance(d, Independent):
+        return isinstance(d.base_dist, Normal) and d.reinterpreted_batch_ndims == 1
+    return isinstance(d, MultivariateNormal | LowRankMultivariateNormal)
 
-    return fits(p) and fits(q)
+
+def _are_normal_vectors(p: object, q: object) -> bool:
+    return is_normal_vector(p) and is_normal_vector(q)
 
 
 def mvn_mvn(
@@ -160,9 +162,9 @@ _VECTORS = (MultivariateNormal, LowRankMultivariateNormal, Independent)
 for _p in _VECTORS:
     for _q in _VECTORS:
         if not (_p is Independent and _q is Independent):
-            closed_form(_p, _q, source=_SOURCE, applies=_is_normal_vector)(mvn_mvn)
+            closed_form(_p, _q, source=_SOURCE, applies=_are_normal_vectors)(mvn_mvn)
             closed_form(
-                _p, _q, quantity="log_affinity", source="Gil, Alajaji & Linder 2013", applies=_is_normal_vector
+                _p, _q, quantity="log_affinity", source="Gil, Alajaji & Linder 2013", applies=_are_normal_vectors
             )(mvn_affinity)
 
 
