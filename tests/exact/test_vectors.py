@@ -188,7 +188,7 @@ def test_vectors_of_one_covariance_need_one_axis():
     truth = math.exp(-(distance**2) / 8.0) / math.sqrt(2.0 * math.pi) * along
     # the integrand of TV has a corner, whose place between two nodes the slope feels to first order
     torch.testing.assert_close(slope, torch.stack([truth, 0.0 * truth]), rtol=1e-5, atol=0.0)
-    unit = td.Normal(torch.tensor(0.0).double(), 1.0), td.Normal(torch.tensor(distance).double(), 1.0)
+    unit = td.Normal(torch.tensor(0.0).double(), 1.0), td.Normal(torch.tensor(distance, dtype=torch.float64), 1.0)
     assert kb.js(p, q)[0].item() == pytest.approx(kb.js(*unit).item(), rel=1e-9)
     flat = [td.Independent(td.Normal(x, torch.ones(2).double()), 1) for x in (torch.zeros(2).double(), loc[0].detach())]
     assert kb.tv(*flat).item() == pytest.approx(math.erf(math.sqrt(2.0) / math.sqrt(8.0)), rel=1e-9)
