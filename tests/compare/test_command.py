@@ -208,7 +208,7 @@ def test_the_picture_is_svg_that_names_both(files, pair):
         (("a.csv", "b.csv", "--plot", "nowhere/out.svg"), "no folder"),
         (("a.csv", "b.csv", "--divergence", "foo"), "'foo' is not known"),
         (("a.csv", "b.csv", "--divergence", "renyi:-1"), "order must be"),
-        (("a.csv", "b.csv", "--divergence", "tv"), "from samples only kl"),
+        (("a.csv", "b.csv", "--divergence", "tv"), "from samples only kl and jeffreys"),
         (("c1.csv", "c2.csv", "--prior", "mine"), "jeffreys, kt, laplace"),
         (("c1.csv", "c2.csv", "--prior", "kt", "--drop-unseen"), "without --drop-unseen"),
     ],
@@ -220,3 +220,29 @@ def test_bad_input_is_one_line_and_exit_code_two(files, arguments, words):
     assert len(result.stderr.strip().splitlines()) == 1
     assert result.stderr.startswith("kullback kl: ")
     assert words in result.stderr
+
+
+def test_jeffreys_wherever_kl_can_be_had(files):
+    """Both directions estimated: samples against a density, and densities that no exact method serves."""
+    (found,) = document("a.csv", "Normal(1, 1)", "--divergence", "jeffreys")["results"]
+    assert abs(found["value"] - 1.0) < 4.0 * found["stderr"]
+    mixture = "MixtureSameFamily(Categorical([0.5, 0.5]), Independent(Normal([[0, 0], [1, 1]], 1), 1))"
+    normal = "Independent(Normal([0, 0], 1), 1)"
+    both = document(mixture, normal, "--both")["results"]
+    (found,) = document(mixture, normal, "--divergence", "jeffreys")["results"]
+    assert not found["exact"]
+    spread = found["stderr"] + both[0]["stderr"] + both[1]["stderr"]
+    assert abs(found["value"] - both[0]["value"] - both[1]["value"]) < 4.0 * spread
+    refused = run(mixture, normal, "--divergence", "tv")
+    assert refused.exit_code == 2
+    assert "Write --divergence kl or jeffreys" in refused.output
+
+
+def test_a_batch_or_a_mismatch_is_an_error_not_an_estimate(files):
+    for pair, words in (
+        (("Normal([0, 1], 1)", "Normal(0, 1)"), "is a batch"),
+        (("Poisson(1)", "Normal(0, 1)"), "integers and the other on the line"),
+    ):
+        found = run(*pair)
+        assert found.exit_code == 2
+        assert words in found.output

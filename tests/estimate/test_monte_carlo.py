@@ -5,14 +5,16 @@ import torch
 from torch.distributions import (
     Categorical,
     Exponential,
+    Geometric,
     Independent,
     MixtureSameFamily,
     MultivariateNormal,
     Normal,
     StudentT,
+    Uniform,
 )
 
-from kullback import Counts, FormError, LogRatios, Probs, Samples, estimate
+from kullback import Counts, FormError, LogRatios, Probs, Samples, estimate, kl
 from kullback.estimate import K1, K2, K3, MixtureBound, MonteCarlo, Regressed
 
 
@@ -208,6 +210,58 @@ def test_bounds_of_single_normals():
     for pair in (joint, sides):
         assert estimate.kl(*pair, method=MixtureBound("lower")).value == pytest.approx(2 * lower, rel=1e-5)
         assert estimate.kl(*pair, method=MixtureBound("upper")).value == pytest.approx(2 * truth, rel=1e-5)
+
+
+def test_product_approximation_is_no_bound():
+    """Hershey & Olsen's: log of the ratio of overlaps. Two unit Normals Δ apart give Δ²/4, half of the truth."""
+    p, q = Normal(torch.tensor(0.0).double(), 1.0), Normal(torch.tensor(1.0).double(), 1.0)
+    found = estimate.kl(p, q, method=MixtureBound("product"))
+    assert found.value == pytest.approx(0.25, rel=1e-12)
+    assert math.isnan(found.stderr)
+    assert found.bias == "an approximation, either sign"
+    wide = Normal(torch.tensor(0.0).double(), 3.0)
+    # ∫ p² = 1/√(4π·9), ∫ p q = 1/√(2π·10): the logarithm of their ratio is below 0, which no KL is
+    value = estimate.kl(wide, p, method=MixtureBound("product")).value
+    assert value == pytest.approx(0.5 * math.log(10 / 18), rel=1e-12)
+    p, q = two_modes(2.0), two_modes(1.0)
+    overlap = {}
+    for name, r in (("z", p), ("t", q)):
+        x = torch.linspace(-14, 14, 200_001, dtype=torch.float64)
+        component = p.component_distribution.log_prob(x.unsqueeze(-1)).exp()
+        overlap[name] = torch.trapezoid(component * r.log_prob(x).exp().unsqueeze(-1), x, dim=0)
+    truth = (p.mixture_distribution.probs * (overlap["z"] / overlap["t"]).log()).sum().item()
+    assert estimate.kl(p, q, method=MixtureBound("product")).value == pytest.approx(truth, rel=1e-9)
+
+
+def test_bounds_of_components_that_only_kullback_measures():
+    """Student's components by quadrature, Poisson with both parameters cached, components out of reach."""
+    weights = Categorical(torch.tensor([0.3, 0.7], dtype=torch.float64))
+    p = MixtureSameFamily(weights, StudentT(torch.tensor([3.0, 5.0]).double(), torch.tensor([-1.0, 1.0]).double()))
+    q = StudentT(torch.tensor(4.0).double())
+    upper, near = (estimate.kl(p, q, method=MixtureBound(side)).value for side in ("upper", "approximation"))
+    first, second = (StudentT(torch.tensor(v).double(), torch.tensor(m).double()) for v, m in ((3.0, -1.0), (5.0, 1.0)))
+    across = [kl(first, q).item(), kl(second, q).item()]
+    assert upper == pytest.approx(0.3 * across[0] + 0.7 * across[1], rel=1e-9)
+    assert kl(p, q).item() < upper
+    within = [0.3 + 0.7 * math.exp(-kl(first, second).item()), 0.7 + 0.3 * math.exp(-kl(second, first).item())]
+    truth = 0.3 * (math.log(within[0]) + across[0]) + 0.7 * (math.log(within[1]) + across[1])
+    assert near == pytest.approx(truth, rel=1e-9)
+    success = Geometric(torch.tensor([0.3, 0.6]).double())
+    assert success.logits is not None
+    p = MixtureSameFamily(weights, success)
+    assert estimate.kl(p, p, method=MixtureBound("upper")).value == pytest.approx(0.0, abs=1e-6)
+
+
+def test_upper_bound_with_components_out_of_reach():
+    """A Uniform inside another has a KL to it and none the other way: only pairs within reach are matched."""
+    half = Categorical(torch.tensor([0.5, 0.5]).double())
+    ends = torch.tensor([0.0, 10.0]).double()
+    p = MixtureSameFamily(half, Uniform(ends, ends + 1.0, validate_args=False), validate_args=False)
+    q = MixtureSameFamily(half, Uniform(ends - 0.5, ends + 1.5, validate_args=False), validate_args=False)
+    assert estimate.kl(p, q, method=MixtureBound("upper")).value == pytest.approx(math.log(2.0), rel=1e-12)
+    assert estimate.kl(q, p, method=MixtureBound("upper")).value == math.inf
+    one = Uniform(torch.tensor(0.0).double(), 1.0)
+    assert estimate.kl(one, q, method=MixtureBound("upper")).value == pytest.approx(math.log(4.0), rel=1e-12)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import torch
 import torch.distributions as td
 from scipy.stats import wasserstein_distance
 
-from kullback import FormError, Logits, NoExactMethod, Points, Probs, wasserstein
+from kullback import FormError, Logits, NoExactMethod, Points, Probs, Samples, wasserstein
 
 
 def t(x, grad=False):
@@ -121,6 +121,50 @@ def test_distributions_by_their_quantiles():
     found = wasserstein(td.Uniform(t(0.0), t(1.0)), td.Laplace(t(0.0), t(1.0))).item()
     u = (torch.arange(4_000_000, dtype=torch.float64) + 0.5) / 4_000_000
     assert found == pytest.approx((u - td.Laplace(t(0.0), t(1.0)).icdf(u)).abs().mean().item(), rel=1e-6)
+
+
+def test_cauchy():
+    """Of one scale: a shift. Of two: the quantiles differ by (s - t) tan, which has no mean."""
+    shift, scale = t([0.0, 3.0, 0.0], grad=True), t([1.0, 1.0, 2.0], grad=True)
+    value = wasserstein(td.Cauchy(shift, scale), td.Cauchy(t([-2.0, 1.0, 1.0]), t(1.0)), 2.0)
+    assert value.tolist() == [2.0, 2.0, math.inf]
+    slopes = torch.autograd.grad(value.sum(), (shift, scale))
+    assert [x.tolist() for x in slopes] == [[1.0, 1.0, 0.0], [0.0, 0.0, 0.0]]
+    assert wasserstein(td.HalfCauchy(t(1.0)), td.HalfCauchy(t(1.0))).item() == 0.0
+    assert wasserstein(td.HalfCauchy(t(1.0)), td.HalfCauchy(t(1.5))).item() == math.inf
+    for other in (
+        td.Normal(t(0.0), t(1.0)),
+        td.HalfCauchy(t(1.0)),
+        td.Uniform(t(0.0), t(1.0)),
+        td.Pareto(t(1.0), t(3.0)),
+    ):
+        assert wasserstein(td.Cauchy(t(0.0), t(1.0)), other).item() == math.inf
+        assert wasserstein(other, td.Cauchy(t(0.0), t(1.0))).item() == math.inf
+
+
+def test_samples_are_points_of_equal_weight():
+    (x, _), (y, _) = draws(50, 8), draws(70, 9)
+    found = wasserstein(Samples(x), Samples(y.unsqueeze(-1)))
+    assert found.item() == pytest.approx(wasserstein_distance(x, y), rel=1e-12)
+    assert wasserstein(Samples(t([0.0, 1.0, 3.0])), Samples(t([5.0, 6.0, 8.0])), 2.0).item() == 5.0
+    # half of the mass at 0 and half at 4, against all of it at 1: (1² + 3²)/2
+    assert wasserstein(Samples(t([0.0, 4.0])), Samples(t([1.0])), 2.0).item() == pytest.approx(math.sqrt(5.0))
+    x = torch.tensor([0.0, 4.0], requires_grad=True)
+    value = wasserstein(Samples(x), Samples([1]), 2.0)
+    assert value.dtype == torch.float32
+    # √((x₁-1)²/2 + (x₂-1)²/2): its slope is (x - 1)/(2·value)
+    assert torch.autograd.grad(value, x)[0].tolist() == pytest.approx([-0.5 / math.sqrt(5), 1.5 / math.sqrt(5)])
+    x = x.detach().repeat(25)
+    with pytest.raises(NoExactMethod, match="2 columns"):
+        wasserstein(Samples(x.reshape(25, 2)), Samples(y.reshape(35, 2)))
+
+
+def test_weights_stand_for_repeated_samples():
+    x, y = t([0.0, 1.0, 4.0]), t([1.0, 2.0])
+    repeated = Samples(t([0.0, 0.0, 1.0, 4.0, 4.0, 4.0]))
+    found = wasserstein(Points(x, t([2.0, 1.0, 3.0])), Points(y))
+    torch.testing.assert_close(found, wasserstein(repeated, Samples(y)))
+    torch.testing.assert_close(found, wasserstein(repeated, Points(y)))
 
 
 def test_errors_say_what_to_write():

@@ -12,7 +12,7 @@ from kullback import divergences, estimate, verbs
 from kullback._errors import FormError, NoExactMethod
 from kullback.divergences import Divergence
 from kullback.estimate.result import Estimate, brief
-from kullback.forms.empirical import Counts, Samples
+from kullback.forms.empirical import Counts
 from kullback.forms.finite import Probs
 
 from .files import Content
@@ -80,12 +80,12 @@ def answer(p: Side, q: Side, request: Request, names: tuple[str, str] = ("P", "Q
         )
     elif row is divergences.KL:
         found = estimate.kl(held[0], held[1], generator=generator)
-    elif row is divergences.JEFFREYS and kinds == {Samples}:
+    elif row is divergences.JEFFREYS:
         found = _both_ways(held[0], held[1], generator)
     else:
         raise FormError(
-            f"--divergence {request.divergence}: from samples only kl (and jeffreys, from samples of both) is "
-            "estimated. Count both in the same bins, or write --divergence kl."
+            f"--divergence {request.divergence}: from samples only kl and jeffreys are estimated. Count both in the "
+            "same bins and write the counts, from which every divergence is, or write --divergence kl."
         )
     return _estimated(direction, found, row, request)
 
@@ -95,20 +95,27 @@ def _of_distributions(p: Distribution, q: Distribution, row: Divergence, request
     order = (float(request.divergence.partition(":")[2]),) if ":" in request.divergence else ()
     try:
         value = verb(p, q, *order)
-        if value.dim():
-            raise FormError("one of the distributions is a batch; write one number a parameter.")
-    except (NoExactMethod, FormError) as error:
-        if row is not divergences.KL:
-            raise FormError(f"--divergence {request.divergence}: {error}") from None
+    except NoExactMethod as error:
+        if row not in (divergences.KL, divergences.JEFFREYS):
+            raise FormError(
+                f"--divergence {request.divergence}: {str(error).partition('. Write')[0]}. "
+                "Write --divergence kl or jeffreys, which can be estimated from draws."
+            ) from None
         generator = torch.Generator().manual_seed(request.seed)
-        found = estimate.kl(p, q, method=estimate.MonteCarlo(100_000), generator=generator)
+        method = estimate.MonteCarlo(100_000)
+        if row is divergences.KL:
+            found = estimate.kl(p, q, method=method, generator=generator)
+        else:
+            found = _both_ways(p, q, generator, method)
         return _estimated(direction, found, row, request)
+    if value.dim():
+        raise FormError("one of the distributions is a batch; write one number a parameter.")
     unit = math.log(request.base) if row.logarithmic else 1.0
     return _exact(direction, float(value) / unit, "exact", row, request)
 
 
-def _both_ways(p: Any, q: Any, generator: torch.Generator) -> Estimate:
-    there, back = estimate.kl(p, q, generator=generator), estimate.kl(q, p, generator=generator)
+def _both_ways(p: Any, q: Any, generator: torch.Generator, method: estimate.MonteCarlo | None = None) -> Estimate:
+    there, back = (estimate.kl(x, y, method=method, generator=generator) for x, y in ((p, q), (q, p)))
     return Estimate(
         there.value + back.value,
         there.stderr + back.stderr,  # at most: the two are correlated

@@ -1,7 +1,8 @@
 """Exact nearest-neighbour search in Euclidean distance: a k-d tree in few dimensions, blocks of distances in many.
 
 Both take points (n, d) and queries (N, d), float64 on the CPU, and give the same answers up to rounding. Measured
-for 20,000 × 20,000 points on two cores, the tree is faster up to about 8 dimensions and slower from 10 on.
+for 10,000 × 10,000 points of overlapping Normals on two cores, the tree takes a half of the time in 10 dimensions, 0.7
+in 12 and more from 15 on; between clouds far apart it takes longer. Both use as many cores as PyTorch does.
 """
 
 from typing import Protocol
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-TREE_DIMENSIONS = 8
+TREE_DIMENSIONS = 10
 _BLOCK_CELLS = 1 << 23  # distances held at once by the blocked search: 64 MiB
 _ROUNDING = 1.0 + 1e-12  # a point at the radius counts as inside, whatever the last bits of its distance
 

@@ -8,37 +8,38 @@ transforms are taken off, independent components add up.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeGuard
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributions import (
-    Bernoulli,
-    Categorical,
     ContinuousBernoulli,
     Distribution,
     ExponentialFamily,
     Independent,
+    Kumaraswamy,
+    Normal,
     OneHotCategorical,
     TransformedDistribution,
 )
 
 from kullback import divergences
-from kullback._errors import FormError, NoExactMethod
+from kullback._errors import NoExactMethod
 from kullback.core import generators
 from kullback.core.reduction import GeneratorSum, LogAffinity
 from kullback.divergences import Divergence
 from kullback.engines import eager
-from kullback.forms.density import Density
-from kullback.forms.finite import FiniteForm, Logits, Probs
+from kullback.forms.finite import FiniteForm
 
 from . import closed_form as _fill_the_registry
 from . import quadrature, summation
-from .closed_form.moments import moments
+from .arguments import as_form, check, is_measurable, name_of, result_dtype, silent, support_if_any
+from .closed_form.multivariate import factor, is_normal_vector
 from .doubled import doubled
-from .registry import CLOSED_FORMS, doubles, given_as_probs
+from .kumaraswamy import on_the_line
+from .registry import CLOSED_FORMS
 from .shapes import batch_of
-from .support import Measurable, support_of
+from .support import support_of
 
 assert _fill_the_registry
 
@@ -52,27 +53,6 @@ class Route:
     value: Callable[[], Tensor]
 
 
-def is_measurable(d: Any) -> TypeGuard[Measurable]:
-    """Whether an argument of a verb is a distribution or density, and not a form."""
-    return isinstance(d, Distribution | Density)
-
-
-def as_form(d: Any) -> Any:
-    """Bernoulli, Categorical and OneHotCategorical as finite forms; everything else as it is."""
-    if isinstance(d, Bernoulli):
-        if given_as_probs(d):
-            (probs,) = doubles(d, "probs")
-            return Probs(torch.stack([1.0 - probs, probs], -1), validate=False)
-        return Logits(torch.stack([torch.zeros_like(d.logits), d.logits], -1))
-    if isinstance(d, Categorical | OneHotCategorical):
-        inner = d._categorical if isinstance(d, OneHotCategorical) else d
-        if given_as_probs(inner):
-            probs = inner.probs.double()
-            return Probs(probs, validate=False)
-        return Logits(inner.logits)
-    return d
-
-
 def measure(divergence: Divergence, verb: str, p: Any, q: Any) -> Tensor:
     """The value for a pair of which at least one side is no finite form; (...) in nats, float64 if a parameter is."""
     check(verb, p, q)
@@ -82,7 +62,7 @@ def measure(divergence: Divergence, verb: str, p: Any, q: Any) -> Tensor:
 
 def route(divergence: Divergence, p: Any, q: Any) -> Route:
     """The first method that serves the pair."""
-    for rung in (_finite, _structural, _closed, _outside, _summed, _integrated):
+    for rung in (_finite, _structural, _closed, _shifted, _outside, _summed, _integrated):
         found = rung(divergence, p, q)
         if found is not None:
             return found
@@ -215,31 +195,36 @@ def _closed(divergence: Divergence, p: Any, q: Any) -> Route | None:
     return None
 
 
+def _shifted(divergence: Divergence, p: Any, q: Any) -> Route | None:
+    """Normal vectors of one covariance: every f-divergence is that of N(0, 1) and N(δ, 1), δ Mahalanobis' distance."""
+    if divergence is divergences.CROSS_ENTROPY or not is_normal_vector(p) or not is_normal_vector(q):
+        return None
+    if p.event_shape != q.event_shape:
+        return None
+    (m, lp), (n, lq) = factor(p), factor(q)
+    if lp.requires_grad or lq.requires_grad or not bool((lp == lq).all()):
+        return None
+    gap = torch.linalg.solve_triangular(lq, (m - n).unsqueeze(-1), upper=False).squeeze(-1)
+    square = (gap**2).sum(-1)
+    same = square == 0  # where the slope of δ has no limit, and that of the divergence is 0
+    distance = torch.where(same, 0.0, torch.sqrt(torch.where(same, 1.0, square)))
+    zero = torch.zeros_like(distance.detach())
+    unit = Normal(zero, zero + 1.0, validate_args=False), Normal(distance, zero + 1.0, validate_args=False)
+    inner = route(divergence, *unit)
+    return Route(f"equal covariances, one axis remains: {inner.method}", inner.error, inner.value)
+
+
 def _formula(name: str, value: Callable[[], Tensor]) -> Route:
     return Route(f"closed form, {name}", "rounding of float64", value)
 
 
-_OWN_ENTROPY = [
-    "Beta",
-    "Chi2",
-    "ContinuousBernoulli",
-    "Exponential",
-    "Gamma",
-    "Gumbel",
-    "Laplace",
-    "LogNormal",
-    "Normal",
-    "Pareto",
-    "StudentT",
-    "Uniform",
-]
-
-
 def _entropy(p: Any) -> Callable[[], Tensor] | None:
     """Differential entropy in closed form; counts are summed instead."""
-    if type(p).__name__ in _OWN_ENTROPY and type(p).__module__.startswith("torch.distributions"):
-        return lambda: moments(p).entropy
-    support = _support_if_any(p)
+    entry = CLOSED_FORMS.find("entropy", p)
+    if entry is not None:
+        formula = entry.formula
+        return lambda: formula(p)
+    support = support_if_any(p)
     if not isinstance(p, Distribution) or (support is not None and support.integers):
         return None
     if type(p).entropy in (Distribution.entropy, ExponentialFamily.entropy) or isinstance(p, ContinuousBernoulli):
@@ -266,18 +251,8 @@ def _outside(divergence: Divergence, p: Any, q: Any) -> Route | None:
     if not bool(leaves.all()):
         return None
     return Route(
-        "support: p has mass where q has none", "none", lambda: torch.full(batch, math.inf).double() + _silent(p, q)
+        "support: p has mass where q has none", "none", lambda: torch.full(batch, math.inf).double() + silent(p, q)
     )
-
-
-def _silent(*distributions: Any) -> Tensor:
-    """A zero that is connected to every parameter."""
-    total = torch.zeros((), dtype=torch.float64)
-    for d in distributions:
-        for value in vars(d).values():
-            if isinstance(value, Tensor) and value.requires_grad:
-                total = total + 0.0 * value.double().sum()
-    return total
 
 
 def _summed(divergence: Divergence, p: Any, q: Any) -> Route | None:
@@ -304,59 +279,14 @@ def _integrated(divergence: Divergence, p: Any, q: Any) -> Route | None:
     left, right = support_of(p), support_of(q)
     if left is None or right is None or left.integers or right.integers:
         return None
+    if type(p) is Kumaraswamy and type(q) is Kumaraswamy:
+        if divergence is divergences.CROSS_ENTROPY:
+            entropy, inner = _entropy(p), route(divergences.KL, p, q)
+            assert entropy is not None
+            return Route(f"entropy + {inner.method}", inner.error, lambda: entropy() + inner.value())
+        p, q = on_the_line(p, q)
     return Route(
         "quadrature, adaptive Gauss-Kronrod over the line",
         f"estimated relative error below {quadrature.RELATIVE_TOLERANCE:g}, or ToleranceError",
         lambda: divergence.finish(*quadrature.integrate(divergence.sums, p, q)),
     )
-
-
-def check(verb: str, p: Any, q: Any) -> None:
-    """Raise for what is no distribution, for batch shapes that do not broadcast, for counts against reals."""
-    for name, d in (("p", p), ("q", q)):
-        if not (is_measurable(d) or isinstance(d, FiniteForm)):
-            raise FormError(
-                f"{verb}: {name} is a bare {type(d).__name__}, which does not say what it holds. Write a "
-                f"torch.distributions object, Density(log_prob, support=...), or a form such as Logits({name})."
-            )
-    try:
-        batch_of(p, q)
-    except RuntimeError:
-        raise FormError(
-            f"{verb}: p has batch shape {tuple(p.batch_shape)} but q has {tuple(q.batch_shape)}, which do not "
-            "broadcast."
-        ) from None
-    kinds = [s.integers for s in map(_support_if_any, (p, q)) if s is not None]
-    if len(set(kinds)) == 2:
-        raise FormError(
-            f"{verb}: one of {name_of(p)} and {name_of(q)} lives on the integers and the other on the line."
-        )
-
-
-def _support_if_any(d: Any) -> Any:
-    return support_of(d) if is_measurable(d) else None
-
-
-def result_dtype(p: Any, q: Any) -> torch.dtype:
-    """float64 if a parameter on either side is, else float32."""
-    return torch.float64 if torch.float64 in (_dtype(p), _dtype(q)) else torch.float32
-
-
-def _dtype(d: Any) -> torch.dtype:
-    """float64 if any parameter is; a Density counts for nothing."""
-    if isinstance(d, FiniteForm):
-        return d.data.dtype
-    found = torch.float32
-    for value in vars(d).values() if isinstance(d, Distribution) else ():
-        if (isinstance(value, Tensor) and value.dtype == torch.float64) or (
-            isinstance(value, Distribution) and _dtype(value) == torch.float64
-        ):
-            found = torch.float64
-    return found
-
-
-def name_of(d: Any) -> str:
-    """As messages and plans call it."""
-    if isinstance(d, Independent):
-        return f"Independent({name_of(d.base_dist)}, {d.reinterpreted_batch_ndims})"
-    return type(d).__name__

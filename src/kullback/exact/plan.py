@@ -5,7 +5,8 @@ from typing import Any
 
 from kullback import divergences
 
-from .ladder import check, name_of, result_dtype, route
+from .arguments import check, name_of, result_dtype
+from .ladder import route
 from .shapes import batch_of
 
 

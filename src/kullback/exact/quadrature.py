@@ -118,8 +118,9 @@ def _refine(integrand: Integrand, pieces: list[Piece]) -> tuple[list[Panels], Te
             needed = int((score > 0.5 / count).sum(0).max())
             if needed > 0:
                 part.halve(score.topk(min(needed, 64, score.shape[0]), dim=0).indices)
-    infinite = infinite | _growing(parts)
-    return parts, infinite, error
+    growing, beyond = _ends(parts)
+    error = torch.cat([error[: len(beyond)] + beyond, error[len(beyond) :]])
+    return parts, infinite | growing, error
 
 
 def _shift(integrand: Integrand, pieces: list[Piece]) -> Tensor | None:
@@ -137,9 +138,14 @@ def _shift(integrand: Integrand, pieces: list[Piece]) -> Tensor | None:
     return torch.where(torch.isfinite(best), best, 0.0)
 
 
-def _growing(parts: list[Panels]) -> Tensor:
-    """Rows whose integrand does not decay towards an end of its range, and is not negligible there."""
-    rows = torch.zeros(parts[0].integrand.batch, dtype=torch.bool)
+def _ends(parts: list[Panels]) -> tuple[Tensor, Tensor]:
+    """Rows whose integrand does not decay towards an end and is not negligible there; and what lies beyond the ends.
+
+    There an integrand is taken to decay in t as it does in the last step: the integral is f / log(g/f) of the last two.
+    """
+    batch = parts[0].integrand.batch
+    rows = torch.zeros(batch, dtype=torch.bool)
+    beyond = torch.zeros(len(parts[0].integrand.sums), *batch, dtype=torch.float64)
     for part in parts:
         low, high = part.piece.range()
         whole = part.value.nan_to_num(0.0, 0.0, 0.0).abs().sum(1)
@@ -153,8 +159,11 @@ def _growing(parts: list[Panels]) -> Tensor:
                     assert part.shift is not None
                     value = torch.exp(value - part.shift)
                 f, g = value[0].abs(), value[1].abs()
-                rows |= (f > 1e-13 * whole[k]) & (f >= g * (1.0 - 1e-9)) & (f > 0)
-    return rows
+                growing = (f > 1e-13 * whole[k]) & (f >= g * (1.0 - 1e-9)) & (f > 0)
+                decays = (f > 0) & (f < g) & torch.isfinite(g) & ~growing
+                rows |= growing
+                beyond[k] += torch.where(decays, f / torch.log(torch.where(decays, g / f, 2.0)), 0.0)
+    return rows, beyond
 
 
 def integrate(sums: tuple[Sum, ...], p: Measurable, q: Measurable) -> list[Tensor]:

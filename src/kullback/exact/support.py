@@ -132,7 +132,8 @@ def ends(d: Measurable, support: Support) -> list[Tensor]:
 def landmarks(d: Measurable) -> tuple[Tensor, Tensor]:
     """Centres and widths (K, ...) of where the mass lies, roughly; without gradient."""
     if isinstance(d, Density):
-        return _double([float(d.center)]), _double([float(d.scale)])
+        c, w = together(_double(d.center).detach(), _double(d.scale).detach())
+        return c.unsqueeze(0), w.unsqueeze(0)
     if isinstance(d, MixtureSameFamily):
         centers, widths = landmarks(d.component_distribution)
         shape = _components(d)

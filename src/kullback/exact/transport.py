@@ -5,17 +5,25 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, Independent, LowRankMultivariateNormal, MultivariateNormal, Normal
+from torch.distributions import (
+    Cauchy,
+    Distribution,
+    HalfCauchy,
+    Independent,
+    LowRankMultivariateNormal,
+    MultivariateNormal,
+    Normal,
+)
 
 from kullback._errors import FormError, NoExactMethod, ToleranceError
 from kullback.forms.finite import FiniteForm
 from kullback.forms.points import Points
 
+from .arguments import as_form, check, name_of, result_dtype, silent
 from .closed_form.multivariate import factor
 from .doubled import doubled
-from .ladder import as_form, check, name_of, result_dtype
 from .quadrature import _G7, _K15, _nodes, _rule
-from .registry import doubles
+from .registry import doubles, infinite_where
 from .shapes import batch_of
 
 _VECTORS = (MultivariateNormal, LowRankMultivariateNormal, Independent)
@@ -63,8 +71,10 @@ def wasserstein(
     if positions is not None or cost is not None or regularization is not None:
         raise FormError("wasserstein: positions, cost and regularization belong to forms over classes; leave them out.")
     if _is_points(p) and _is_points(q):
-        (x, v), (y, w) = _points(p), _points(q)
-        return _root(_line(x, v, y, w, order), order).to(torch.promote_types(_dtype(p), _dtype(q)))
+        left, right = _points(p), _points(q)
+        given = (torch.as_tensor(d.x).dtype for d in (p, q))
+        dtype = torch.float64 if torch.float64 in given else torch.float32
+        return _root(_line(*left.pair(), *right.pair(), order), order).to(dtype)
     check("wasserstein", p, q)
     return _root(_distributions(p, q, order), order).to(result_dtype(p, q))
 
@@ -81,19 +91,16 @@ def _is_points(d: Any) -> bool:
     return isinstance(d, Points) or type(d).__name__ == "Samples"
 
 
-def _points(d: Any) -> tuple[Tensor, Tensor]:
+def _points(d: Any) -> Points:
     if isinstance(d, Points):
-        return d.pair()
+        return d
     if d.data.shape[-1] != 1:
         raise NoExactMethod(
             f"wasserstein: the samples have {d.data.shape[-1]} columns. Write wasserstein(Probs(p), Probs(q), "
             "positions=(x, y)) with equal weights for exact transport in several dimensions."
         )
-    return Points(d.data[:, 0]).pair()
-
-
-def _dtype(d: Any) -> torch.dtype:
-    return torch.float64 if d.data.dtype == torch.float64 else torch.float32
+    given = d.x if isinstance(d.x, Tensor) and d.x.is_floating_point() else d.data  # Samples hold no gradient
+    return Points(given.reshape(-1))
 
 
 def _line(x: Tensor, v: Tensor, y: Tensor, w: Tensor, order: float) -> Tensor:
@@ -180,9 +187,32 @@ def _distributions(p: Distribution, q: Distribution, order: float) -> Tensor:
                     "closed."
                 )
         return _gaussians(p, q)
+    if isinstance(p, Cauchy | HalfCauchy) or isinstance(q, Cauchy | HalfCauchy):
+        known = _without_mean(p, q, order)
+        if known is not None:
+            return known
     if isinstance(p, Distribution) and isinstance(q, Distribution) and not (p.event_shape or q.event_shape):
         return _quantiles(p, q, order)
     raise NoExactMethod(f"wasserstein: no exact method for {name_of(p)} and {name_of(q)}; write Points of samples.")
+
+
+def _without_mean(p: Distribution, q: Distribution, order: float) -> Tensor | None:
+    """Cauchy has no mean: two of one scale are a shift apart, a partner with a lighter tail is infinitely far."""
+    batch = batch_of(p, q)
+    if isinstance(p, Cauchy) and isinstance(q, Cauchy):
+        (m, s), (n, t) = doubles(p, "loc", "scale"), doubles(q, "loc", "scale")
+        return infinite_where((s != t).expand(batch), ((m - n).abs() ** order + 0.0 * (s + t)).expand(batch))
+    if isinstance(p, HalfCauchy) and isinstance(q, HalfCauchy):
+        (s,), (t,) = doubles(p, "scale"), doubles(q, "scale")
+        return infinite_where((s != t).expand(batch), (0.0 * (s + t)).expand(batch))
+    other = q if isinstance(p, Cauchy | HalfCauchy) else p
+    if isinstance(other, Cauchy | HalfCauchy):  # one of each: only one has mass far below 0
+        return torch.full(batch, math.inf, dtype=torch.float64) + silent(p, q)
+    try:
+        light = bool(torch.isfinite(other.mean).all()) and not other.event_shape
+    except NotImplementedError:
+        return None
+    return torch.full(batch, math.inf, dtype=torch.float64) + silent(p, q) if light else None
 
 
 def _gaussians(p: Any, q: Any) -> Tensor:

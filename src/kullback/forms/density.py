@@ -11,7 +11,7 @@ from torch.distributions import Distribution
 
 from kullback._errors import FormError
 
-from .finite import FiniteForm, positive_number
+from .finite import FiniteForm
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,7 +23,8 @@ class Density:
             the same shape. Gradients flow to the tensors it closes over.
         support: (low, high), numbers or tensors of batch_shape, infinities allowed; the density counts as zero outside.
         batch_shape: one density (the default), or a batch of them.
-        center, scale: roughly where the mass lies, and how wide; they guide the quadrature, not the value.
+        center, scale: roughly where the mass lies, and how wide, numbers or tensors of batch_shape; they guide the
+            quadrature, not the value, and no gradient flows to them.
 
     Raises:
         FormError: an empty support, a scale that is not positive. A density that does not integrate to one is refused
@@ -39,8 +40,8 @@ class Density:
     log_prob: Callable[[Tensor], Tensor]
     support: tuple[float | Tensor, float | Tensor] = (-math.inf, math.inf)
     batch_shape: Sequence[int] = ()
-    center: float = 0.0
-    scale: float = 1.0
+    center: float | Tensor = 0.0
+    scale: float | Tensor = 1.0
 
     def __post_init__(self) -> None:
         if not callable(self.log_prob):
@@ -50,7 +51,9 @@ class Density:
         low, high = (torch.as_tensor(end, dtype=torch.float64) for end in self.support)
         if not bool((low < high).all()):
             raise FormError(f"Density: the support {self.support} is empty; write (low, high) with low < high.")
-        positive_number("Density", "scale", self.scale)
+        width = torch.as_tensor(self.scale, dtype=torch.float64)
+        if not bool(((width > 0) & torch.isfinite(width)).all()):
+            raise FormError(f"Density: scale is {self.scale}, but it must be a finite number above 0.")
         object.__setattr__(self, "batch_shape", torch.Size(self.batch_shape))
 
 

@@ -1,15 +1,18 @@
 """Counts: Poisson, Geometric, negative binomial, binomial, multinomial. Boundary parameters included."""
 
+import math
+
 import torch
 from torch import Tensor
 from torch.distributions import Bernoulli, Binomial, Geometric, Multinomial, NegativeBinomial, Poisson
 
 from kullback.core.reduction import GeneratorSum
-from kullback.divergences import KL
+from kullback.divergences import CROSS_ENTROPY, KL
 from kullback.engines import eager
 from kullback.exact.registry import closed_form, doubles, given_as_probs, infinite_where, probabilities
 from kullback.exact.shapes import batch_of, together
 from kullback.exact.special import relative_entropy
+from kullback.exact.summation import log_mass
 from kullback.forms.finite import FiniteForm, Logits, Probs
 
 _FINITE = "Cover & Thomas 2006, section 2.3"
@@ -56,13 +59,14 @@ def geometric_geometric(p: Geometric, q: Geometric) -> Tensor:
     return _times(1.0 / probs, finite_kl(two_point(p), two_point(q)))
 
 
-def _same_total(p: NegativeBinomial | Binomial, q: NegativeBinomial | Binomial) -> bool:
+def same_total(p: NegativeBinomial | Binomial, q: NegativeBinomial | Binomial) -> bool:
+    """Equal counts in every row."""
     return bool((p.total_count == q.total_count).all())
 
 
 def _total_is_constant(p: NegativeBinomial, q: NegativeBinomial) -> bool:
     free = any(torch.as_tensor(d.total_count).requires_grad for d in (p, q))
-    return not free and _same_total(p, q)
+    return not free and same_total(p, q)
 
 
 @closed_form(
@@ -77,7 +81,7 @@ def negativebinomial_negativebinomial(p: NegativeBinomial, q: NegativeBinomial) 
     return _times(total / rest, finite_kl(two_point(p), two_point(q)))
 
 
-@closed_form(Binomial, Binomial, source=_FINITE, applies=_same_total)
+@closed_form(Binomial, Binomial, source=_FINITE, applies=same_total)
 def binomial_binomial(p: Binomial, q: Binomial) -> Tensor:
     """n KL(Bernoulli(p)‖Bernoulli(q)), for equal n"""
     (total,) = doubles(p, "total_count")
@@ -97,6 +101,19 @@ def multinomial_multinomial(p: Multinomial, q: Multinomial) -> Tensor:
     if p.total_count != q.total_count:
         return torch.full_like(value, torch.inf)
     return p.total_count * value
+
+
+@closed_form(Multinomial, quantity="entropy", source="Cover & Thomas 2006, section 2.1, of n trials")
+def multinomial_entropy(p: Multinomial) -> Tensor:
+    """n H(Categorical(p)) - log n! + Σ_i E log X_i!, X_i binomial"""
+    form, n = categorical(p), p.total_count
+    row = CROSS_ENTROPY.sums[0]
+    assert isinstance(row, GeneratorSum)
+    one = eager.rows(row, form.reading, form.reading, form.data, form.data, form.num_classes)
+    part = Binomial(n, probs=form.reading.weights(form.data).w, validate_args=False)
+    x = torch.arange(n + 1, dtype=torch.float64)
+    spread = (torch.exp(log_mass(part, x)) * torch.lgamma(x + 1.0)).sum((-2, -1))
+    return n * one - math.lgamma(n + 1.0) + spread
 
 
 @closed_form(Bernoulli, Poisson, source=_FINITE)

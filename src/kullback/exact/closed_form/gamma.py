@@ -1,5 +1,7 @@
 """Gamma and what is built of it: Exponential, χ², inverse Gamma, Beta, Dirichlet, Wishart, LKJ."""
 
+import math
+
 import torch
 from torch import Tensor
 from torch.distributions import Beta, Dirichlet, Exponential, Gamma, InverseGamma, LKJCholesky
@@ -20,7 +22,8 @@ def gamma(a: Tensor, b: Tensor, log_mean_ratio: Tensor, difference: Tensor | Non
     return bregman_phi(b, a, difference) + b * rise(log_mean_ratio)
 
 
-def _shape_rate(d: Gamma | InverseGamma | Exponential) -> tuple[Tensor, Tensor]:
+def shape_rate(d: Gamma | InverseGamma | Exponential) -> tuple[Tensor, Tensor]:
+    """In float64; 1 and the rate of an Exponential."""
     if isinstance(d, Exponential):
         (rate,) = doubles(d, "rate")
         return torch.ones_like(rate), rate
@@ -29,7 +32,7 @@ def _shape_rate(d: Gamma | InverseGamma | Exponential) -> tuple[Tensor, Tensor]:
 
 
 def _gamma(p: Gamma | InverseGamma | Exponential, q: Gamma | InverseGamma | Exponential) -> Tensor:
-    a, r, b, s = together(*_shape_rate(p), *_shape_rate(q))
+    a, r, b, s = together(*shape_rate(p), *shape_rate(q))
     return gamma(a, b, log_ratio(s, r) - log_ratio(b, a))
 
 
@@ -64,14 +67,14 @@ def exponential_exponential(p: Exponential, q: Exponential) -> Tensor:
     return rise(log_ratio(s, r))
 
 
-def dirichlet(a: Tensor, b: Tensor) -> Tensor:
-    """KL of Dirichlet(a) to Dirichlet(b), (..., K) → (...).
+def dirichlet(a: Tensor, b: Tensor, difference: Tensor | None = None) -> Tensor:
+    """KL of Dirichlet(a) to Dirichlet(b), (..., K) → (...), given also b - a where that is better known.
 
     Σ_i b_i log((b_i/Σb)/(a_i/Σa)) + Σ_i B_φ(b_i, a_i) - B_φ(Σb, Σa): the x log x part of log Γ groups into a finite
     relative entropy.
     """
     a, b = together(a, b)
-    gap = b - a
+    gap = b - a if difference is None else difference
     s, t, total_gap = a.sum(-1, keepdim=True), b.sum(-1, keepdim=True), gap.sum(-1, keepdim=True)
     y = log_ratio(a, b, -gap) - log_ratio(s, t, -total_gap)
     grouped = excess(b, a * (t / s), y).sum(-1)
@@ -89,26 +92,44 @@ def beta_beta(p: Beta, q: Beta) -> Tensor:
     return dirichlet(beta_parameters(p), beta_parameters(q))
 
 
+def same_components(p: Dirichlet, q: Dirichlet) -> None:
+    """Raise FormError unless p and q are over equally many."""
+    if p.event_shape != q.event_shape:
+        raise FormError(f"p is over {p.event_shape[-1]} components but q over {q.event_shape[-1]}.")
+
+
 @closed_form(Dirichlet, Dirichlet, source="Penny 2001")
 def dirichlet_dirichlet(p: Dirichlet, q: Dirichlet) -> Tensor:
     """log B(β)/B(α) + Σ_i (α_i - β_i)(ψ(α_i) - ψ(Σα))"""
-    if p.event_shape != q.event_shape:
-        raise FormError(f"kl: p is over {p.event_shape[-1]} components but q over {q.event_shape[-1]}.")
+    same_components(p, q)
     (a,), (b,) = doubles(p, "concentration"), doubles(q, "concentration")
     return dirichlet(a, b)
+
+
+def same_order(p: LKJCholesky, q: LKJCholesky) -> None:
+    """Raise FormError unless p and q are over matrices of the same order."""
+    if p.dim != q.dim:
+        raise FormError(f"p is over {p.dim}×{p.dim} matrices but q over {q.dim}×{q.dim}.")
+
+
+def lkj_parameters(d: LKJCholesky) -> Tensor:
+    """(..., d-1, 2): the Beta parameters of the squared diagonal of its rows, from the second on."""
+    (eta,) = doubles(d, "concentration")
+    row = torch.arange(2, d.dim + 1, dtype=eta.dtype, device=eta.device)
+    first = eta.unsqueeze(-1) + (d.dim - row) / 2.0
+    return torch.stack([first, ((row - 1.0) / 2.0).expand_as(first)], -1)
 
 
 @closed_form(LKJCholesky, LKJCholesky, source="Lewandowski, Kurowicka & Joe 2009; its diagonal is of Beta variables")
 def lkj_lkj(p: LKJCholesky, q: LKJCholesky) -> Tensor:
     """Σ_i KL of Beta(ηp + (d-i)/2, (i-1)/2) to Beta(ηq + (d-i)/2, (i-1)/2), i = 2..d"""
-    if p.dim != q.dim:
-        raise FormError(f"kl: p is over {p.dim}×{p.dim} matrices but q over {q.dim}×{q.dim}.")
-    (a,), (b,) = doubles(p, "concentration"), doubles(q, "concentration")
-    a, b = together(a, b)
-    row = torch.arange(2, p.dim + 1, dtype=a.dtype, device=a.device)
+    same_order(p, q)
+    return dirichlet(lkj_parameters(p), lkj_parameters(q)).sum(-1)
 
-    def rows(eta: Tensor) -> Tensor:
-        first = eta.unsqueeze(-1) + (p.dim - row) / 2.0
-        return torch.stack([first, ((row - 1.0) / 2.0).expand_as(first)], -1)
 
-    return dirichlet(rows(a), rows(b)).sum(-1)
+@closed_form(LKJCholesky, quantity="entropy", source="its rows fill unit balls; their diagonal is of Beta variables")
+def lkj_entropy(p: LKJCholesky) -> Tensor:
+    """Σ_i b log π + log Γ(a) - log Γ(a+b) - (a-1)(ψ(a) - ψ(a+b)), a = η + (d-i)/2, b = (i-1)/2, below the diagonal"""
+    a, b = lkj_parameters(p).unbind(-1)
+    log_volume = b * math.log(math.pi) + torch.lgamma(a) - torch.lgamma(a + b)
+    return (log_volume - (a - 1.0) * (torch.digamma(a) - torch.digamma(a + b))).sum(-1)

@@ -7,6 +7,7 @@ from torch.distributions import (
     Gumbel,
     HalfCauchy,
     HalfNormal,
+    Kumaraswamy,
     Laplace,
     LogNormal,
     Normal,
@@ -20,21 +21,16 @@ from kullback.exact.registry import closed_form, doubles, infinite_where
 from kullback.exact.shapes import together
 from kullback.exact.special import EULER, bregman_integral, bregman_lgamma, bregman_power, log_ratio, rise
 
-from .large_batches import NormalKL, serves
+from .normal import LargeBatch, is_large, normal
 
 _GIL = "Gil, Alajaji & Linder 2013"
-
-
-def normal(loc_p: Tensor, scale_p: Tensor, loc_q: Tensor, scale_q: Tensor) -> Tensor:
-    """½ ((μp - μq)/σq)² + ½ rise(2 log(σp/σq))."""
-    return 0.5 * ((loc_p - loc_q) / scale_q) ** 2 + 0.5 * rise(2.0 * log_ratio(scale_p, scale_q))
 
 
 @closed_form(Normal, Normal, source=_GIL)
 def normal_normal(p: Normal, q: Normal) -> Tensor:
     """½ (Δ/σq)² + ½ (r² - 1 - log r²), r = σp/σq"""
-    if serves(p.loc, p.scale, q.loc, q.scale):
-        value: Tensor = NormalKL.apply(p.loc, p.scale, q.loc, q.scale)  # type: ignore[no-untyped-call]
+    if is_large(p.loc, p.scale, q.loc, q.scale):
+        value: Tensor = LargeBatch.apply(p.loc, p.scale, q.loc, q.scale)  # type: ignore[no-untyped-call]
         return value
     return normal(*doubles(p, "loc", "scale"), *doubles(q, "loc", "scale"))
 
@@ -97,6 +93,18 @@ def weibull_weibull(p: Weibull, q: Weibull) -> Tensor:
     (s, k), (t, h) = doubles(p, "scale", "concentration"), doubles(q, "scale", "concentration")
     s, k, t, h = together(s, k, t, h)
     return gumbel(h / k, h * log_ratio(s, t))
+
+
+def _same_power(p: Kumaraswamy, q: Kumaraswamy) -> bool:
+    a, b = p.concentration1, q.concentration1
+    return not (a.requires_grad or b.requires_grad) and bool((a == b).all())
+
+
+@closed_form(Kumaraswamy, Kumaraswamy, source="-log(1 - x^a) is exponential: Jones 2009", applies=_same_power)
+def kumaraswamy_kumaraswamy(p: Kumaraswamy, q: Kumaraswamy) -> Tensor:
+    """rise(log(bq/bp)), for equal a; else by quadrature"""
+    (b,), (d,) = doubles(p, "concentration0"), doubles(q, "concentration0")
+    return rise(log_ratio(d, b))
 
 
 @closed_form(Pareto, Pareto, source=_GIL)

@@ -21,7 +21,7 @@ from torch.distributions import (
     Uniform,
 )
 
-from kullback.exact.registry import doubles, given_as_probs
+from kullback.exact.registry import closed_form, doubles, given_as_probs
 from kullback.exact.shapes import together
 from kullback.exact.special import (
     EULER,
@@ -30,6 +30,7 @@ from kullback.exact.special import (
     gamma_entropy_rest,
     log_sinhc,
     relative_entropy,
+    rise,
 )
 
 from .gamma import beta_parameters
@@ -123,8 +124,51 @@ def moments(d: Distribution) -> Moments:
         log_beta = torch.lgamma(df / 2.0) + math.lgamma(0.5) - torch.lgamma(half)
         entropy = half * (torch.digamma(half) - torch.digamma(df / 2.0)) + 0.5 * torch.log(df) + log_beta
         variance = _where_above(df, 2.0, lambda v: scale**2 * v / (v - 2.0))
-        return _shaped(loc, variance, entropy + torch.log(scale))
+        shaped = _shaped(loc, variance, entropy + torch.log(scale))
+        large = df >= _LARGE_DF
+        far = _student_negentropy(torch.where(large, df, _LARGE_DF))
+        return shaped._replace(negentropy=torch.where(large, far, shaped.negentropy))
     raise AssertionError(f"no moments for {type(d).__name__}")
+
+
+def entropy(p: Distribution) -> Tensor:
+    """Differential entropy."""
+    return moments(p).entropy
+
+
+for _family in (
+    Beta,
+    ContinuousBernoulli,
+    Exponential,
+    Gamma,
+    Gumbel,
+    Laplace,
+    LogNormal,
+    Normal,
+    Pareto,
+    StudentT,
+    Uniform,
+):
+    closed_form(_family, quantity="entropy", source="Cover & Thomas 2006, table 17.1")(entropy)
+
+
+_LARGE_DF = 60.0
+# log Γ(t + 1/2) - log Γ(t) = ½ log t + Σ_k c_k t^-(2k+1)
+_HALF_STEP = (-1 / 8, 1 / 192, -1 / 640, 17 / 14336, -31 / 18432, 691 / 180224)
+
+
+def _student_negentropy(df: Tensor) -> Tensor:
+    """3/(4 df²) + ...: by Stirling's series, where the difference of entropies has lost its digits.
+
+    With u = 2/df: ½ (-log(1-u) - u) + Σ_(k>0) (2k+2) c_k u^(2k+1) + ½ Σ_k (2k+1) c_k u^(2k+2).
+    """
+    u = 2.0 / df
+    value = 0.5 * rise(torch.log1p(-u))
+    for k, c in enumerate(_HALF_STEP):
+        value = value + 0.5 * (2 * k + 1) * c * u ** (2 * k + 2)
+        if k > 0:
+            value = value + (2 * k + 2) * c * u ** (2 * k + 1)
+    return value
 
 
 def _of(mean: Tensor, variance: Tensor, entropy: Tensor, negentropy: Tensor) -> Moments:

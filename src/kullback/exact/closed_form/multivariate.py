@@ -5,6 +5,7 @@ combine to Σ_i rise(2 log m_ii) + Σ_(i>j) m_ij², a sum of non-negative terms;
 which keeps its digits for nearly equal factors.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -14,8 +15,9 @@ from torch.distributions import Independent, LowRankMultivariateNormal, Multivar
 from kullback._errors import FormError
 from kullback.exact.registry import closed_form, doubles, infinite_where
 from kullback.exact.shapes import together
-from kullback.exact.special import log_ratio, rise
+from kullback.exact.special import LOG_2PI_E, log_ratio, rise
 
+from . import low_rank
 from .gamma import gamma
 from .location import jensen_gap
 
@@ -43,7 +45,7 @@ def scale_tril(d: MultivariateNormal | Wishart) -> Tensor:
             matrix = torch.cholesky_inverse(torch.linalg.cholesky(matrix))
         factor_of: Tensor = torch.linalg.cholesky(matrix)
         return factor_of
-    return made.double()
+    return made.double().tril()  # no gradient to what is above the diagonal
 
 
 def _is_made_from(given: Tensor, made: Tensor, name: str) -> bool:
@@ -88,20 +90,49 @@ def mvn(p: Factor, q: Factor) -> Tensor:
     return value
 
 
-def _is_normal_vector(p: object, q: object) -> bool:
-    def fits(d: object) -> bool:
-        if isinstance(d, Independent):
-            return isinstance(d.base_dist, Normal) and d.reinterpreted_batch_ndims == 1
-        return True
+def is_normal_vector(d: object) -> bool:
+    """Whether `factor` takes it: a multivariate Normal, or independent Normals along one axis."""
+    if isinstance(d, Independent):
+        return isinstance(d.base_dist, Normal) and d.reinterpreted_batch_ndims == 1
+    return isinstance(d, MultivariateNormal | LowRankMultivariateNormal)
 
-    return fits(p) and fits(q)
+
+def _are_normal_vectors(p: object, q: object) -> bool:
+    return is_normal_vector(p) and is_normal_vector(q)
 
 
 def mvn_mvn(
     p: MultivariateNormal | LowRankMultivariateNormal, q: MultivariateNormal | LowRankMultivariateNormal
 ) -> Tensor:
     """½ [tr(Σq⁻¹ Σp) - d - log det(Σq⁻¹ Σp) + Δᵀ Σq⁻¹ Δ]"""
+    left, right = low_rank.low_rank(p), low_rank.low_rank(q)
+    if left is not None and right is not None and low_rank.pays(left, right):
+        _same_size(left.loc, right.loc)
+        return low_rank.kl(left, right)
     return mvn(factor(p), factor(q))
+
+
+@closed_form(MultivariateNormal, quantity="entropy", source="Cover & Thomas 2006, theorem 8.4.1")
+@closed_form(LowRankMultivariateNormal, quantity="entropy", source="Cover & Thomas 2006, theorem 8.4.1")
+def mvn_entropy(p: MultivariateNormal | LowRankMultivariateNormal) -> Tensor:
+    """½ (d log(2πe) + log det Σ)"""
+    parts = low_rank.low_rank(p)
+    if parts is not None and low_rank.pays(parts):
+        return low_rank.entropy(parts)
+    loc, tril = factor(p)
+    return 0.5 * loc.shape[-1] * LOG_2PI_E + torch.log(tril.diagonal(dim1=-2, dim2=-1)).sum(-1)
+
+
+@closed_form(Wishart, quantity="entropy", source="Gupta & Srivastava 2010")
+def wishart_entropy(p: Wishart) -> Tensor:
+    """log Γ_d(n/2) + (d+1)/2 log det V + d(d+1)/2 log 2 - (n-d-1)/2 ψ_d(n/2) + nd/2"""
+    (df,) = doubles(p, "df")
+    size = p.event_shape[-1]
+    log_det = 2.0 * torch.log(scale_tril(p).diagonal(dim1=-2, dim2=-1)).sum(-1)
+    arguments = (df.unsqueeze(-1) - torch.arange(size, dtype=df.dtype, device=df.device)) / 2.0
+    multi = 0.25 * size * (size - 1) * math.log(math.pi) + torch.lgamma(arguments).sum(-1)
+    mean_log = 0.5 * (df - size - 1.0) * torch.digamma(arguments).sum(-1)
+    return multi - mean_log + 0.5 * size * df + 0.5 * (size + 1.0) * (log_det + size * math.log(2.0))
 
 
 def mvn_affinity(
@@ -131,23 +162,33 @@ _VECTORS = (MultivariateNormal, LowRankMultivariateNormal, Independent)
 for _p in _VECTORS:
     for _q in _VECTORS:
         if not (_p is Independent and _q is Independent):
-            closed_form(_p, _q, source=_SOURCE, applies=_is_normal_vector)(mvn_mvn)
+            closed_form(_p, _q, source=_SOURCE, applies=_are_normal_vectors)(mvn_mvn)
             closed_form(
-                _p, _q, quantity="log_affinity", source="Gil, Alajaji & Linder 2013", applies=_is_normal_vector
+                _p, _q, quantity="log_affinity", source="Gil, Alajaji & Linder 2013", applies=_are_normal_vectors
             )(mvn_affinity)
 
 
-@closed_form(Wishart, Wishart, source="Bartlett decomposition: Anderson 2003, section 7.2")
-def wishart_wishart(p: Wishart, q: Wishart) -> Tensor:
-    """Σ_i [KL of Gamma((np-i)/2) to Gamma((nq-i)/2), scales m_ii² : 1, + (i/2) rise(2 log m_ii)] + (np/2) Σ m_ij²"""
+def same_matrices(p: Wishart, q: Wishart) -> None:
+    """Raise FormError unless p and q are over matrices of the same shape."""
     if p.event_shape != q.event_shape:
-        raise FormError(f"kl: p is over {tuple(p.event_shape)} matrices but q over {tuple(q.event_shape)}.")
-    (a,), (b,) = doubles(p, "df"), doubles(q, "df")
-    a, b = together(a / 2.0, b / 2.0)
-    log_square, below = whitened(scale_tril(p), scale_tril(q))
-    half = torch.arange(p.event_shape[-1], dtype=a.dtype, device=a.device) / 2.0
+        raise FormError(f"p is over {tuple(p.event_shape)} matrices but q over {tuple(q.event_shape)}.")
+
+
+def wishart(df_p: Tensor, lp: Tensor, df_q: Tensor, lq: Tensor) -> Tensor:
+    """Σ_i [KL of Gamma((np-i)/2) to Gamma((nq-i)/2), scales m_ii² : 1, + (i/2) rise(2 log m_ii)] + (np/2) Σ m_ij²."""
+    a, b = together(df_p / 2.0, df_q / 2.0)
+    log_square, below = whitened(lp, lq)
+    half = torch.arange(lp.shape[-1], dtype=a.dtype, device=a.device) / 2.0
     difference = (b - a).unsqueeze(-1)
     x, y = a.unsqueeze(-1) - half, b.unsqueeze(-1) - half
     x, y, log_square, difference = together(x, y, log_square, difference)
     diagonal = gamma(x, y, log_square + log_ratio(x, y, -difference), difference) + half * rise(log_square)
     return diagonal.sum(-1) + a * below
+
+
+@closed_form(Wishart, Wishart, source="Bartlett decomposition: Anderson 2003, section 7.2")
+def wishart_wishart(p: Wishart, q: Wishart) -> Tensor:
+    """Σ_i [KL of Gamma((np-i)/2) to Gamma((nq-i)/2), scales m_ii² : 1, + (i/2) rise(2 log m_ii)] + (np/2) Σ m_ij²"""
+    same_matrices(p, q)
+    (df_p,), (df_q,) = doubles(p, "df"), doubles(q, "df")
+    return wishart(df_p, scale_tril(p), df_q, scale_tril(q))
