@@ -71,7 +71,7 @@ struct Job {
 // A piece of a row's work that merges with its neighbours in the order of columns.
 struct Piece {
   double max[2], sum[2];          // stage one, of either side; log_affinity's own in [0] of stage two
-  double value, sum_x[2];         // stage two
+  double value, sum_x[2];         // stage two; log_affinity: NaN in `value` where a score is
 };
 
 // One instruction set's kernels. A row is cut into pieces of `kPiece` columns whoever computes it, so that its bits

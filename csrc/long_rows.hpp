@@ -51,15 +51,18 @@ static bool sum_block_in_single(const Job& job, const Row& r, int64_t from, int 
 static void sum_columns(const Job& job, const Row& r, int64_t from, int64_t count, float* kept, Piece& piece) {
   if (job.formula == Formula::log_affinity) {
     Normalizer all = {-kInf, 0.0};
+    double odd = 0.0;  // NaN where a score is: max and sum alone could not tell NaN from +inf
     Block<double> b;
     for (int64_t at = from; at < from + count; at += kBlock) {
       const int n = int(from + count - at < kBlock ? from + count - at : kBlock);
       weigh_block(job, r, at, n, b);
       affinity_scores(job.parameter, n, b.log_w[0], b.log_w[1], b.value);
       all = merge(all, normalize_block(b.value, n, 1.0), 1.0);
+      for (int i = 0; i < n; ++i) odd = b.value[i] == b.value[i] ? odd : b.value[i];
     }
     piece.max[0] = all.max;
     piece.sum[0] = all.sum;
+    piece.value = odd;
     return;
   }
   Sums sums = {0.0, {0.0, 0.0}};
@@ -125,10 +128,13 @@ static void finish_row(const Job& job, int64_t row, const Stats* stats, double v
 static void merge_sums(const Job& job, int64_t row, const Piece* pieces, int64_t count, const Stats* stats) {
   if (job.formula == Formula::log_affinity) {
     Normalizer all = {-kInf, 0.0};
-    for (int64_t i = 0; i < count; ++i) all = merge(all, {pieces[i].max[0], pieces[i].sum[0]}, 1.0);
-    const bool infinite = magnitude(all.max) == kInf;
-    const double value = infinite ? (all.sum == all.sum || all.max == kInf ? all.max : all.sum) : all.max + log(all.sum);
-    finish_row(job, row, stats, value, job.parameter, 1.0 - job.parameter);
+    double odd = 0.0;
+    for (int64_t i = 0; i < count; ++i) {
+      all = merge(all, {pieces[i].max[0], pieces[i].sum[0]}, 1.0);
+      odd += pieces[i].value;
+    }
+    const double value = magnitude(all.max) == kInf ? all.max : all.max + log(all.sum);
+    finish_row(job, row, stats, value + odd, job.parameter, 1.0 - job.parameter);
     return;
   }
   Sums sums = {0.0, {0.0, 0.0}};
@@ -167,6 +173,7 @@ static void forward_long_row(const Job& job, int64_t row, float* kept) {
       const Normalizer sum = merge({total.max[0], total.sum[0]}, {piece.max[0], piece.sum[0]}, 1.0);
       total.max[0] = sum.max;
       total.sum[0] = sum.sum;
+      total.value += piece.value;
     } else {
       total.value += piece.value;
       total.sum_x[0] += piece.sum_x[0];

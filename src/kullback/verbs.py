@@ -186,7 +186,8 @@ def measure(divergence: Divergence, p: Any, q: Any, /, *, base: float = math.e, 
     batch_shape = check_pair(verb or divergence.name.partition("(")[0], p, q)
     x, y = p.expand(batch_shape), q.expand(batch_shape)
     sums = [choice.rows(total, p.reading, q.reading, x, y, p.num_classes) for total in divergence.sums]
-    return (divergence.finish(*sums) / unit).to(_result_dtype(x, y))
+    value = divergence.finish(*sums)
+    return (value if unit == 1.0 else value / unit).to(_result_dtype(x, y))
 
 
 def _result_dtype(x: Tensor, y: Tensor) -> torch.dtype:

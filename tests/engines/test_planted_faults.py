@@ -54,7 +54,10 @@ extern "C" void both(int formula, const double* numbers, int64_t rows, int64_t c
 
 FAULTS = {
     "none": ("", ""),
-    "p and q exchanged, any cells": ("exp_negative(log_p), exp_negative(log_q)", "exp_negative(log_q), exp_negative(log_p)"),
+    "p and q exchanged, any cells": (
+        "exp_negative(log_p), exp_negative(log_q)",
+        "exp_negative(log_q), exp_negative(log_p)",
+    ),
     "p and q exchanged, kept exponentials": (
         "p = s.exp_a[i] * s.to_p, q = s.exp_b[i] * s.to_q",
         "q = s.exp_a[i] * s.to_p, p = s.exp_b[i] * s.to_q",

@@ -136,7 +136,7 @@ def _alpha_half_up(a: float, t: float, p: Tensor, q: Tensor, d: Tensor) -> tuple
 def tv(c: Cells) -> Terms:
     """|p - q| / 2."""
     g = growth(c.p, c.q, c.d)
-    s = torch.sign(g)
+    s = torch.where(g.isnan(), g, torch.sign(g))  # torch.sign(NaN) is 0
     return Terms(g.abs() / 2, -s * c.p / 2, s * c.q / 2)
 
 
