@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 export PIP_CONSTRAINT = $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test quick check format docs sanitize bench clean
+.PHONY: demo test quick check format docs sanitize fuzz bench clean
 
 demo: $(VENV)/.demo  ## install, then distil a teacher into a small student on real data
 	$(BIN)/kullback distill
@@ -37,8 +37,11 @@ sanitize: $(VENV)/.test  ## the extension's tests under AddressSanitizer and Und
 		-Cbuild-dir=build/sanitize/objects .
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
 		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 OMP_NUM_THREADS=2 KULLBACK_SANITIZED=1 \
-		build/sanitize/venv/bin/python -m pytest -q tests/engines -p no:cacheprovider \
-		-m "not slow" -k "not eager and not memory and not fork and not compile and not opcheck and not transforms"
+		build/sanitize/venv/bin/python -m pytest -q tests/engines --ignore tests/engines/triton \
+		-p no:cacheprovider -m "not slow" -k "not eager and not memory and not fork and not compile and not opcheck and not transforms"
+
+fuzz: $(VENV)/.test  ## a minute of random calls of the C++ engine against core; SECONDS=600 for longer
+	$(BIN)/python tests/engines/test_fuzz.py --seconds $(or $(SECONDS),60)
 
 bench: $(VENV)/.test  ## time the engines side by side; writes docs/performance
 	$(BIN)/python bench/engines.py

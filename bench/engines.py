@@ -2,9 +2,10 @@
 
     python bench/engines.py [--quick] [--rounds 15]
 
-Every contender runs once a round, in turn, so that whatever else the machine does hits all of them alike; reported are
-medians over rounds and ratios of medians. Each shape runs in a process of its own. Writes docs/performance.md,
-docs/images/performance.svg and docs/performance.json.
+Contenders of a group run once a round, in turn and after a short pause, so that whatever else the machine does hits all
+of them alike; reported are medians over rounds and ratios of medians. Each shape and group runs in a process of its own:
+`kullback` is in both, so that every ratio is of one run. Writes docs/performance.md, docs/images/performance.svg and
+docs/performance.json. `pip install jax optax` adds optax's row.
 """
 
 import argparse
@@ -38,7 +39,10 @@ def pytorch_float32(a, b):
     return pytorch(a.float(), b.float())
 
 
-def contenders(a, b):
+GROUPS = ("main", "others")  # the others allocate gigabytes or keep threads of their own
+
+
+def contenders(a, b, group):
     """name -> (forward, or None; forward and backward, or None)."""
     out = torch.empty_like(a)
     found = {}
@@ -60,7 +64,11 @@ def contenders(a, b):
         with engines.use("eager"):
             return kl(Logits(x), Logits(y))
 
-    both("kullback, eager engine", eager)
+    if group == "others":
+        both("kullback, eager engine", eager)
+        for name, function in peers().items():
+            both(name, function)
+        return found
     both("PyTorch eager", pytorch)
     both("PyTorch compiled", torch.compile(pytorch))
     if a.dtype == torch.bfloat16:
@@ -70,8 +78,6 @@ def contenders(a, b):
     found["floor: read both"] = (lambda: (a.sum(), d.sum()), None)
     found["floor: torch.add, fresh"] = (None, lambda: torch.add(a, d))
     found["floor: torch.add(out=)"] = (None, lambda: torch.add(a, d, out=out))
-    for name, function in peers().items():
-        both(name, function)
     return found
 
 
@@ -103,19 +109,20 @@ def peers():
     return found
 
 
-def measure(shape, dtype, rounds):
+def measure(shape, dtype, group, rounds):
     torch.manual_seed(0)
     torch.set_num_threads(2)
     a = torch.randn(*shape)
     b = a + 0.1 * torch.randn(*shape)
     a, b = a.to(dtype), b.to(dtype).requires_grad_()
-    people = contenders(a, b)
+    people = contenders(a, b, group)
     times = {name: ([], []) for name in people}
     for round_ in range(rounds + 2):
         for name, work in people.items():
             for which, function in enumerate(work):
                 if function is None:
                     continue
+                time.sleep(0.02)
                 start = time.perf_counter()
                 result = function()
                 stop = time.perf_counter()
@@ -152,6 +159,38 @@ def accuracy(dtype):
                 "value": ((value.double() - truth).abs() / truth).max().item(),
                 "gradient": ((got.double() - gradient).norm() / gradient.norm()).item(),
             }
+    return found
+
+
+def small():
+    """Microseconds a call where there is hardly anything to compute: what a call costs."""
+
+    def eager(x, y):
+        with engines.use("eager"):
+            return kl(Logits(x), Logits(y))
+
+    functions = {
+        "kullback": lambda x, y: kl(Logits(x), Logits(y)),
+        "kullback, eager engine": eager,
+        "PyTorch eager": pytorch,
+    }
+    found = {}
+    for shape in ((1, 10), (32, 100), (1, 32_000), (128, 1_000), (512, 1_000)):
+        a, b = torch.randn(shape), torch.randn(shape).requires_grad_()
+        times = {name: ([], []) for name in functions}
+        for round_ in range(220):
+            for name, function in functions.items():
+                for which in (0, 1):
+                    b.grad = None
+                    start = time.perf_counter()
+                    if which:
+                        function(a, b).sum().backward()
+                    else:
+                        with torch.no_grad():
+                            function(a, b)
+                    if round_ >= 20:
+                        times[name][which].append(1e6 * (time.perf_counter() - start))
+        found["{},{}".format(*shape)] = {name: [statistics.median(t) for t in both] for name, both in times.items()}
     return found
 
 
@@ -211,8 +250,8 @@ def main():
     parser.add_argument("--shape", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.shape:
-        n, v, dtype = args.shape.split(",")
-        print(json.dumps(measure((int(n), int(v)), getattr(torch, dtype), args.rounds)))
+        n, v, dtype, group = args.shape.split(",")
+        print(json.dumps(measure((int(n), int(v)), getattr(torch, dtype), group, args.rounds)))
         return
     rounds = 3 if args.quick else args.rounds
     report = {"machine": machine(), "times": {}, "memory": {}, "accuracy": {}}
@@ -222,14 +261,15 @@ def main():
                 continue
             key = f"{shape[0]},{shape[1]},{dtype}"
             print(key, file=sys.stderr, flush=True)
-            command = [sys.executable, __file__, "--shape", key, "--rounds", str(rounds)]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            if done.returncode:
-                print(done.stderr[-2000:], file=sys.stderr)
-                continue
-            report["times"][key] = json.loads(done.stdout.splitlines()[-1])
+            report["times"][key] = {}
+            for group in GROUPS:
+                few = str(rounds if group == "main" else max(3, rounds // 3))
+                command = [sys.executable, __file__, "--shape", f"{key},{group}", "--rounds", few]
+                done = subprocess.run(command, capture_output=True, text=True, check=True)
+                report["times"][key][group] = json.loads(done.stdout.splitlines()[-1])
             if shape[0] * shape[1] > 10_000_000:
                 report["memory"][key] = memory(shape, dtype)
+    report["small"] = small()
     report["accuracy"] = {dtype: accuracy(getattr(torch, dtype)) for dtype in DTYPES}
     report["machine"]["load_after"] = os.getloadavg()[0]
     text = markdown(report)
@@ -254,7 +294,7 @@ def markdown(report):
         f"Measured by `python bench/engines.py` on {m['date']}, commit {m['commit']}: {m['processor']}, "
         f"{m['threads']} threads on {m['cores']} cores, {m['instruction_set']} kernels, torch {m['torch']}; "
         f"load average {m['load_before']:.1f} before and {m['load_after']:.1f} after. "
-        "The machine was shared, so ratios say more than milliseconds.",
+        "Other work may share such a machine: ratios say more than milliseconds.",
         "",
         "KL(p‖q) of two rows of logits, one number per row; backward goes to q. Medians of interleaved rounds, "
         "milliseconds. The ratio is time over kullback's: above 1, kullback is faster. "
@@ -263,18 +303,33 @@ def markdown(report):
         "reading both inputs (`sum` of each), or reading both and writing one (`torch.add`). "
         "Every row is here, also those that kullback loses.",
     ]
-    for key, rows in report["times"].items():
+    for key, groups in report["times"].items():
         n, v, dtype = key.split(",")
-        own = rows["kullback"]
         lines += ["", f"## ({int(n):,}, {int(v):,}) {dtype}", ""]
         lines += ["| | forward | ratio | forward + backward | ratio |", "| --- | ---: | ---: | ---: | ---: |"]
-        for name, row in rows.items():
-            f, b = row["forward_ms"], row["backward_ms"]
-            rf, rb = (f / own["forward_ms"] if f else None), (b / own["backward_ms"] if b else None)
-            lines.append(f"| {name} | {number(f)} | {number(rf, 2)} | {number(b)} | {number(rb, 2)} |")
+        for group, rows in groups.items():
+            own = rows["kullback"]
+            for name, row in rows.items():
+                if name == "kullback" and group != "main":
+                    continue
+                f, b = row["forward_ms"], row["backward_ms"]
+                rf, rb = (f / own["forward_ms"] if f else None), (b / own["backward_ms"] if b else None)
+                lines.append(f"| {name} | {number(f)} | {number(rf, 2)} | {number(b)} | {number(rb, 2)} |")
         for name, count in report["memory"].get(key, {}).items():
             if count is not None:
                 lines += ["", f"Peak memory beyond inputs and gradient, {name}: {max(count, 0) / 2**20:.1f} MiB."]
+    lines += [
+        "",
+        "## Small problems",
+        "",
+        "Microseconds a call, forward / forward and backward: what the call itself costs.",
+        "",
+    ]
+    names = list(next(iter(report["small"].values())))
+    lines += ["| float32 | " + " | ".join(names) + " |", "| --- |" + " ---: |" * len(names)]
+    for key, row in report["small"].items():
+        shape = "({}, {})".format(*key.split(","))
+        lines.append(f"| {shape} | " + " | ".join(f"{row[name][0]:.0f} / {row[name][1]:.0f}" for name in names) + " |")
     lines += ["", "## Accuracy", ""]
     lines += ["Worst relative error of a row's value, and error of the gradient relative to its norm, at V = 32,000."]
     for dtype, contestants in report["accuracy"].items():
@@ -298,7 +353,8 @@ def picture(report, path):
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), sharey=True)
     for axis, which, title in zip(axes, ("forward_ms", "backward_ms"), ("forward", "forward + backward"), strict=True):
         for offset, name in enumerate(shown):
-            ratios = [report["times"][k][name][which] / report["times"][k]["kullback"][which] for k in keys]
+            mains = [report["times"][k]["main"] for k in keys]
+            ratios = [main[name][which] / main["kullback"][which] for main in mains]
             axis.barh([i + 0.36 * offset for i in range(len(keys))], ratios, height=0.34, label=name)
         axis.axvline(1.0, color="black", linewidth=1)
         axis.set_xscale("log")

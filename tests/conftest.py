@@ -8,7 +8,11 @@ import torch
 from hypothesis import HealthCheck, settings
 
 TESTS = Path(__file__).resolve().parent
-sys.path[:0] = [str(TESTS), str(TESTS / "oracles"), str(TESTS / "engines")]  # so that tests can say `from cases import ...`
+sys.path[:0] = [
+    str(TESTS),
+    str(TESTS / "oracles"),
+    str(TESTS / "engines"),
+]  # so that tests can say `from cases import ...`
 
 from cases import ENGINES  # noqa: E402
 from kullback.divergences import TABLE  # noqa: E402
