@@ -52,10 +52,12 @@ clean:
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.demo: $(BIN)/python pyproject.toml constraints.txt
+BUILT_FROM = $(BIN)/python pyproject.toml constraints.txt CMakeLists.txt $(wildcard csrc/*)
+
+$(VENV)/.demo: $(BUILT_FROM)
 	$(BIN)/python -m pip install -q -e '.[distill]'
 	@touch $@
 
-$(VENV)/.test: $(BIN)/python pyproject.toml constraints.txt
+$(VENV)/.test: $(BUILT_FROM)
 	$(BIN)/python -m pip install -q -e '.[distill,recipes,transport,triton,test,check]'
 	@touch $@

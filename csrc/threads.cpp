@@ -77,12 +77,13 @@ float* room_for(int64_t floats) {
 }
 
 // A large fresh gradient costs more in page faults than in arithmetic: ask for large pages where they are to be had.
+// Below 32 MiB an allocator keeps what was freed, and there are no faults to save.
 void prefer_large_pages([[maybe_unused]] void* data, [[maybe_unused]] int64_t bytes) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
   constexpr uintptr_t large = uintptr_t(1) << 21;
   const uintptr_t first = (reinterpret_cast<uintptr_t>(data) + large - 1) & ~(large - 1);
   const uintptr_t last = (reinterpret_cast<uintptr_t>(data) + uintptr_t(bytes)) & ~(large - 1);
-  if (data != nullptr && last > first) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+  if (data != nullptr && bytes >= (int64_t(32) << 20)) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
 #endif
 }
 

@@ -76,8 +76,8 @@ def explain(p: Any, q: Any, /) -> Plan | exact.DensityPlan:
     precision = "float32 with float64 normalisers and sums"
     if name == "cpu":
         threads = torch.get_num_threads()
-        engine = f"cpu: C++, {cpu.instruction_set()}, up to {threads} threads, rows read once into cache"
-        temporary_bytes = threads * cpu.BYTES_PER_THREAD
+        engine = f"cpu: C++, {cpu.instruction_set()}, up to {threads} threads, rows in blocks that stay in cache"
+        temporary_bytes = cpu.temporary_bytes(p.num_classes)
     elif name == "triton":
         engine = "triton: one kernel a pass, rows read twice forward and once backward"
         temporary_bytes = 0

@@ -92,7 +92,7 @@ def compare(total, p, q, num_classes, seed=0):
 
 
 def condition(reading, weights, partial, shift):
-    """The size of the terms whose difference a gradient is: its error is that of their rounding, and of `shift` in d."""
+    """The size of the terms whose difference a gradient is; its error is that of their rounding, and `shift` of d."""
     x = partial.dlog.abs() + shift * weights.w
     w = weights.w + 2e-33  # times VALUE: the weights below e^-87, which are 0 in single precision
     if isinstance(reading, LogitsReading):

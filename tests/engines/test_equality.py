@@ -6,11 +6,10 @@ import math
 
 import pytest
 import torch
-
 from agreement import PAIRS, READINGS, SOME, SUMS, VALUE, compare, leaf, scores
+
 from cases import SMALL
-from kullback import Labels, Logits, LogProbs, Probs
-from kullback.core import reduction
+from kullback import Labels, Logits
 from kullback.divergences import TABLE
 from kullback.engines import cpu
 

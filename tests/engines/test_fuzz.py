@@ -1,5 +1,5 @@
-"""Random calls of the C++ engine: shapes, strides, dtypes, readings, upstream gradients, NaN, ±inf, zero sizes, threads,
-instruction sets. Each must agree with `core`, and none may crash.
+"""Random calls of the C++ engine: shapes, strides, dtypes, readings, upstream gradients, NaN, ±inf, zero sizes,
+threads, instruction sets. Each must agree with `core`, and none may crash.
 
 The suite runs a fixed number of seeds. `make fuzz` goes on with new ones; a failure names the seed that repeats it:
 
@@ -20,6 +20,7 @@ if __name__ == "__main__":
     sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
 
 from agreement import SUMS, compare
+
 from kullback import Labels, Logits, LogProbs, Probs
 from kullback.engines import cpu
 

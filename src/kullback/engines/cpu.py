@@ -26,13 +26,18 @@ except ImportError as error:  # built without a C++ compiler
 else:
     ABSENT = None
 
-BYTES_PER_THREAD = 64 << 10
 
 # An error δ in log Z costs a divergence δ²/2, but a distance δ: these take their normalisers in double. Elsewhere the
 # exponentials are single and their sum is double: δ <= 2e-7. Two rows of logits near p = q have most of it in common;
 # where only one side has a normaliser, a short row, which has few cells for δ to average over, takes it in double.
 _DISTANCES = (generators.tv, generators.squared_hellinger)
 _SHORT = 512
+
+
+def temporary_bytes(num_classes: int) -> int:
+    """At most this much: blocks on each thread's stack, and what is kept of a row between the two stages."""
+    kept = max(1 << 20, 8 * num_classes + (8 << 10))
+    return torch.get_num_threads() * (kept + (160 << 10))
 
 
 def instruction_set() -> str:

@@ -28,7 +28,7 @@ from kullback._errors import NoExactMethod
 from kullback.core import generators
 from kullback.core.reduction import GeneratorSum, LogAffinity
 from kullback.divergences import Divergence
-from kullback.engines import eager
+from kullback.engines import choice
 from kullback.forms.finite import FiniteForm
 
 from . import closed_form as _fill_the_registry
@@ -83,7 +83,7 @@ def _finite(divergence: Divergence, p: Any, q: Any) -> Route | None:
     def value() -> Tensor:
         batch = batch_of(left, right)
         x, y = left.expand(batch), right.expand(batch)
-        sums = [eager.rows(total, left.reading, right.reading, x, y, left.num_classes) for total in divergence.sums]
+        sums = [choice.rows(total, left.reading, right.reading, x, y, left.num_classes) for total in divergence.sums]
         return divergence.finish(*sums)
 
     return Route("exact sum over the classes, canonical terms, float64", "rounding of float64", value)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from kullback.core.generators import Cells, Terms, _log_mix, excess, growth
 from kullback.core.reduction import GeneratorSum
-from kullback.engines import eager
+from kullback.engines import choice
 from kullback.forms.finite import FiniteForm
 from kullback.plan import check_pair
 from kullback.verbs import kl
@@ -53,7 +53,7 @@ def skew_kl(p: FiniteForm, q: FiniteForm, /, weight: float = 0.1) -> Tensor:
         return kl(p, q)
     batch_shape = check_pair("skew_kl", p, q)
     x, y = p.expand(batch_shape), q.expand(batch_shape)
-    value = eager.rows(_sum(a), p.reading, q.reading, x, y, p.num_classes)
+    value = choice.rows(_sum(a), p.reading, q.reading, x, y, p.num_classes)
     return value.to(torch.float64 if torch.float64 in (x.dtype, y.dtype) else torch.float32)
 
 
