@@ -100,7 +100,8 @@ def _log_mix(w: float, u: float, y: Tensor) -> Tensor:
     """log(w + u e^y) with w + u = 1, exact at y = 0, without overflow, and with its digits where it is small."""
     # near: -1/2 < u (e^y - 1) < 1
     low = math.log1p(-0.5 / u) if u > 0.5 else -math.inf
-    near = (y > low) & (y < min(math.log1p(1.0 / u), 700.0))
+    high = math.log1p(1.0 / u) if u > 1e-300 else 700.0
+    near = (y > low) & (y < high)
     small = torch.exp(-y.abs())
     far = y.clamp(min=0.0) + torch.log(torch.where(y < 0, w + u * small, u + w * small))
     return torch.where(near, torch.log1p(u * torch.expm1(torch.where(near, y, 0.0))), far)
