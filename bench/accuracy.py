@@ -19,6 +19,7 @@ from torch import Tensor
 
 import kullback
 from kullback import Logits, js, kl
+from kullback.engines import cpu
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "accuracy.md"
 TARGETS = (1e-9, 1e-7, 1e-5, 1e-3, 1e-1, 1e1, 1e2)
@@ -26,6 +27,9 @@ CLASSES = (10, 1_000, 32_000, 128_256)
 OFFSETS = (0.0, 100.0, 1000.0)
 ROWS = 4
 LIMIT = 1e-5  # CONVENTIONS.md, accuracy
+ENGINE = (
+    "Computed by the " + ("C++ engine, in float32" if cpu.ABSENT is None else "eager engine, in float64") + " terms."
+)
 
 
 def rows(target: float, classes: int, offset: float, seed: int) -> tuple[Tensor, Tensor]:
@@ -150,6 +154,7 @@ of the rounded scores, computed in extended precision, which agrees with 50-digi
 
 The worst of all cells is {ours["kl"]:.1e} for `kl` and {ours["js"]:.1e} for `js`; {LIMIT:.0e} is promised. Results are
 float32, so that half a unit in the last place, 6e-8, is the least that a cell can show.
+{ENGINE}
 
 An error of 1e+00 and above means that no digit is right.
 
