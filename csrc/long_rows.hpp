@@ -88,7 +88,7 @@ KULLBACK_INLINE int64_t piece_size(const Job& job, int64_t piece) {
   return left < kPiece ? left : kPiece;
 }
 
-// `kept`: room of `kept_floats` for the row, or null where that is 0.
+// `kept`: room of `kept_floats` for the row, or null.
 static void normalize_piece(const Job& job, int64_t row, int64_t piece, float* kept, Piece& out) {
   const int64_t from = piece * kPiece, count = piece_size(job, piece);
   for (int side = 0; side < 2; ++side) {

@@ -10,7 +10,6 @@
 #include <algorithm>
 #include <cstdlib>
 #include <memory>
-#include <new>
 #include <vector>
 
 namespace kullback {
@@ -59,8 +58,8 @@ void each_share(int64_t rows, int64_t together, int threads, Work work) {
   });
 }
 
-// This thread's room for what rows keep between stages: null for 0, else at least kKeptFloats, and the same memory at
-// every call unless it must grow.
+// This thread's room for what rows keep between stages: at least kKeptFloats, and the same memory at every call unless it
+// must grow. Null for 0, and where there is no memory: rows then keep nothing and compute their exponentials twice.
 float* room_for(int64_t floats) {
   thread_local std::unique_ptr<float, decltype(&std::free)> room(nullptr, &std::free);
   thread_local int64_t size = 0;
@@ -68,10 +67,7 @@ float* room_for(int64_t floats) {
   if (floats > size) {
     size = std::max(floats, kKeptFloats);
     room.reset(static_cast<float*>(std::aligned_alloc(64, size_t(size * 4 + 63) / 64 * 64)));
-    if (!room) {
-      size = 0;
-      throw std::bad_alloc();
-    }
+    if (!room) size = 0;
   }
   return room.get();
 }
