@@ -6,6 +6,24 @@
 namespace kullback {
 namespace KULLBACK_ISA {
 
+// bfloat16 scores are read where they are used. Their difference needs no compensation: eight digits from eight leave single
+// precision exact, unless one of the two is nothing beside the other.
+struct Bfloat16 {
+  uint16_t bits;
+};
+KULLBACK_INLINE float widen(float x) { return x; }
+KULLBACK_INLINE float widen(Bfloat16 x) { return widen_bfloat16(x.bits); }
+
+// Calls `act` with the cells [from, from + n) of a row: bfloat16 as they lie, else as float32.
+template <class Act>
+KULLBACK_INLINE void with_scores(Dtype dtype, const void* row, int64_t from, int n, float* room, Act act) {
+  if (dtype == Dtype::bfloat16) {
+    act(static_cast<const Bfloat16*>(row) + from);
+  } else {
+    act(load<float>(dtype, row, from, n, room));
+  }
+}
+
 // What every cell of a pair of rows shares.
 struct PairOfRows {
   float max_a, max_b, log_sum_a, log_sum_b, scale, shift_high, shift_low;
@@ -28,6 +46,10 @@ KULLBACK_INLINE float log_ratio(float a, float b, float shift_high, float shift_
   return ((difference - shift_high) + (lost - shift_low)) * scale;
 }
 
+KULLBACK_INLINE float log_ratio(Bfloat16 a, Bfloat16 b, float shift_high, float shift_low, float scale) {
+  return (((widen(b) - widen(a)) - shift_high) - shift_low) * scale;
+}
+
 KULLBACK_INLINE Cells<float> cells_of_logits(float a, float b, float max_a, float max_b, float log_sum_a, float log_sum_b,
                                              float shift_high, float shift_low, float scale) {
   const float log_p = (a - max_a) * scale - log_sum_a, log_q = (b - max_b) * scale - log_sum_b;
@@ -48,35 +70,48 @@ struct FromLogits {
 };
 
 // Cells that are known to be safe (below), given e^(x - m) of either side, m the largest of the block.
+template <class X>
 struct FromExponentials {
-  const float *a, *b, *exp_a, *exp_b;
+  const X *a, *b;
+  const float *exp_a, *exp_b;
   float to_p, to_q;  // e^m / Z
   PairOfRows rows;
 
   template <class G>
   KULLBACK_INLINE Seen<float> terms(const G& g, const Edges&, const FromExponentials& s, int i) {
     const PairOfRows& r = s.rows;
-    const float p = s.exp_a[i] * s.to_p, q = s.exp_b[i] * s.to_q, log_q = (s.b[i] - r.max_b) * r.scale - r.log_sum_b;
+    const float p = s.exp_a[i] * s.to_p, q = s.exp_b[i] * s.to_q, log_q = (widen(s.b[i]) - r.max_b) * r.scale - r.log_sum_b;
     const Cells<float> c = {p, q, log_ratio(s.a[i], s.b[i], r.shift_high, r.shift_low, r.scale), log_q};
     return {G::template at<float>(g, c), p, q, 0};
   }
 };
 
 // Cells that are known to be safe, from logits alone.
+template <class X>
 struct FromSafeLogits {
-  const float *a, *b;
+  const X *a, *b;
   float to_p, to_q;  // 1 / Z
   PairOfRows rows;
 
   template <class G>
   KULLBACK_INLINE Seen<float> terms(const G& g, const Edges&, const FromSafeLogits& s, int i) {
     const PairOfRows& r = s.rows;
-    const float below_a = (s.a[i] - r.max_a) * r.scale, below_b = (s.b[i] - r.max_b) * r.scale;
+    const float below_a = (widen(s.a[i]) - r.max_a) * r.scale, below_b = (widen(s.b[i]) - r.max_b) * r.scale;
     const float p = exp_bounded(below_a) * s.to_p, q = exp_bounded(below_b) * s.to_q;
     const Cells<float> c = {p, q, log_ratio(s.a[i], s.b[i], r.shift_high, r.shift_low, r.scale), below_b - r.log_sum_b};
     return {G::template at<float>(g, c), p, q, 0};
   }
 };
+
+// Calls `act` with the cells of both rows: bfloat16 as they lie where both are, else as float32.
+template <class Act>
+KULLBACK_INLINE void with_pair(const Job& job, const Row& r, int64_t from, int n, float (*rooms)[kBlock], Act act) {
+  if (job.sides[0].dtype == Dtype::bfloat16 && job.sides[1].dtype == Dtype::bfloat16) {
+    act(static_cast<const Bfloat16*>(r.data[0]) + from, static_cast<const Bfloat16*>(r.data[1]) + from);
+  } else {
+    act(load<float>(job.sides[0].dtype, r.data[0], from, n, rooms[0]), load<float>(job.sides[1].dtype, r.data[1], from, n, rooms[1]));
+  }
+}
 
 // ---------------------------------------------------------------- safe blocks
 
@@ -84,12 +119,14 @@ struct Range {
   float max, min;
 };
 
-static Range range_of(const float* x, int n) {
-  float max = x[0], min = x[0];
+template <class X>
+static Range range_of(const X* scores, int n) {
+  float max = widen(scores[0]), min = max;
 #pragma omp simd reduction(max : max) reduction(min : min)
   for (int i = 0; i < n; ++i) {
-    max = x[i] > max ? x[i] : max;
-    min = x[i] < min ? x[i] : min;
+    const float x = widen(scores[i]);
+    max = x > max ? x : max;
+    min = x < min ? x : min;
   }
   return {max, min};
 }
@@ -128,16 +165,21 @@ KULLBACK_INLINE Kept kept_at(const Job& job, float* room) {
 }
 
 // Σ e^(x - m) of one block, and its terms in `exps` where the block is not too wide to be safe.
-static double exponentials(const float* x, int n, Range range, double scale, float* exps) {
+template <class X>
+static double exponentials(const X* x, int n, Range range, double scale, float* exps) {
   const float max = range.max;
-  if (!((double(range.min) - double(max)) * scale > -87.0)) return normalize_block(x, n, scale).sum;
+  if (!((double(range.min) - double(max)) * scale > -87.0)) {
+    alignas(64) float room[kBlock];
+    for (int i = 0; i < n; ++i) room[i] = widen(x[i]);
+    return normalize_block(room, n, scale).sum;
+  }
   if (scale == 1.0) {
 #pragma omp simd
-    for (int i = 0; i < n; ++i) exps[i] = exp_bounded(x[i] - max);
+    for (int i = 0; i < n; ++i) exps[i] = exp_bounded(widen(x[i]) - max);
   } else {
     const float high = float(scale), low = float(scale - double(high));
 #pragma omp simd
-    for (int i = 0; i < n; ++i) exps[i] = exp_bounded((x[i] - max) * high + (x[i] - max) * low);
+    for (int i = 0; i < n; ++i) exps[i] = exp_bounded((widen(x[i]) - max) * high + (widen(x[i]) - max) * low);
   }
   double sum = 0.0;  // adding in single precision would round, and that is an error δ of every term
 #pragma omp simd reduction(+ : sum)
@@ -157,10 +199,11 @@ static Normalizer normalize_and_keep(const Job& job, int side, const void* row, 
   for (int k = 0; k < blocks; ++k) {
     const int64_t at = from + int64_t(k) * kBlock;
     const int n = int(from + count - at < kBlock ? from + count - at : kBlock);
-    const float* x = load<float>(s.dtype, row, at, n, room);
-    ranges[k] = range_of(x, n);
+    with_scores(s.dtype, row, at, n, room, [&](const auto* x) {
+      ranges[k] = range_of(x, n);
+      sums[k] = exponentials(x, n, ranges[k], s.inverse_temperature, kept.exps[side] + at);
+    });
     maxima[k] = double(ranges[k].max);
-    sums[k] = exponentials(x, n, ranges[k], s.inverse_temperature, kept.exps[side] + at);
     max = maxima[k] > max ? maxima[k] : max;
   }
   if (blocks == 1) return {max, sums[0]};
@@ -197,14 +240,14 @@ static void sum_kept(const Job& job, const Row& r, int64_t from, int64_t count, 
         otherwise(at, n);
         continue;
       }
-      const float* a = load<float>(job.sides[0].dtype, r.data[0], at, n, rooms[0]);
-      const float* b = load<float>(job.sides[1].dtype, r.data[1], at, n, rooms[1]);
-      const FromExponentials source = {a, b, kept.exps[0] + at, kept.exps[1] + at, factors[0][k], factors[1][k], rows};
-      if (job.stats == nullptr) {
-        sum_terms<true>(g, job.edges, n, source, sums, float());
-      } else {
-        sum_terms<false>(g, job.edges, n, source, sums, float());
-      }
+      with_pair(job, r, at, n, rooms, [&](const auto* a, const auto* b) {
+        const FromExponentials source{a, b, kept.exps[0] + at, kept.exps[1] + at, factors[0][k], factors[1][k], rows};
+        if (job.stats == nullptr) {
+          sum_terms<true>(g, job.edges, n, source, sums, float());
+        } else {
+          sum_terms<false>(g, job.edges, n, source, sums, float());
+        }
+      });
     }
     return true;
   });
@@ -241,8 +284,6 @@ static bool write_gradients_of(const G& g, int n, const Source& source, const fl
 // The gradients of the columns [from, from + n), n <= kBlock; false where they must be computed in double.
 static bool backward_logits(const Job& job, const Row& r, int64_t row, int64_t from, int n, const float* scale, const float* sum_x) {
   alignas(64) float rooms[2][kBlock], results[2][kBlock];
-  const float* a = load<float>(job.sides[0].dtype, r.data[0], from, n, rooms[0]);
-  const float* b = load<float>(job.sides[1].dtype, r.data[1], from, n, rooms[1]);
   float* to[2];
   for (int side = 0; side < 2; ++side) {
     float* whole = static_cast<float*>(job.gradients[side]);
@@ -251,12 +292,17 @@ static bool backward_logits(const Job& job, const Row& r, int64_t row, int64_t f
   }
   const PairOfRows rows(job, r.stats);
   const double over_temperature = job.sides[0].inverse_temperature;
-  const Range range_a = range_of(a, n), range_b = range_of(b, n);
   const float to_p = float(exp(-r.stats[0].log_sum)), to_q = float(exp(-r.stats[1].log_sum));
   const bool done = with_generator(job, [&](const auto& g) {
-    return safe(range_a, range_b, r.stats, over_temperature, g.reach)
-               ? write_gradients_of(g, n, FromSafeLogits{a, b, to_p, to_q, rows}, scale, sum_x, to)
-               : write_gradients_of(g, n, FromLogits{a, b, rows}, scale, sum_x, to);
+    bool is_safe = false;
+    with_pair(job, r, from, n, rooms, [&](const auto* a, const auto* b) {
+      is_safe = safe(range_of(a, n), range_of(b, n), r.stats, over_temperature, g.reach);
+      if (is_safe) write_gradients_of(g, n, FromSafeLogits{a, b, to_p, to_q, rows}, scale, sum_x, to);
+    });
+    if (is_safe) return true;
+    const float* a = load<float>(job.sides[0].dtype, r.data[0], from, n, rooms[0]);
+    const float* b = load<float>(job.sides[1].dtype, r.data[1], from, n, rooms[1]);
+    return write_gradients_of(g, n, FromLogits{a, b, rows}, scale, sum_x, to);
   });
   if (!done) return false;
   for (int side = 0; side < 2; ++side) {

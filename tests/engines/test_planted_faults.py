@@ -74,7 +74,10 @@ FAULTS = {
     "every block is safe": ("return low_p > faintest &&", "return true || low_p > faintest &&"),
     "the normaliser left out of the gradient": ("cell.f.dlogq - cell.q * sum_q", "cell.f.dlogq"),
     "the temperature left out of the gradient": ("? upstream * job.sides[side].inverse_temperature", "? upstream"),
-    "the temperature left out of the exponentials": ("(x[i] - max) * high + (x[i] - max) * low", "x[i] - max"),
+    "the temperature left out of the exponentials": (
+        "(widen(x[i]) - max) * high + (widen(x[i]) - max) * low",
+        "widen(x[i]) - max",
+    ),
     "no compensation": ("(lost - shift_low)", "(0.0f - shift_low)"),
     "mass without q taken as mass without p": ("e.at_zero[1] * p", "e.at_zero[0] * p"),
     "an infinite row sends a gradient": ("magnitude(value) == kInf || upstream == 0.0", "upstream == 0.0"),
