@@ -1,9 +1,10 @@
 // core/normalizer.py, core/readings.py and core/reduction.py, transcribed as loops over blocks that stay in L1.
 //
 // A block is `kBlock` cells of one row (or, where rows are short, some columns of many rows side by side). Inputs of
-// 32 bits or fewer are computed in single precision, except log w, log Z, d = log q - log p and all sums, which are
-// double; a block that leaves the range where that is safe (an edge without mass, NaN, an overflow) is redone in double,
-// with the meaning of edges exactly as in core. float64 inputs are double throughout.
+// 32 bits or fewer are computed in single precision, except log Z, sums over blocks, and d = log q - log p, which is double
+// or, for two rows of logits, a compensated difference; a block that leaves the range where that is safe (an edge without
+// mass, NaN, an overflow) is redone in double, with the meaning of edges exactly as in core. float64 inputs are double
+// throughout.
 #pragma once
 
 #include "short_rows.hpp"

@@ -177,7 +177,7 @@ static bool sum_terms(const G& generator, const Edges& all_edges, int n, const S
 }
 
 template <class T, class G, class Source>
-static bool write_terms(const G& generator, const Edges& all_edges, int n, const Source& where, T* value, T* x_p, T* x_q) {
+static bool write_terms(const G& generator, const Edges& all_edges, int n, const Source& where, T* x_p, T* x_q) {
   const G g = generator;
   const Edges edges = all_edges;
   const Source source = where;
@@ -187,7 +187,6 @@ static bool write_terms(const G& generator, const Edges& all_edges, int n, const
     const Seen<T> cell = Source::template terms<G>(g, edges, source, i);
     const Terms<T> f = cell.f;
     outside |= cell.outside;
-    value[i] = f.value;
     x_p[i] = f.dlogp;
     x_q[i] = f.dlogq;
   }
@@ -224,7 +223,7 @@ template <class T>
 static bool write_formula(const Job& job, int n, Block<T>& b) {
   const FromWeights<T> source(b);
   return with_generator(job, [&](const auto& g) __attribute__((always_inline)) {
-    return write_terms<T>(g, job.edges, n, source, b.value, b.x[0], b.x[1]);
+    return write_terms<T>(g, job.edges, n, source, b.x[0], b.x[1]);
   });
 }
 
