@@ -233,7 +233,8 @@ def contributions(p: FiniteForm, q: FiniteForm, /, divergence: Divergence = KL, 
 
     Args:
         p, q: forms over the same V; their batch shapes broadcast.
-        divergence: a row of `kullback.divergences` that is a sum over classes: not Hellinger's root or Rényi's logarithm.
+        divergence: a row of `kullback.divergences` that is a sum over classes, as Hellinger's and
+            Rényi's are not.
         base: e gives nats, 2 gives bits.
 
     Returns: Tensor (..., V), >= 0 (cross-entropy: its textbook terms). For looking at: it carries no gradient.
@@ -245,7 +246,8 @@ def contributions(p: FiniteForm, q: FiniteForm, /, divergence: Divergence = KL, 
     linear = divergence.linear
     if linear is None or not isinstance(linear[0], GeneratorSum):
         raise FormError(
-            f"contributions: {divergence.name} is no sum over classes. Write contributions(p, q, KL), or alpha for Rényi."
+            f"contributions: {divergence.name} is no sum over classes. Write contributions(p, q, KL), "
+            "or alpha of the same order for Rényi's."
         )
     unit = _log_base(base)
     left, right = sides("contributions", p, q)

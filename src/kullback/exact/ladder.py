@@ -145,7 +145,7 @@ def _turned(order: float, p: Any, q: Any) -> tuple[Any, Any]:
 
 
 def _adds_up(divergence: Divergence) -> bool:
-    """Whether the divergence of independent components is the sum of theirs: KL, its reverse, their sum, cross-entropy."""
+    """Whether the divergence of independent components is the sum of theirs."""
     linear = divergence.linear
     rows = (divergences.KL, divergences.alpha(0.0), divergences.JEFFREYS, divergences.CROSS_ENTROPY)
     return linear is not None and linear in [row.linear for row in rows]

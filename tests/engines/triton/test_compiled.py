@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from kullback.core.generators import NAMED
+
 pytest.importorskip("triton", reason="Triton is not installed: pip install 'kullback[triton]'")
 
 SCRIPT = Path(__file__).parents[3] / "bench" / "triton_compile.py"
