@@ -68,6 +68,39 @@ struct Job {
   bool exact_normalizer;  // the sum is not flat at p = q, so that an error in log Z counts to first order
 };
 
+// ---- Totals: Σ over terms and rows of weight · divergence, with the gradients that it sends, in one pass.
+
+constexpr int kMaxTerms = 8, kMaxOutputs = 2 * kMaxTerms;
+
+// A gradient, (rows, columns) contiguous: every cell is written once, 0 where nothing is sent.
+struct Output {
+  Dtype dtype;
+  void* data;
+};
+
+// One term, Σ_rows w·D. A row of weight 0 is not looked at. Of the job, `values`, `stats`, `upstream` and `gradients` are
+// not read; `log_affinity` is not served.
+struct Term {
+  Job job;
+  const double* weights;  // by strides along the batch axes, as is:
+  int64_t weight_strides[kMaxDims];
+  int outputs[2];  // where each side's gradient is added; -1: nowhere
+};
+
+// All terms share dims, shape, num_rows and num_columns.
+struct Total {
+  int num_terms, num_outputs;
+  const Term* terms;
+  const Output* outputs;
+  double* values;  // (num_terms): each term's own sum
+};
+
+// What the terms of a total know of one row.
+struct TotalRow {
+  double weight[kMaxTerms], value[kMaxTerms];
+  Stats stats[kMaxTerms][2];
+};
+
 // A piece of a row's work that merges with its neighbours in the order of columns.
 struct Piece {
   double max[2], sum[2];          // stage one, of either side; log_affinity's own in [0] of stage two
@@ -88,8 +121,11 @@ struct Kernels {
   void (*normalize_piece)(const Job&, int64_t row, int64_t piece, float* kept, Piece&);
   void (*merge_normalizers)(const Job&, const Piece*, int64_t pieces, Stats*);
   void (*sum_piece)(const Job&, int64_t row, int64_t piece, const Stats*, float* kept, Piece&);
-  void (*merge_sums)(const Job&, int64_t row, const Piece*, int64_t pieces, const Stats*);
+  double (*merge_sums)(const Job&, const Piece*, int64_t pieces, Stats*);  // the row's value
   void (*backward_piece)(const Job&, int64_t row, int64_t piece);
+  // totals: whole rows, with Σ w·D of each term added to `sums`; and the gradients of one piece of one row
+  void (*total_rows)(const Total&, int64_t first, int64_t last, float* kept, double* sums);
+  void (*total_gradient_piece)(const Total&, const TotalRow&, int64_t row, int64_t piece);
   // rows that go together when they are short (1: they do not)
   int64_t (*rows_together)(const Job&);
   // floats of `kept` that one row needs between stage one and stage two (0: none)

@@ -12,5 +12,6 @@ std::vector<const Kernels*> supported_kernels();
 void remember_forks();
 void forward(const Kernels&, const Job&, int threads);
 void backward(const Kernels&, const Job&, int threads);
+void total(const Kernels&, const Total&, int threads);
 
 }  // namespace kullback
