@@ -95,16 +95,47 @@ struct Total {
   double* values;  // (num_terms): each term's own sum
 };
 
+// A piece of a row's work that merges with its neighbours in the order of columns.
+struct Piece {
+  double max[2], sum[2];          // stage one, of either side; log_affinity's own in [0] of stage two
+  double value, sum_x[2];         // stage two; log_affinity: NaN in `value` where a score is
+};
+
 // What the terms of a total know of one row.
 struct TotalRow {
   double weight[kMaxTerms], value[kMaxTerms];
   Stats stats[kMaxTerms][2];
 };
 
-// A piece of a row's work that merges with its neighbours in the order of columns.
-struct Piece {
-  double max[2], sum[2];          // stage one, of either side; log_affinity's own in [0] of stage two
-  double value, sum_x[2];         // stage two; log_affinity: NaN in `value` where a score is
+// Scores at one temperature, of which several terms may have need: e^((x - m) / T), kept from stage one for the gradients.
+struct Scores {
+  int term, side;         // where they are read
+  int base, power;        // power > 1: the exponentials are those of scores `base`, raised to it
+  bool exact, adds_below;  // Σ exp in double throughout; Σ (x - m) is wanted
+  int64_t kept;           // where a row's exponentials lie in `kept`; their ranges, Range a block, behind them
+};
+
+// general: as rows; pair: two rows of logits at one temperature; labels: cross-entropy of labels, from the normaliser alone
+enum class Route : int { general, pair, labels };
+
+// How a total is computed, decided once a call.
+struct Plan {
+  Total total;
+  Route routes[kMaxTerms];
+  int num_scores;
+  Scores scores[2 * kMaxTerms];
+  int scores_of[kMaxTerms][2];  // of a pair's sides and of side 1 of labels
+  int64_t kept_x[kMaxTerms][2];  // where ∂f/∂log w of a pair lies in `kept`; -1: its gradient is not wanted
+  int64_t kept_floats;           // for one row
+};
+
+struct ScoresPiece {
+  double max, sum, below;
+};
+
+struct TotalPiece {
+  ScoresPiece scores[2 * kMaxTerms];
+  Piece terms[kMaxTerms];
 };
 
 // One instruction set's kernels. A row is cut into pieces of `kPiece` columns whoever computes it, so that its bits
@@ -123,9 +154,16 @@ struct Kernels {
   void (*sum_piece)(const Job&, int64_t row, int64_t piece, const Stats*, float* kept, Piece&);
   double (*merge_sums)(const Job&, const Piece*, int64_t pieces, Stats*);  // the row's value
   void (*backward_piece)(const Job&, int64_t row, int64_t piece);
-  // totals: whole rows, with Σ w·D of each term added to `sums`; and the gradients of one piece of one row
-  void (*total_rows)(const Total&, int64_t first, int64_t last, float* kept, double* sums);
-  void (*total_gradient_piece)(const Total&, const TotalRow&, int64_t row, int64_t piece);
+  // totals: whole rows, with Σ w·D of each term added to `sums`; and a row's pieces, stage by stage
+  void (*plan_total)(const Total&, Plan&);
+  void (*total_rows)(const Plan&, int64_t first, int64_t last, float* kept, double* sums);
+  void (*total_weights)(const Plan&, int64_t row, TotalRow&);
+  void (*total_normalize_piece)(const Plan&, const TotalRow&, int64_t row, int64_t piece, float* kept, TotalPiece&);
+  void (*total_merge_normalizers)(const Plan&, int64_t row, const TotalPiece*, int64_t pieces, const float* kept,
+                                  TotalRow&);
+  void (*total_sum_piece)(const Plan&, const TotalRow&, int64_t row, int64_t piece, float* kept, TotalPiece&);
+  void (*total_merge_sums)(const Plan&, const TotalPiece*, int64_t pieces, const float* kept, TotalRow&);
+  void (*total_gradient_piece)(const Plan&, const TotalRow&, int64_t row, int64_t piece, float* kept);
   // rows that go together when they are short (1: they do not)
   int64_t (*rows_together)(const Job&);
   // floats of `kept` that one row needs between stage one and stage two (0: none)

@@ -164,14 +164,14 @@ KULLBACK_INLINE Kept kept_at(const Job& job, float* room) {
   return {{room, room + kBlock * blocks}, {ranges, ranges + blocks}};
 }
 
-// Σ e^(x - m) of one block, and its terms in `exps` where the block is not too wide to be safe.
+// Σ e^(x - m) of one block, and its terms in `exps`.
 template <class X>
 static double exponentials(const X* x, int n, Range range, double scale, float* exps) {
   const float max = range.max;
   if (!((double(range.min) - double(max)) * scale > -87.0)) {
     alignas(64) float room[kBlock];
     for (int i = 0; i < n; ++i) room[i] = widen(x[i]);
-    return normalize_block(room, n, scale).sum;
+    return normalize_block(room, n, scale, exps).sum;
   }
   if (scale == 1.0) {
 #pragma omp simd

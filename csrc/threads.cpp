@@ -87,26 +87,6 @@ bool few_long_rows(const Job& job, int threads) {
   return threads > 1 && job.num_columns > kPiece && job.num_rows < int64_t(threads) * 8;
 }
 
-// A row whose pieces threads share: its value, and its statistics to `stats`.
-double share_row(const Kernels& kernels, const Job& job, int64_t row, int members, float* kept, std::vector<Piece>& parts,
-                 Stats* stats) {
-  const auto pieces = int64_t(parts.size());
-  if (kernels.kept_floats(job) == 0) kept = nullptr;
-  each(pieces, members, [&](int64_t i) { kernels.normalize_piece(job, row, i, kept, parts[size_t(i)]); });
-  kernels.merge_normalizers(job, parts.data(), pieces, stats);
-  each(pieces, members, [&](int64_t i) { kernels.sum_piece(job, row, i, stats, kept, parts[size_t(i)]); });
-  return kernels.merge_sums(job, parts.data(), pieces, stats);
-}
-
-double weight_of(const Term& term, int64_t row) {
-  int64_t offset = 0, left = row;
-  for (int axis = term.job.dims - 1; axis >= 0; --axis) {
-    offset += (left % term.job.shape[axis]) * term.weight_strides[axis];
-    left /= term.job.shape[axis];
-  }
-  return term.weights[offset];
-}
-
 }  // namespace
 
 void remember_forks() {
@@ -136,11 +116,15 @@ void forward(const Kernels& kernels, const Job& job, int threads) {
                [&](int64_t first, int64_t last) { kernels.forward_rows(job, first, last, room_for(each_keeps)); });
     return;
   }
-  std::vector<Piece> parts(static_cast<size_t>((job.num_columns + kPiece - 1) / kPiece));
+  const int64_t pieces = (job.num_columns + kPiece - 1) / kPiece;
+  std::vector<Piece> parts(static_cast<size_t>(pieces));
   float* kept = room_for(each_keeps);
   for (int64_t row = 0; row < job.num_rows; ++row) {
     Stats stats[2];
-    job.values[row] = share_row(kernels, job, row, members, kept, parts, stats);
+    each(pieces, members, [&](int64_t i) { kernels.normalize_piece(job, row, i, kept, parts[size_t(i)]); });
+    kernels.merge_normalizers(job, parts.data(), pieces, stats);
+    each(pieces, members, [&](int64_t i) { kernels.sum_piece(job, row, i, stats, kept, parts[size_t(i)]); });
+    job.values[row] = kernels.merge_sums(job, parts.data(), pieces, stats);
     if (job.stats != nullptr) std::copy(stats, stats + 2, job.stats + 2 * row);
   }
 }
@@ -163,14 +147,15 @@ void total(const Kernels& kernels, const Total& given, int threads) {
   constexpr int64_t most_groups = 4096;
   static Stats wanted;  // a job that has somewhere to keep its statistics sums x
   std::vector<Term> terms(given.terms, given.terms + given.num_terms);
-  int64_t each_keeps = 0, together = 1;
+  int64_t together = 1;
   for (Term& term : terms) {
     term.job.stats = term.outputs[0] >= 0 || term.outputs[1] >= 0 ? &wanted : nullptr;
-    each_keeps = std::max(each_keeps, kernels.kept_floats(term.job));
     together = std::max(together, kernels.rows_together(term.job));
   }
   Total total = given;
   total.terms = terms.data();
+  Plan plan;
+  kernels.plan_total(total, plan);
   const Job& any = terms.front().job;
   const int64_t rows = any.num_rows;
   for (int k = 0; k < total.num_outputs; ++k)
@@ -178,17 +163,20 @@ void total(const Kernels& kernels, const Total& given, int threads) {
   std::fill(total.values, total.values + total.num_terms, 0.0);
   const int members = team(threads, rows * any.num_columns);
   if (few_long_rows(any, members)) {
-    std::vector<Piece> parts(static_cast<size_t>((any.num_columns + kPiece - 1) / kPiece));
-    float* kept = room_for(each_keeps);
+    const int64_t pieces = (any.num_columns + kPiece - 1) / kPiece;
+    std::vector<TotalPiece> parts(static_cast<size_t>(pieces));
+    float* kept = room_for(plan.kept_floats);
     for (int64_t row = 0; row < rows; ++row) {
       TotalRow t;
-      for (size_t k = 0; k < terms.size(); ++k) {
-        t.weight[k] = weight_of(terms[k], row);
-        t.value[k] = t.weight[k] == 0.0 ? 0.0 : share_row(kernels, terms[k].job, row, members, kept, parts, t.stats[k]);
-        if (t.weight[k] != 0.0) total.values[k] += t.weight[k] * t.value[k];
-      }
+      kernels.total_weights(plan, row, t);
+      each(pieces, members, [&](int64_t i) { kernels.total_normalize_piece(plan, t, row, i, kept, parts[size_t(i)]); });
+      kernels.total_merge_normalizers(plan, row, parts.data(), pieces, kept, t);
+      each(pieces, members, [&](int64_t i) { kernels.total_sum_piece(plan, t, row, i, kept, parts[size_t(i)]); });
+      kernels.total_merge_sums(plan, parts.data(), pieces, kept, t);
       if (total.num_outputs > 0)
-        each(int64_t(parts.size()), members, [&](int64_t i) { kernels.total_gradient_piece(total, t, row, i); });
+        each(pieces, members, [&](int64_t i) { kernels.total_gradient_piece(plan, t, row, i, kept); });
+      for (size_t k = 0; k < terms.size(); ++k)
+        if (t.weight[k] != 0.0) total.values[k] += t.weight[k] * t.value[k];
     }
     return;
   }
@@ -197,7 +185,7 @@ void total(const Kernels& kernels, const Total& given, int threads) {
   std::vector<double> sums(size_t(groups) * terms.size());
   each_share(groups, 1, members, [&](int64_t first, int64_t last) {
     for (int64_t i = first; i < last; ++i)
-      kernels.total_rows(total, i * size, std::min(rows, (i + 1) * size), room_for(each_keeps),
+      kernels.total_rows(plan, i * size, std::min(rows, (i + 1) * size), room_for(plan.kept_floats),
                          sums.data() + size_t(i) * terms.size());
   });
   for (int64_t i = 0; i < groups; ++i)
