@@ -283,7 +283,8 @@ static void sum_and_keep(const G& generator, int n, const Source& where, Sums& s
   float value = 0.0f, x_p = 0.0f, x_q = 0.0f;
 #pragma omp simd reduction(+ : value, x_p, x_q)
   for (int i = 0; i < n; ++i) {
-    const Terms<float> f = Source::template terms<G>(g, none, source, i).f;
+    const Seen<float> cell = Source::template terms<G>(g, none, source, i);
+    const Terms<float> f = cell.f;
     value += f.value;
     if constexpr (sides & 1) {
       keep_p[i] = f.dlogp;
