@@ -100,7 +100,7 @@ class Served:
         self.labels = isinstance(call.p, LabelsReading), isinstance(call.q, LabelsReading)
         self.whole = [1 if self.labels[0] else call.num_classes], [1 if self.labels[1] else call.num_classes]
         sides = (_side(call.p, x), _side(call.q, y))
-        self.plan = _cpu.Plan(total.name, total.number, edges, exact, *sides, call.num_classes)
+        self.plan = _cpu.Call(total.name, total.number, edges, exact, *sides, call.num_classes)
 
     def forward(self, x: Tensor, y: Tensor, factor: float, dtype: torch.dtype, keep: bool) -> tuple[Tensor, Tensor]:
         """factor · value in a dtype, and what backward needs: n values, then n times `STATS` numbers."""
