@@ -7,7 +7,7 @@ operator with a fake kernel instead (`torch.compile`, export, `make_fx`, `jit.tr
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -207,6 +207,56 @@ class _Rows(torch.autograd.Function):
             at = kept.data_ptr()
             found = served.backward(x, y, at, at + 8 * n, upstream, ctx.factor, ctx.needs_input_grad)
         return (*found, None, None, None)
+
+
+# ---------------------------------------------------------------- weighted sums over the rows of several terms
+
+
+class Part(NamedTuple):
+    """One term of a total: Σ_rows weights · value; weights in float64, of the batch shape or one number."""
+
+    served: Served
+    x: Tensor
+    y: Tensor
+    weights: Tensor
+
+
+def total(parts: Sequence[Part], wanted: Sequence[Tensor], out: Sequence[Tensor]) -> Tensor:
+    """Every part's sum, (K,) in float64; the gradient of their sum to each `wanted` tensor goes to its buffer in `out`.
+
+    The parts share their batch shape and number of classes. A row whose weight is 0 is not looked at.
+    """
+    first, values = parts[0], torch.empty(len(parts), dtype=torch.float64)
+    batch = first.x.shape if first.served.labels[0] else first.x.shape[:-1]
+    laid = [
+        (lie(part.x, part.served.labels[0], batch), lie(part.y, part.served.labels[1], batch), part.weights)
+        for part in parts
+    ]
+    whole = all(x.is_contiguous() and y.is_contiguous() and w.is_contiguous() for x, y, w in laid)
+    shape = [batch.numel()] if whole else list(batch) or [1]
+    places = {id(x): k for k, x in enumerate(wanted)}
+    codes = []
+    for part, (x, y, w) in zip(parts, laid, strict=True):
+        one_weight = w.dim() == 0
+        if whole:
+            strides = (*part.served.whole, [0] if one_weight else [1])
+        else:
+            dims, none = len(batch), [0] * len(shape)
+            strides = tuple(
+                none if k == 2 and one_weight else list(t.stride()[:dims]) or [0] for k, t in enumerate((x, y, w))
+            )
+        codes.append(
+            (
+                part.served.plan, x.data_ptr(), strides[0], y.data_ptr(), strides[1], w.data_ptr(), strides[2],
+                places.get(id(part.x), -1), places.get(id(part.y), -1),
+            )
+        )  # fmt: skip
+    outputs = [(DTYPES[to.dtype], to.data_ptr()) for to in out]
+    _cpu.total(shape, codes, outputs, values.data_ptr(), torch.get_num_threads())
+    return values
+
+
+MAX_TERMS = 0 if _cpu is None else _cpu.max_terms
 
 
 def traced_rows(call: Call, p: Side, q: Side) -> Tensor:
