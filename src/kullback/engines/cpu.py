@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from kullback.core import generators, reduction
-from kullback.core.readings import LabelsReading, LogitsReading, LogProbsReading, Reading, Side
+from kullback.core.readings import LabelsReading, LogitsReading, LogProbsReading, ProbsReading, Reading, Side
 from kullback.core.reduction import GeneratorSum
 
 from . import operators
@@ -31,9 +31,10 @@ else:
     if {*_cpu.formulas()} != {*generators.NAMED, "log_affinity"}:
         ABSENT = "the C++ extension kullback._cpu was built from other sources; install kullback anew"
 
-# A short row has few cells for an error of its normaliser to average over: it takes it in double, unless two rows of
-# logits, near p = q, have most of that error in common. A generator with a corner at p = q always does: an error δ in
-# log Z costs a divergence δ²/2, but a distance δ. Elsewhere the exponentials are single and their sum is double.
+# Normalisers are single exponentials summed in double, which leaves an error δ in log Z. It costs a canonical sum δ²/2
+# where both sides sum to one, but δ where a generator has a corner at p = q, or where the other side is given normalised,
+# up to its rounding: then the exponentials are double. So they are in a short row, which has few cells for δ to average
+# over, unless both sides are logits, which have most of δ in common near p = q.
 SHORT = 512
 
 
@@ -93,9 +94,10 @@ class Served:
         total, (x, y) = name_of_sum(call.total), call.dtypes
         assert total is not None
         in_common = isinstance(call.p, LogitsReading) and call.p == call.q
+        given = any(isinstance(reading, LogProbsReading | ProbsReading) for reading in (call.p, call.q))
         f = call.total.generator if isinstance(call.total, GeneratorSum) else generators.nothing(0.0)
         edges = (f.at_p_zero, f.at_q_zero, *f.plain, *f.slopes, f.log_q_slope)
-        exact = f.corner or (call.num_classes <= SHORT and not in_common)
+        exact = f.corner or given or (call.num_classes <= SHORT and not in_common)
         self.call = call
         self.labels = isinstance(call.p, LabelsReading), isinstance(call.q, LabelsReading)
         self.whole = [1 if self.labels[0] else call.num_classes], [1 if self.labels[1] else call.num_classes]
@@ -241,10 +243,8 @@ def total(parts: Sequence[Part], wanted: Sequence[Tensor], out: Sequence[Tensor]
         if whole:
             strides = (*part.served.whole, [0] if one_weight else [1])
         else:
-            dims, none = len(batch), [0] * len(shape)
-            strides = tuple(
-                none if k == 2 and one_weight else list(t.stride()[:dims]) or [0] for k, t in enumerate((x, y, w))
-            )
+            found = [list(t.stride()[: len(batch)]) or [0] for t in (x, y, w)]
+            strides = found[0], found[1], [0] * len(shape) if one_weight else found[2]
         codes.append(
             (
                 part.served.plan, x.data_ptr(), strides[0], y.data_ptr(), strides[1], w.data_ptr(), strides[2],
