@@ -127,6 +127,7 @@ struct Plan {
   int scores_of[kMaxTerms][2];  // of a pair's sides and of side 1 of labels
   int64_t kept_x[kMaxTerms][2];  // where ∂f/∂log w of a pair lies in `kept`; -1: its gradient is not wanted
   int64_t kept_floats;           // for one row
+  int64_t rows_together;         // rows that go together when they are short
 };
 
 struct ScoresPiece {

@@ -25,9 +25,10 @@ struct Lanes {
   alignas(64) int alone[kLanes];
 };
 
-static void gather(const Job& job, int64_t first, int count, Lanes& t) {
+// Both sides, or from `from` = 1 the second alone.
+static void gather(const Job& job, int from, int64_t first, int count, Lanes& t) {
   const int columns = int(job.num_columns);
-  for (int side = 0; side < 2; ++side) {
+  for (int side = from; side < 2; ++side) {
     for (int r = 0; r < kLanes; ++r) {
       float room[kShort];
       const void* row = row_of(job, side, first + (r < count ? r : 0));
@@ -37,8 +38,8 @@ static void gather(const Job& job, int64_t first, int count, Lanes& t) {
   }
 }
 
-static void find_ranges(int columns, Lanes& t) {
-  for (int side = 0; side < 2; ++side) {
+static void find_ranges(int columns, int from, Lanes& t) {
+  for (int side = from; side < 2; ++side) {
     float *max = t.max[side], *min = t.min[side];
     const float* cells = t.cells[side];
     for (int r = 0; r < kLanes; ++r) max[r] = min[r] = cells[r];
@@ -54,11 +55,11 @@ static void find_ranges(int columns, Lanes& t) {
 }
 
 // The exponentials of every cell, wrong where a row is not safe, and, where `sums` is given, their sums.
-static void find_exponentials(const Job& job, Lanes& t, double (*sums)[kLanes]) {
+static void find_exponentials(const Job& job, int from, Lanes& t, double (*sums)[kLanes]) {
   const int columns = int(job.num_columns);
-  const double scale = job.sides[0].inverse_temperature;
+  const double scale = job.sides[1].inverse_temperature;
   const float high = float(scale), low = float(scale - double(high));
-  for (int side = 0; side < 2; ++side) {
+  for (int side = from; side < 2; ++side) {
     const float *max = t.max[side], *cells = t.cells[side];
     float* exps = t.exps[side];
     for (int v = 0; v < columns; ++v) {
@@ -145,9 +146,9 @@ static void forward_lanes(const Job& job, int64_t first, int count) {
   const int columns = int(job.num_columns);
   alignas(64) double sums[2][kLanes];
   alignas(64) float value[kLanes] = {}, x_p[kLanes] = {}, x_q[kLanes] = {};
-  gather(job, first, count, t);
-  find_ranges(columns, t);
-  find_exponentials(job, t, sums);
+  gather(job, 0, first, count, t);
+  find_ranges(columns, 0, t);
+  find_exponentials(job, 0, t, sums);
   for (int side = 0; side < 2; ++side) {
 #pragma omp simd
     for (int r = 0; r < kLanes; ++r) t.log_sum_d[side][r] = log(sums[side][r]);
@@ -175,8 +176,8 @@ static void backward_lanes(const Job& job, int64_t first, int count) {
   alignas(64) float gradients[2][kShort * kLanes];
   alignas(64) float scale[2][kLanes] = {}, sum_x[2][kLanes] = {};
   bool silent_or_wide[kLanes] = {};
-  gather(job, first, count, t);
-  find_ranges(columns, t);
+  gather(job, 0, first, count, t);
+  find_ranges(columns, 0, t);
   for (int r = 0; r < kLanes; ++r) {
     const int64_t row = first + (r < count ? r : 0);
     const double value = job.values[row], upstream = job.upstream[offset_of(job, job.upstream_strides, row)];
@@ -190,7 +191,7 @@ static void backward_lanes(const Job& job, int64_t first, int count) {
       sum_x[side][r] = float(stats.sum_x);
     }
   }
-  find_exponentials(job, t, nullptr);
+  find_exponentials(job, 0, t, nullptr);
   with_generator(job, [&](const auto& g) {
     prepare_lanes(job, t, g.reach);
     for (int v = 0; v < columns; ++v)

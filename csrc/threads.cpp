@@ -147,11 +147,7 @@ void total(const Kernels& kernels, const Total& given, int threads) {
   constexpr int64_t most_groups = 4096;
   static Stats wanted;  // a job that has somewhere to keep its statistics sums x
   std::vector<Term> terms(given.terms, given.terms + given.num_terms);
-  int64_t together = 1;
-  for (Term& term : terms) {
-    term.job.stats = term.outputs[0] >= 0 || term.outputs[1] >= 0 ? &wanted : nullptr;
-    together = std::max(together, kernels.rows_together(term.job));
-  }
+  for (Term& term : terms) term.job.stats = term.outputs[0] >= 0 || term.outputs[1] >= 0 ? &wanted : nullptr;
   Total total = given;
   total.terms = terms.data();
   Plan plan;
@@ -180,7 +176,8 @@ void total(const Kernels& kernels, const Total& given, int threads) {
     }
     return;
   }
-  const int64_t least = (rows + most_groups - 1) / most_groups, size = (least + together - 1) / together * together;
+  const int64_t least = (rows + most_groups - 1) / most_groups, together = plan.rows_together;
+  const int64_t size = (least + together - 1) / together * together;
   const int64_t groups = size == 0 ? 0 : (rows + size - 1) / size;
   std::vector<double> sums(size_t(groups) * terms.size());
   each_share(groups, 1, members, [&](int64_t first, int64_t last) {
