@@ -119,7 +119,7 @@ static void sum_piece(const Job& job, int64_t row, int64_t piece, const Stats* s
 }
 
 static void finish_row(const Job& job, int64_t row, const Stats* stats, double value) {
-  job.values[row] = value;
+  store_value(job, row, value);
   if (job.stats == nullptr) return;
   job.stats[2 * row] = stats[0];
   job.stats[2 * row + 1] = stats[1];
@@ -254,7 +254,7 @@ static bool wide_gradients(const Job& job, const Row& r) {
 }
 
 static void backward_columns(const Job& job, int64_t row, int64_t from, int64_t count) {
-  const double value = job.values[row], upstream = job.upstream[offset_of(job, job.upstream_strides, row)];
+  const double value = job.values[row], upstream = upstream_of(job, row);
   const bool silent = magnitude(value) == kInf || upstream == 0.0;
   char* out[2];
   for (int side = 0; side < 2; ++side) {

@@ -93,6 +93,19 @@ void remember_forks() {
   pthread_atfork(nullptr, nullptr, [] { forked = true; });
 }
 
+int64_t first_label_out_of_range(const Job& job, int side) {
+  const int64_t* labels = static_cast<const int64_t*>(job.sides[side].data);
+  for (int64_t row = 0; row < job.num_rows; ++row) {
+    int64_t at = 0, rest = row;
+    for (int axis = job.dims - 1; axis >= 0; --axis) {
+      at += (rest % job.shape[axis]) * job.sides[side].strides[axis];
+      rest /= job.shape[axis];
+    }
+    if (labels[at] < 0 || labels[at] >= job.num_columns) return row;
+  }
+  return -1;
+}
+
 std::vector<const Kernels*> supported_kernels() {
   std::vector<const Kernels*> found;
 #ifdef KULLBACK_X86
@@ -124,7 +137,7 @@ void forward(const Kernels& kernels, const Job& job, int threads) {
     each(pieces, members, [&](int64_t i) { kernels.normalize_piece(job, row, i, kept, parts[size_t(i)]); });
     kernels.merge_normalizers(job, parts.data(), pieces, stats);
     each(pieces, members, [&](int64_t i) { kernels.sum_piece(job, row, i, stats, kept, parts[size_t(i)]); });
-    job.values[row] = kernels.merge_sums(job, parts.data(), pieces, stats);
+    store_value(job, row, kernels.merge_sums(job, parts.data(), pieces, stats));
     if (job.stats != nullptr) std::copy(stats, stats + 2, job.stats + 2 * row);
   }
 }
