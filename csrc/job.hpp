@@ -12,7 +12,7 @@ static inline int64_t size_of(Dtype dtype) { return dtype == Dtype::float64 ? 8 
 // core/readings.py
 enum class Reading : int { logits = 0, log_probs = 1, probs = 2, labels = 3 };
 
-// The list of generators: a struct of each name stands in generators.hpp, and core/generators.py has one of the same name.
+// The list of generators: a struct of each name stands in generators.hpp, and core/generators.py has one of that name.
 // Enumeration, dispatch and the names that Python compares with its own come from here. log_affinity is
 // core/reduction.py's other sum.
 #define KULLBACK_GENERATORS(X) \
@@ -98,8 +98,8 @@ struct Output {
   void* data;
 };
 
-// One term, Σ_rows w·D. A row of weight 0 is not looked at. Of the job, `values`, `stats`, `upstream` and `gradients` are
-// not read; `log_affinity` is not served.
+// One term, Σ_rows w·D. A row of weight 0 is not looked at. Of the job, `values`, `out`, `stats`, `upstream` and
+// `gradients` are not read; `log_affinity` is not served.
 struct Term {
   Job job;
   const double* weights;  // by strides along the batch axes, as is:
@@ -127,7 +127,7 @@ struct TotalRow {
   Stats stats[kMaxTerms][2];
 };
 
-// Scores at one temperature, of which several terms may have need: e^((x - m) / T), kept from stage one for the gradients.
+// Scores at one temperature, which several terms may need: e^((x - m) / T), kept from stage one for the gradients.
 struct Scores {
   int term, side;         // where they are read
   int base, power;        // power > 1: the exponentials are those of scores `base`, raised to it
@@ -135,7 +135,7 @@ struct Scores {
   int64_t kept;           // where a row's exponentials lie in `kept`; their ranges, Range a block, behind them
 };
 
-// general: as rows; pair: two rows of logits at one temperature; labels: cross-entropy of labels, from the normaliser alone
+// general: as rows do; pair: two rows of logits at one temperature; labels: cross-entropy from the normaliser alone
 enum class Route : int { general, pair, labels };
 
 // How a total is computed, decided once a call.

@@ -13,13 +13,15 @@ static Kind weigh_block(const Job& job, const Row& r, int64_t from, int n, Block
   bool fine = true;
   for (int side = 0; side < 2; ++side)
     if (side == 0 ? !no_p : !no_q)
-      fine &= weigh<float>(job.sides[side], r.data[side], r.label[side], from, n, r.stats[side], b.room, b.log_w[side], b.w[side]);
+      fine &= weigh<float>(job.sides[side], r.data[side], r.label[side], from, n, r.stats[side], b.room, b.log_w[side],
+                           b.w[side]);
   return !fine ? Kind::redo : no_p ? Kind::p_gone : no_q ? Kind::q_gone : Kind::both;
 }
 
 static void weigh_block(const Job& job, const Row& r, int64_t from, int n, Block<double>& b) {
   for (int side = 0; side < 2; ++side)
-    weigh<double>(job.sides[side], r.data[side], r.label[side], from, n, r.stats[side], b.room, b.log_w[side], b.w[side]);
+    weigh<double>(job.sides[side], r.data[side], r.label[side], from, n, r.stats[side], b.room, b.log_w[side],
+                  b.w[side]);
 }
 
 static void sum_block_in_double(const Job& job, const Row& r, int64_t from, int n, Sums& sums) {
@@ -74,7 +76,8 @@ static void sum_columns(const Job& job, const Row& r, int64_t from, int64_t coun
   if (kept != nullptr) {
     sum_kept(job, r, from, count, kept_at(job, kept), sums, sum_block);
   } else {
-    for (int64_t at = from; at < from + count; at += kBlock) sum_block(at, int(from + count - at < kBlock ? from + count - at : kBlock));
+    for (int64_t at = from; at < from + count; at += kBlock)
+      sum_block(at, int(from + count - at < kBlock ? from + count - at : kBlock));
   }
   piece.value = sums.value;
   piece.sum_x[0] = sums.x[0];
@@ -243,7 +246,9 @@ static bool gradients_in_single(const Job& job, const Row& r, int64_t from, int 
   return true;
 }
 
-static bool moderate(double x) { return x == 0.0 || (magnitude(x) < double(kSafe) && magnitude(x) > 1.0 / double(kSafe)); }
+static bool moderate(double x) {
+  return x == 0.0 || (magnitude(x) < double(kSafe) && magnitude(x) > 1.0 / double(kSafe));
+}
 
 // Whether a row's gradients are beyond single precision whatever its cells are.
 static bool wide_gradients(const Job& job, const Row& r) {
@@ -274,7 +279,7 @@ static void backward_columns(const Job& job, int64_t row, int64_t from, int64_t 
     const int n = int(from + count - at < kBlock ? from + count - at : kBlock);
     float* to[2];
     for (int side = 0; side < 2; ++side)
-      to[side] = out[side] == nullptr                            ? nullptr
+      to[side] = out[side] == nullptr                      ? nullptr
                  : job.sides[side].dtype == Dtype::float32 ? reinterpret_cast<float*>(out[side]) + at
                                                            : narrow[side];
     if (!wide && gradients_in_single(job, r, at, n, to, b)) {

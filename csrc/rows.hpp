@@ -163,6 +163,5 @@ KULLBACK_INLINE Row find_row(const Job& job, int64_t row, const Stats* stats) {
   return r;
 }
 
-
 }  // namespace KULLBACK_ISA
 }  // namespace kullback

@@ -1,4 +1,5 @@
-// Many short rows of logits side by side, one a lane, so that no lane is idle: cell (column, row) is at column·kLanes + row.
+// Many short rows of logits side by side, one a lane, so that no lane is idle: cell (column, row) is at
+// column·kLanes + row.
 //
 // A row that is not safe in single precision is computed alone, as a long row would be; no row's result depends on its
 // neighbours.
@@ -12,7 +13,8 @@ namespace KULLBACK_ISA {
 constexpr int kLanes = 64, kShort = 64;
 
 static bool side_by_side(const Job& job) {
-  return job.num_columns <= kShort && job.num_rows >= kLanes / 4 && logits_at_one_temperature(job) && !double_throughout(job);
+  return job.num_columns <= kShort && job.num_rows >= kLanes / 4 && logits_at_one_temperature(job) &&
+         !double_throughout(job);
 }
 
 struct Lanes {
@@ -101,7 +103,8 @@ static void prepare_lanes(const Job& job, Lanes& t, double reach) {
     t.to_weight[1][r] = float(exp(-log_sum_b));
   }
   for (int r = 0; r < kLanes; ++r) {
-    const Stats stats[2] = {{double(t.max[0][r]), t.log_sum_d[0][r], 0.0}, {double(t.max[1][r]), t.log_sum_d[1][r], 0.0}};
+    const Stats stats[2] = {{double(t.max[0][r]), t.log_sum_d[0][r], 0.0},
+                            {double(t.max[1][r]), t.log_sum_d[1][r], 0.0}};
     t.alone[r] = !safe({t.max[0][r], t.min[0][r]}, {t.max[1][r], t.min[1][r]}, stats, scale, reach);
   }
 }
@@ -110,14 +113,15 @@ template <class G>
 KULLBACK_INLINE Seen<float> terms_of_lane(const G& g, const Lanes& t, int v, int r, float scale) {
   const float a = t.cells[0][v * kLanes + r], b = t.cells[1][v * kLanes + r];
   const float p = t.exps[0][v * kLanes + r] * t.to_weight[0][r], q = t.exps[1][v * kLanes + r] * t.to_weight[1][r];
-  const float d = log_ratio(a, b, t.shift_high[r], t.shift_low[r], scale), log_q = (b - t.max[1][r]) * scale - t.log_sum[1][r];
+  const float d = log_ratio(a, b, t.shift_high[r], t.shift_low[r], scale),
+              log_q = (b - t.max[1][r]) * scale - t.log_sum[1][r];
   return {G::template at<float>(g, {p, q, d, log_q}), p, q, 0};
 }
 
 // One column of every lane.
 template <class G>
-static void sum_column(const G& generator, const Lanes& t, int v, float scale, float* __restrict value, float* __restrict x_p,
-                       float* __restrict x_q) {
+static void sum_column(const G& generator, const Lanes& t, int v, float scale, float* __restrict value,
+                       float* __restrict x_p, float* __restrict x_q) {
   const G g = generator;
 #pragma omp simd
   for (int r = 0; r < kLanes; ++r) {
@@ -208,7 +212,8 @@ static void backward_lanes(const Job& job, int64_t first, int count) {
       float room[kShort];
       for (int v = 0; v < columns; ++v) room[v] = gradients[side][v * kLanes + r];
       const Dtype dtype = job.sides[side].dtype;
-      store<float>(dtype, static_cast<char*>(job.gradients[side]) + size_of(dtype) * (first + r) * columns, 0, columns, room);
+      store<float>(dtype, static_cast<char*>(job.gradients[side]) + size_of(dtype) * (first + r) * columns, 0, columns,
+                   room);
     }
   }
 }

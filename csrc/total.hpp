@@ -34,7 +34,8 @@ static Route route_of(const Total& total, const Term& term) {
   if (kept_floats(job) > 0) return Route::pair;
   const Side &p = job.sides[0], &q = job.sides[1];
   // the normaliser's error counts to first order in cross-entropy, which is large, and in KL from one class, its equal
-  const bool linear = job.formula == Formula::cross_entropy || (job.formula == Formula::kl && p.off == 0.0 && p.on == 1.0);
+  const bool linear =
+      job.formula == Formula::cross_entropy || (job.formula == Formula::kl && p.off == 0.0 && p.on == 1.0);
   return linear && p.reading == Reading::labels && q.reading == Reading::logits ? Route::labels : Route::general;
 }
 
@@ -86,7 +87,8 @@ static void plan_total(const Total& total, Plan& plan) {
   for (const Route route : in_order)
     for (int k = 0; k < total.num_terms; ++k)
       for (int side = 0; side < 2; ++side)
-        if (plan.routes[k] == route) plan.scores_of[k][side] = route == Route::labels && side == 0 ? -1 : find_scores(plan, k, side);
+        if (plan.routes[k] == route)
+          plan.scores_of[k][side] = route == Route::labels && side == 0 ? -1 : find_scores(plan, k, side);
   plan.rows_together = in_lanes(plan) ? kLanes : 1;
   const int64_t blocks = blocks_of(total.terms[0].job.num_columns);
   int64_t size = 0;
@@ -112,13 +114,16 @@ KULLBACK_INLINE float* exps_of(const Plan& plan, int scores, float* kept) {
 }
 
 KULLBACK_INLINE Range* ranges_of(const Plan& plan, int scores, float* kept) {
-  return reinterpret_cast<Range*>(exps_of(plan, scores, kept) + kBlock * blocks_of(plan.total.terms[0].job.num_columns));
+  return reinterpret_cast<Range*>(exps_of(plan, scores, kept) +
+                                  kBlock * blocks_of(plan.total.terms[0].job.num_columns));
 }
 
 // Without room to keep anything, everything is general.
-KULLBACK_INLINE Route route(const Plan& plan, int k, const float* kept) { return kept == nullptr ? Route::general : plan.routes[k]; }
+KULLBACK_INLINE Route route(const Plan& plan, int k, const float* kept) {
+  return kept == nullptr ? Route::general : plan.routes[k];
+}
 
-// What the next row will read, asked for line by line while this row is computed: memory is never idle, and never waited for.
+// What the next row will read, asked for line by line while this row is computed, so that memory is not idle.
 struct Ahead {
   const char* at[2 * kMaxTerms];
   int64_t left[2 * kMaxTerms];  // lines
@@ -195,7 +200,8 @@ KULLBACK_INLINE ScoresPiece merge(ScoresPiece a, ScoresPiece b, int64_t count_a,
 }
 
 // The scores `own` and all powers of them, block by block.
-static void normalize_scores(const Plan& plan, int own, int64_t row, int64_t from, int64_t count, float* kept, Ahead& ahead, TotalPiece& out) {
+static void normalize_scores(const Plan& plan, int own, int64_t row, int64_t from, int64_t count, float* kept,
+                             Ahead& ahead, TotalPiece& out) {
   const Scores& s = plan.scores[own];
   const Job& job = plan.total.terms[s.term].job;
   const Side& side = job.sides[s.side];
@@ -208,7 +214,8 @@ static void normalize_scores(const Plan& plan, int own, int64_t row, int64_t fro
   const int blocks = int(blocks_of(count));
   double max = -kInf, below = 0.0;
   bool adds_below = false;
-  for (int i = own; i < plan.num_scores; ++i) adds_below |= (i == own || plan.scores[i].base == own) && plan.scores[i].adds_below;
+  for (int i = own; i < plan.num_scores; ++i)
+    adds_below |= (i == own || plan.scores[i].base == own) && plan.scores[i].adds_below;
   for (int k = 0; k < blocks; ++k) {
     const int64_t at = from + int64_t(k) * kBlock;
     const int n = int(from + count - at < kBlock ? from + count - at : kBlock);
@@ -259,7 +266,8 @@ static bool needed(const Plan& plan, int own, const TotalRow& t) {
   return false;
 }
 
-static void total_normalize_piece(const Plan& plan, const TotalRow& t, int64_t row, int64_t piece, float* kept, Ahead& ahead, TotalPiece& out) {
+static void total_normalize_piece(const Plan& plan, const TotalRow& t, int64_t row, int64_t piece, float* kept,
+                                  Ahead& ahead, TotalPiece& out) {
   const Total& total = plan.total;
   const int64_t from = piece * kPiece, count = piece_size(total.terms[0].job, piece);
   if (kept != nullptr)
@@ -271,8 +279,8 @@ static void total_normalize_piece(const Plan& plan, const TotalRow& t, int64_t r
 }
 
 // Merges a later piece into `all`, which holds the pieces before it.
-static void absorb_normalizers(const Plan& plan, int64_t piece, TotalPiece& all, const TotalPiece& next, const float* kept,
-                               const TotalRow& t) {
+static void absorb_normalizers(const Plan& plan, int64_t piece, TotalPiece& all, const TotalPiece& next,
+                               const float* kept, const TotalRow& t) {
   const Job& any = plan.total.terms[0].job;
   if (kept != nullptr)
     for (int i = 0; i < plan.num_scores; ++i) {
@@ -284,7 +292,8 @@ static void absorb_normalizers(const Plan& plan, int64_t piece, TotalPiece& all,
   for (int k = 0; k < plan.total.num_terms; ++k) {
     if (t.weight[k] == 0.0 || route(plan, k, kept) != Route::general) continue;
     for (int side = 0; side < 2; ++side) {
-      const Normalizer before = piece == 0 ? Normalizer{-kInf, 0.0} : Normalizer{all.terms[k].max[side], all.terms[k].sum[side]};
+      const Normalizer before =
+          piece == 0 ? Normalizer{-kInf, 0.0} : Normalizer{all.terms[k].max[side], all.terms[k].sum[side]};
       const Normalizer z = merge(before, {next.terms[k].max[side], next.terms[k].sum[side]},
                                  plan.total.terms[k].job.sides[side].inverse_temperature);
       all.terms[k].max[side] = z.max;
@@ -370,7 +379,8 @@ KULLBACK_INLINE float factor_of(const Range& range, const Stats& stats, double s
   return float(exp((double(range.max) - stats.max) * scale - stats.log_sum));
 }
 
-static void sum_pair(const Plan& plan, int k, const TotalRow& t, int64_t row, int64_t from, int64_t count, float* kept, Ahead& ahead, Piece& out) {
+static void sum_pair(const Plan& plan, int k, const TotalRow& t, int64_t row, int64_t from, int64_t count, float* kept,
+                     Ahead& ahead, Piece& out) {
   const Job& job = plan.total.terms[k].job;
   const Row r = find_row(job, row, t.stats[k]);
   const int* scores = plan.scores_of[k];
@@ -390,7 +400,8 @@ static void sum_pair(const Plan& plan, int k, const TotalRow& t, int64_t row, in
         continue;
       }
       float* keep[2];
-      for (int side = 0; side < 2; ++side) keep[side] = plan.kept_x[k][side] < 0 ? nullptr : kept + plan.kept_x[k][side] + at;
+      for (int side = 0; side < 2; ++side)
+        keep[side] = plan.kept_x[k][side] < 0 ? nullptr : kept + plan.kept_x[k][side] + at;
       const float to_p = factor_of(range_a, r.stats[0], scale), to_q = factor_of(range_b, r.stats[1], scale);
       with_pair(job, r, at, n, b.w, [&](const auto* x, const auto* y) {
         sum_and_keep(g, n, FromExponentials{x, y, exps[0] + at, exps[1] + at, to_p, to_q, rows}, sums, keep);
@@ -403,7 +414,8 @@ static void sum_pair(const Plan& plan, int k, const TotalRow& t, int64_t row, in
   out.sum_x[1] = sums.x[1];
 }
 
-static void total_sum_piece(const Plan& plan, const TotalRow& t, int64_t row, int64_t piece, float* kept, Ahead& ahead, TotalPiece& out) {
+static void total_sum_piece(const Plan& plan, const TotalRow& t, int64_t row, int64_t piece, float* kept, Ahead& ahead,
+                            TotalPiece& out) {
   const int64_t from = piece * kPiece, count = piece_size(plan.total.terms[0].job, piece);
   for (int k = 0; k < plan.total.num_terms; ++k) {
     if (t.weight[k] == 0.0) continue;
@@ -526,7 +538,8 @@ struct Under {
   }
 };
 
-static void add_block(const Plan& plan, int k, const Row& r, int64_t at, int n, bool wide, float* kept, Under<float>& under) {
+static void add_block(const Plan& plan, int k, const Row& r, int64_t at, int n, bool wide, float* kept,
+                      Under<float>& under) {
   const Term& term = plan.total.terms[k];
   const Job& job = term.job;
   const int* scores = plan.scores_of[k];
@@ -545,17 +558,19 @@ static void add_block(const Plan& plan, int k, const Row& r, int64_t at, int n, 
   }
   if (how == Route::pair) {
     const double over_temperature = job.sides[0].inverse_temperature;
-    const Range range[2] = {ranges_of(plan, scores[0], kept)[at / kBlock], ranges_of(plan, scores[1], kept)[at / kBlock]};
+    const Range range[2] = {ranges_of(plan, scores[0], kept)[at / kBlock],
+                            ranges_of(plan, scores[1], kept)[at / kBlock]};
     bool is_safe = false;
-    with_generator(job, [&](const auto& g) { return is_safe = safe(range[0], range[1], r.stats, over_temperature, g.reach); });
+    with_generator(
+        job, [&](const auto& g) { return is_safe = safe(range[0], range[1], r.stats, over_temperature, g.reach); });
     if (is_safe) {
       const float scale = float(scale_of(job, 0, r.upstream));
       for (int side = 0; side < 2; ++side) {
         const int to = term.outputs[side];
         if (to < 0) continue;
         const float c = scale * float(r.stats[side].sum_x) * factor_of(range[side], r.stats[side], over_temperature);
-        add_pair(!under.begun[to], n, scale, kept + plan.kept_x[k][side] + at, c, exps_of(plan, scores[side], kept) + at,
-                 under.sums[to]);
+        add_pair(!under.begun[to], n, scale, kept + plan.kept_x[k][side] + at, c,
+                 exps_of(plan, scores[side], kept) + at, under.sums[to]);
         under.begun[to] = true;
       }
       return;
@@ -566,7 +581,8 @@ static void add_block(const Plan& plan, int k, const Row& r, int64_t at, int n, 
   add_gradients(term, r, at, n, wide, under.sums);
 }
 
-static void add_block(const Plan& plan, int k, const Row& r, int64_t at, int n, bool wide, float*, Under<double>& under) {
+static void add_block(const Plan& plan, int k, const Row& r, int64_t at, int n, bool wide, float*,
+                      Under<double>& under) {
   const Term& term = plan.total.terms[k];
   for (int side = 0; side < 2; ++side)
     if (term.outputs[side] >= 0) Under<double>::begin(under, term.outputs[side], n);
@@ -575,7 +591,8 @@ static void add_block(const Plan& plan, int k, const Row& r, int64_t at, int n, 
 
 // The outputs of one width: float64 is added in double, all others in single precision.
 template <class T>
-static void total_gradients(const Plan& plan, const TotalRow& t, int64_t row, int64_t from, int64_t count, float* kept, Ahead& ahead) {
+static void total_gradients(const Plan& plan, const TotalRow& t, int64_t row, int64_t from, int64_t count, float* kept,
+                            Ahead& ahead) {
   constexpr bool is_double = Same<T, double>::value;
   const Total& total = plan.total;
   const int64_t columns = total.terms[0].job.num_columns;
@@ -623,7 +640,8 @@ static void total_gradients(const Plan& plan, const TotalRow& t, int64_t row, in
   fence();
 }
 
-static void total_gradient_piece(const Plan& plan, const TotalRow& t, int64_t row, int64_t piece, float* kept, Ahead& ahead) {
+static void total_gradient_piece(const Plan& plan, const TotalRow& t, int64_t row, int64_t piece, float* kept,
+                                 Ahead& ahead) {
   const int64_t from = piece * kPiece, count = piece_size(plan.total.terms[0].job, piece);
   bool any[2] = {false, false};
   for (int k = 0; k < plan.total.num_outputs; ++k) any[in_double(plan.total.outputs[k])] = true;
@@ -633,7 +651,8 @@ static void total_gradient_piece(const Plan& plan, const TotalRow& t, int64_t ro
 
 // ---------------------------------------------------------------- rows
 
-static void normalize_shared(const Plan& plan, const TotalRow& t, int64_t row, int64_t piece, float* kept, TotalPiece& out) {
+static void normalize_shared(const Plan& plan, const TotalRow& t, int64_t row, int64_t piece, float* kept,
+                             TotalPiece& out) {
   Ahead nothing{};
   total_normalize_piece(plan, t, row, piece, kept, nothing, out);
 }
@@ -655,14 +674,15 @@ static void total_weights(const Plan& plan, int64_t row, TotalRow& t) {
   }
 }
 
-static void total_merge_normalizers(const Plan& plan, int64_t row, const TotalPiece* pieces, int64_t count, const float* kept,
-                                    TotalRow& t) {
+static void total_merge_normalizers(const Plan& plan, int64_t row, const TotalPiece* pieces, int64_t count,
+                                    const float* kept, TotalRow& t) {
   TotalPiece all;
   for (int64_t i = 0; i < count; ++i) absorb_normalizers(plan, i, all, pieces[i], kept, t);
   finish_normalizers(plan, row, all, kept, t);
 }
 
-static void total_merge_sums(const Plan& plan, const TotalPiece* pieces, int64_t count, const float* kept, TotalRow& t) {
+static void total_merge_sums(const Plan& plan, const TotalPiece* pieces, int64_t count, const float* kept,
+                             TotalRow& t) {
   for (int64_t i = 0; i < count; ++i) absorb_sums(plan, i, pieces[i], kept, t);
 }
 
@@ -696,8 +716,9 @@ struct TotalLanes {
 
 // One column of every lane, its x kept.
 template <class G>
-static void keep_column(const G& generator, const Lanes& t, int v, float scale, float* __restrict value, float* __restrict sum_p,
-                        float* __restrict sum_q, float* __restrict keep_p, float* __restrict keep_q) {
+static void keep_column(const G& generator, const Lanes& t, int v, float scale, float* __restrict value,
+                        float* __restrict sum_p, float* __restrict sum_q, float* __restrict keep_p,
+                        float* __restrict keep_q) {
   const G g = generator;
 #pragma omp simd
   for (int r = 0; r < kLanes; ++r) {
@@ -743,7 +764,8 @@ static void pair_in_lanes(const Plan& plan, int k, const int* live, Lanes& t, To
   }
 }
 
-static void labels_in_lanes(const Plan& plan, int k, int64_t first, int count, const int* live, Lanes& t, TotalLanes& all) {
+static void labels_in_lanes(const Plan& plan, int k, int64_t first, int count, const int* live, Lanes& t,
+                            TotalLanes& all) {
   const Term& term = plan.total.terms[k];
   const Job& job = term.job;
   const Side &p = job.sides[0], &q = job.sides[1];
@@ -760,7 +782,8 @@ static void labels_in_lanes(const Plan& plan, int k, int64_t first, int count, c
     const ScoresPiece z = {max, exp(t.log_sum_d[1][r]), below[r]};
     Stats stats[2];
     all.value[k][r] = cross_entropy_of_labels(job, first + r, z, stats);
-    const bool narrow = (double(t.min[1][r]) - max) * q.inverse_temperature > -80.0 && magnitude(all.value[k][r]) < kInf;
+    const bool narrow =
+        (double(t.min[1][r]) - max) * q.inverse_temperature > -80.0 && magnitude(all.value[k][r]) < kInf;
     all.alone[r] |= !narrow || !moderate(scale);
     factor[r] = float(-scale * stats[1].sum_x * exp(-t.log_sum_d[1][r]));
     off[r] = float(scale * p.off);
@@ -832,7 +855,8 @@ static void total_lanes(const Plan& plan, int64_t first, int count, double* sums
 
 static void total_rows(const Plan& plan, int64_t first, int64_t last, float* kept, double* sums) {
   if (plan.rows_together > 1) {
-    for (int64_t row = first; row < last; row += kLanes) total_lanes(plan, row, int(last - row < kLanes ? last - row : kLanes), sums);
+    for (int64_t row = first; row < last; row += kLanes)
+      total_lanes(plan, row, int(last - row < kLanes ? last - row : kLanes), sums);
     return;
   }
   for (int64_t row = first; row < last; ++row) {
