@@ -43,15 +43,16 @@ static Route route_of(const Total& total, const Term& term) {
 static int find_scores(Plan& plan, int k, int side) {
   const Job& job = plan.total.terms[k].job;
   const bool labels = plan.routes[k] == Route::labels;
+  const bool exact = labels && job.exact_normalizer, adds_below = labels && job.sides[0].off != 0.0;
   int base = -1, power = 1;
   for (int i = 0; i < plan.num_scores; ++i) {
     Scores& s = plan.scores[i];
     const Job& other = plan.total.terms[s.term].job;
     if (!same_data(job, side, other, s.side)) continue;
     const double ratio = job.sides[side].inverse_temperature / other.sides[s.side].inverse_temperature;
-    if (ratio == 1.0) {
-      s.exact |= labels && job.exact_normalizer;
-      s.adds_below |= labels && job.sides[0].off != 0.0;
+    // an exact normaliser is not for a pair, whose two errors cancel near p = q
+    if (ratio == 1.0 && s.exact == exact) {
+      s.adds_below |= adds_below;
       return i;
     }
     if (labels && s.base < 0 && (ratio == 2.0 || ratio == 3.0 || ratio == 4.0)) {
@@ -59,8 +60,7 @@ static int find_scores(Plan& plan, int k, int side) {
       power = int(ratio);
     }
   }
-  const bool exact = labels && job.exact_normalizer;
-  plan.scores[plan.num_scores] = {k, side, base, power, exact, labels && job.sides[0].off != 0.0, 0};
+  plan.scores[plan.num_scores] = {k, side, base, power, exact, adds_below, 0};
   return plan.num_scores++;
 }
 
