@@ -152,6 +152,7 @@ static bool safe(const Range& a, const Range& b, const Stats* stats, double scal
 struct Kept {
   float* exps[2];
   Range* ranges[2];
+  Ahead* ahead;  // null where threads share the row
 };
 
 KULLBACK_INLINE int64_t blocks_of(int64_t columns) { return (columns + kBlock - 1) / kBlock; }
@@ -162,10 +163,10 @@ static int64_t kept_floats(const Job& job) {
   return 2 * kBlock * blocks_of(job.num_columns) + 4 * blocks_of(job.num_columns);
 }
 
-KULLBACK_INLINE Kept kept_at(const Job& job, float* room) {
+KULLBACK_INLINE Kept kept_at(const Job& job, float* room, Ahead* ahead) {
   const int64_t blocks = blocks_of(job.num_columns);
   Range* ranges = reinterpret_cast<Range*>(room + 2 * kBlock * blocks);
-  return {{room, room + kBlock * blocks}, {ranges, ranges + blocks}};
+  return {{room, room + kBlock * blocks}, {ranges, ranges + blocks}, ahead};
 }
 
 // Σ e^(x - m) of one block, and its terms in `exps`.
@@ -204,6 +205,7 @@ static Normalizer normalize_and_keep(const Job& job, int side, const void* row, 
   for (int k = 0; k < blocks; ++k) {
     const int64_t at = from + int64_t(k) * kBlock;
     const int n = int(from + count - at < kBlock ? from + count - at : kBlock);
+    if (kept.ahead != nullptr) Ahead::step(*kept.ahead);
     with_scores(s.dtype, row, at, n, room, [&](const auto* x) {
       ranges[k] = range_of(x, n);
       sums[k] = exponentials(x, n, ranges[k], s.inverse_temperature, kept.exps[side] + at);
@@ -242,6 +244,7 @@ static void sum_kept(const Job& job, const Row& r, int64_t from, int64_t count, 
     for (int k = 0; k < blocks; ++k) {
       const int64_t at = from + int64_t(k) * kBlock;
       const int n = int(from + count - at < kBlock ? from + count - at : kBlock);
+      if (kept.ahead != nullptr) Ahead::step(*kept.ahead);
       if (!safe(ranges[0][k], ranges[1][k], r.stats, scale, g.reach)) {
         otherwise(at, n);
         continue;

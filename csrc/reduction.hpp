@@ -14,17 +14,14 @@ namespace KULLBACK_ISA {
 
 static int64_t rows_together(const Job& job) { return side_by_side(job) ? kLanes : 1; }
 
-// `kept`: room for `kept_floats`, or null. Rows use it in turn, each another part of it: a row's
-// exponentials are written once and read once, and the same lines written again and again would crowd the rows out.
+// `kept`: room for `kept_floats`, or null.
 static void forward_rows(const Job& job, int64_t first, int64_t last, float* kept) {
   if (side_by_side(job)) {
     for (int64_t row = first; row < last; row += kLanes)
       forward_lanes(job, row, int(last - row < kLanes ? last - row : kLanes));
     return;
   }
-  const int64_t each = kept_floats(job), together = each > 0 && each < kKeptFloats ? kKeptFloats / each : 1;
-  for (int64_t row = first; row < last; ++row)
-    forward_long_row(job, row, kept == nullptr ? nullptr : kept + each * ((row - first) % together));
+  for (int64_t row = first; row < last; ++row) forward_long_row(job, row, kept);
 }
 
 static void backward_rows(const Job& job, int64_t first, int64_t last) {

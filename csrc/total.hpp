@@ -123,25 +123,6 @@ KULLBACK_INLINE Route route(const Plan& plan, int k, const float* kept) {
   return kept == nullptr ? Route::general : plan.routes[k];
 }
 
-// What the next row will read, asked for line by line while this row is computed, so that memory is not idle.
-struct Ahead {
-  const char* at[2 * kMaxTerms];
-  int64_t left[2 * kMaxTerms];  // lines
-  int streams, now, share;      // `share` lines a step
-
-  KULLBACK_INLINE void step(Ahead& a) {
-    int lines = a.share;
-    while (lines > 0 && a.now < a.streams) {
-      const int n = int(a.left[a.now] < lines ? a.left[a.now] : lines);
-      for (int i = 0; i < n; ++i) __builtin_prefetch(a.at[a.now] + 64 * i, 0, 2);
-      a.at[a.now] += 64 * n;
-      a.left[a.now] -= n;
-      lines -= n;
-      if (a.left[a.now] == 0) ++a.now;
-    }
-  }
-};
-
 static void look_ahead(const Plan& plan, int64_t row, Ahead& a) {
   a.streams = a.now = a.share = 0;
   const Job& any = plan.total.terms[0].job;
@@ -152,9 +133,7 @@ static void look_ahead(const Plan& plan, int64_t row, Ahead& a) {
     const Scores& s = plan.scores[i];
     if (s.base >= 0) continue;
     const Job& job = plan.total.terms[s.term].job;
-    a.at[a.streams] = static_cast<const char*>(row_of(job, s.side, row));
-    a.left[a.streams] = (size_of(job.sides[s.side].dtype) * any.num_columns + 63) / 64;
-    lines += a.left[a.streams++];
+    lines += Ahead::add(a, job, s.side, row);
     ++steps;
   }
   for (int k = 0; k < plan.total.num_terms; ++k) steps += plan.routes[k] == Route::pair;
