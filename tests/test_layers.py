@@ -19,6 +19,7 @@ LAYERS = (
     ("exact",),
     ("route",),
     ("verbs", "total"),
+    ("extend", "testing"),
     ("estimate",),
     ("losses", "torch_compat"),
     ("distill", "recommend", "compare"),

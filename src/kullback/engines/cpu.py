@@ -32,7 +32,7 @@ else:
         ABSENT = "the C++ extension kullback._cpu was built from other sources; install kullback anew"
 
 # Normalisers are single exponentials summed in double, which leaves an error δ in log Z. It costs a canonical sum δ²/2
-# where both sides sum to one, but δ where a generator has a corner at p = q, or where the other side is given normalised,
+# where both sides sum to one, but δ where a generator has a corner at p = q, or where the other side comes normalised,
 # up to its rounding: then the exponentials are double. So they are in a short row, which has few cells for δ to average
 # over, unless both sides are logits, which have most of δ in common near p = q.
 SHORT = 512
