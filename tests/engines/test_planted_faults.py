@@ -66,7 +66,7 @@ extern "C" void both(const char* formula, const double* numbers, int64_t rows, i
   test::forward_rows(job, 0, rows, test::kept_floats(job) ? kept.data() : nullptr);
   test::backward_rows(job, 0, rows);
 }
-// formula(a, b) at a temperature, cross-entropy of labels and b, and formula(b, a) at temperature 1: two outputs in all
+// formula(a, b) at a temperature, cross-entropy of labels and b, and formula(b, a) at three times it: two outputs
 extern "C" void three(const char* formula, const double* numbers, const double* of_labels, int64_t rows,
                       int64_t columns, double temperature, const float* a, const float* b, const int64_t* labels,
                       double on, double off, const double* weights, double* values, float* to_a, float* to_b) {
@@ -78,7 +78,7 @@ extern "C" void three(const char* formula, const double* numbers, const double* 
     Job& job = terms[k].job;
     job = job_of(k == 1 ? "cross_entropy" : formula, k == 1 ? of_labels : numbers, rows, columns);
     for (int side = 0; side < 2; ++side) {
-      job.sides[side] = logits(x[k][side], columns, k == 0 ? temperature : 1.0);
+      job.sides[side] = logits(x[k][side], columns, k == 0 ? temperature : k == 1 ? 1.0 : 3.0 * temperature);
       terms[k].outputs[side] = outputs[k][side];
     }
     if (k == 1)
@@ -139,7 +139,7 @@ FAULTS = {
     "the normaliser left out of a total's gradient": ("= a * x[i] - c * exps[i]", "= a * x[i]"),
     "the normaliser left out of a total's lanes": ("* to_weight[r] * sum[r])", "* sum[r])"),
     "a total's infinite row sends a gradient": ("&& magnitude(t.value[k]) != kInf;", ";"),
-    "a dropped row sends NaN": ("live[r] = weight != 0.0;", "live[r] = 1;"),
+    "a dropped row sends NaN": ("live[r] ? sent : 0.0f", "sent"),
     "exponentials of the other temperature": ("power == 2 ? x * x :", "power == 2 ? x :"),
     "no gradient at the label": ("under.sums[to][label - at] -=", "under.sums[to][label - at] -= 0.0f *"),
     "the mass of smoothed labels": ("(columns - 1.0) * p.off)", "columns * p.off)"),
@@ -228,11 +228,11 @@ def totals_agree(faulty, total, a, b, temperature):
     weights[:, 1] = 0.0
     a[1] = b[1] = math.nan  # a row that is dropped
     of_labels = LabelsReading(num_classes, smoothing)
-    soft, hard = LogitsReading(temperature), LogitsReading(1.0)
+    soft, softer, hard = LogitsReading(temperature), LogitsReading(3.0 * temperature), LogitsReading(1.0)
     terms = (
         (total, Side(soft, (a,)), Side(soft, (b,)), (0, 1)),
         (CROSS_ENTROPY.sums[0], Side(of_labels, (labels,)), Side(hard, (b,)), (-1, 1)),
-        (total, Side(hard, (b,)), Side(hard, (a,)), (1, 0)),
+        (total, Side(softer, (b,)), Side(softer, (a,)), (1, 0)),
     )
     want = [torch.zeros(n, num_classes, dtype=torch.float64) for _ in range(2)]
     truth = []
