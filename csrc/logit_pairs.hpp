@@ -6,8 +6,7 @@
 namespace kullback {
 namespace KULLBACK_ISA {
 
-// bfloat16 scores are read where they are used. Their difference needs no compensation: eight digits from eight leave
-// single precision exact, unless one of the two is nothing beside the other.
+// bfloat16 scores are read where they are used.
 struct Bfloat16 {
   uint16_t bits;
 };
@@ -26,7 +25,7 @@ KULLBACK_INLINE void with_scores(Dtype dtype, const void* row, int64_t from, int
 
 // What every cell of a pair of rows shares.
 struct PairOfRows {
-  float max_a, max_b, log_sum_a, log_sum_b, scale, shift_high, shift_low;
+  float max_a, max_b, log_sum_a, log_sum_b, scale, shift_high, shift_low, rest_high, rest_low;
 
   PairOfRows(const Job& job, const Stats* stats) {
     max_a = float(stats[0].max), max_b = float(stats[1].max);
@@ -37,6 +36,9 @@ struct PairOfRows {
         (stats[1].max - stats[0].max) + (stats[1].log_sum - stats[0].log_sum) / job.sides[0].inverse_temperature;
     shift_high = float(shift);
     shift_low = float(shift - double(shift_high));
+    const double rest = (stats[1].log_sum - stats[0].log_sum) / job.sides[0].inverse_temperature;
+    rest_high = float(rest);
+    rest_low = float(rest - double(rest_high));
   }
 };
 
@@ -47,8 +49,14 @@ KULLBACK_INLINE float log_ratio(float a, float b, float shift_high, float shift_
   return ((difference - shift_high) + (lost - shift_low)) * scale;
 }
 
-KULLBACK_INLINE float log_ratio(Bfloat16 a, Bfloat16 b, float shift_high, float shift_low, float scale) {
-  return (((widen(b) - widen(a)) - shift_high) - shift_low) * scale;
+KULLBACK_INLINE float log_ratio(float a, float b, const PairOfRows& r) {
+  return log_ratio(a, b, r.shift_high, r.shift_low, r.scale);
+}
+
+// Scores of eight digits lose nothing when their own row's maximum is taken off, unless they are nothing beside it: an
+// offset is gone before the two rows meet, and their difference needs no compensation.
+KULLBACK_INLINE float log_ratio(Bfloat16 a, Bfloat16 b, const PairOfRows& r) {
+  return ((((widen(b) - r.max_b) - (widen(a) - r.max_a)) - r.rest_high) - r.rest_low) * r.scale;
 }
 
 KULLBACK_INLINE Cells<float> cells_of_logits(float a, float b, float max_a, float max_b, float log_sum_a,
@@ -84,7 +92,7 @@ struct FromExponentials {
     const PairOfRows& r = s.rows;
     const float p = s.exp_a[i] * s.to_p, q = s.exp_b[i] * s.to_q,
                 log_q = (widen(s.b[i]) - r.max_b) * r.scale - r.log_sum_b;
-    const Cells<float> c = {p, q, log_ratio(s.a[i], s.b[i], r.shift_high, r.shift_low, r.scale), log_q};
+    const Cells<float> c = {p, q, log_ratio(s.a[i], s.b[i], r), log_q};
     return {G::template at<float>(g, c), p, q, 0};
   }
 };
@@ -101,7 +109,7 @@ struct FromSafeLogits {
     const PairOfRows& r = s.rows;
     const float below_a = (widen(s.a[i]) - r.max_a) * r.scale, below_b = (widen(s.b[i]) - r.max_b) * r.scale;
     const float p = exp_bounded(below_a) * s.to_p, q = exp_bounded(below_b) * s.to_q;
-    const Cells<float> c = {p, q, log_ratio(s.a[i], s.b[i], r.shift_high, r.shift_low, r.scale), below_b - r.log_sum_b};
+    const Cells<float> c = {p, q, log_ratio(s.a[i], s.b[i], r), below_b - r.log_sum_b};
     return {G::template at<float>(g, c), p, q, 0};
   }
 };
