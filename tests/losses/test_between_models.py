@@ -44,9 +44,43 @@ def test_rdrop_is_symmetric_and_pulls_both_sides(batch):
     one, other = RDrop()(first=a, second=b, labels=y), RDrop()(first=b, second=a, labels=y)
     assert one.item() == other.item()
     unlabelled = torch.full_like(y, -100)
-    agree = RDrop()(first=a, second=b, labels=unlabelled)
+    agree = RDrop(unlabelled="kl")(first=a, second=b, labels=unlabelled)
     same(agree, (plain_kl(a, b) + plain_kl(b, a)).mean() / 2, a, b)
     assert all(g.abs().sum() > 0.1 for g in torch.autograd.grad(agree, (a, b)))
+
+
+@pytest.mark.parametrize("nll", ["sum", "mean"])
+def test_rows_without_a_label_leave_both_terms_of_rdrop(batch, nll):
+    """As in the paper's own code, which masks padding in its KL; `unlabelled="kl"` keeps them there."""
+    a, b, _, y = batch
+    partly, labelled = torch.where(torch.arange(7) < 4, y, -100), slice(4)
+    ce = F.cross_entropy(a[:4], y[:4]) + F.cross_entropy(b[:4], y[:4])
+    ce = ce if nll == "sum" else ce / 2
+    for where, rows in (("drop", labelled), ("kl", slice(7))):
+        loss = RDrop(2.0, nll=nll, unlabelled=where)
+        agree = (plain_kl(a[rows], b[rows]) + plain_kl(b[rows], a[rows])).mean() / 2
+        same(loss(first=a, second=b, labels=partly), ce + 2.0 * agree, a, b)
+        parts = loss.parts(first=a, second=b, labels=partly)
+        assert (parts.nll.item(), parts.kl.item()) == pytest.approx((ce.item(), agree.item()), rel=1e-12)
+
+
+def test_rows_without_a_label_leave_both_terms_of_mutual_learning(batch):
+    a, b, c, y = batch
+    partly = torch.where(torch.arange(7) < 4, y, -100)
+    for where, rows in (("drop", slice(4)), ("kl", slice(7))):
+        parts = MutualLearning(0.5, unlabelled=where).parts(peers=[a, b, c], labels=partly)
+        for k, (learner, others) in enumerate(((a, (b, c)), (b, (a, c)), (c, (a, b)))):
+            nll = F.cross_entropy(learner[:4], y[:4])
+            taught = sum(plain_kl(o.detach()[rows], learner[rows]).mean() for o in others) / 2
+            same(parts.loss[k], nll + 0.5 * taught, learner)
+            assert (parts.nll[k].item(), parts.kl[k].item()) == pytest.approx((nll.item(), taught.item()), rel=1e-12)
+
+
+def test_rows_without_a_label_leave_dkd(batch):
+    student, teacher, _, y = batch
+    partly = torch.where(torch.arange(7) < 4, y, -100)
+    ours = DKD(1.0, 8.0)(student=student, teacher=teacher, labels=partly)
+    same(ours, zhao(student[:4], teacher.detach()[:4], y[:4], 1.0, 8.0, 4.0), student)
 
 
 def test_mutual_learning_equals_zhang(batch):

@@ -121,5 +121,5 @@ def test_importance_weights_find_the_moments_of_a_two_mode_target():
 
 
 def test_shapes_must_agree():
-    with pytest.raises(FormError, match=r"log_q has shape \(3,\) but log_weights has \(4,\)"):
+    with pytest.raises(FormError, match=r"log_q has rows of shape \(3,\) but log_weights has \(4,\)"):
         ForwardKL()(log_q=torch.zeros(3), log_weights=torch.zeros(4))
