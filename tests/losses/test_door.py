@@ -258,7 +258,7 @@ ENTRIES = {
     ],
 }
 # these take no tensors, or are verbs, whose batch shapes broadcast by contract
-EXCUSED = {"fgan", "linear", "cyclical", "training_signal", "skew_kl"}
+EXCUSED = {"fgan", "linear", "cyclical", "training_signal"}
 NO_TENSOR = {"step", "beta", "generator", "validate", "likelihood", "scale", "reduction", "self"}
 LOSSES = {name: entries for name, entries in ENTRIES.items() if isinstance(getattr(losses, name), type(Loss))}
 CASES = [

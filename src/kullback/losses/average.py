@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from kullback._errors import FormError
-from kullback.forms.finite import _readable
+from kullback.forms.finite import readable
 
 from .inputs import Rows, number, one_of, tensors
 
@@ -91,7 +91,7 @@ def check_num_items(num_items: int | Tensor | None, reduction: str = "mean") -> 
                 f"num_items has shape {tuple(num_items.shape)}, but it is one number: the kept rows of the whole step. "
                 "Write num_items.sum() if it counts them by parts."
             )
-        if num_items.device.type != "cpu" or not _readable(num_items):
+        if num_items.device.type != "cpu" or not readable(num_items):
             return
         num_items = num_items.item()  # type: ignore[assignment]
     if not 0.0 < number("average", "num_items", num_items) < math.inf:

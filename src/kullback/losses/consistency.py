@@ -87,7 +87,7 @@ class Consistency(Loss):
         """The rows that count and whose largest probability exceeds the threshold."""
         if self.threshold is None:
             return counted
-        sure = target.reading.weights(target.data).w.amax(-1) > self.threshold
+        sure = target.probabilities().amax(-1) > self.threshold
         return sure if counted is None else sure & counted
 
 

@@ -95,7 +95,7 @@ class DKD(LossOfParts):
         classes = Labels(classes, q.num_classes).data  # checked: every kept label is in [0, V)
         (b_p, r_p), (b_q, r_q) = self._split(p.detach(), classes, keep), self._split(q, classes, keep)
         scale = self.temperature**2 if self.t_squared else 1.0
-        dtype = torch.float64 if torch.float64 in (q.data.dtype, p.data.dtype) else torch.float32
+        dtype = torch.float64 if torch.float64 in (q.dtype, p.dtype) else torch.float32
         target = Term(rows, kl, b_p, b_q, keep, num_items, scale).value().to(dtype)
         others = Term(rows, kl, r_p, r_q, keep, num_items, scale).value().to(dtype)
         return DKDParts(self.alpha * target + self.beta * others, target, others)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from kullback._errors import FormError
 from kullback.core.generators import excess
-from kullback.forms.finite import _readable
+from kullback.forms.finite import readable
 
 _LOG_2PI = math.log(2.0 * math.pi)
 
@@ -96,7 +96,7 @@ class FullGaussian:
                 f"FullGaussian: mu has shape {tuple(self.mu.shape)} but scale_tril has "
                 f"{tuple(self.scale_tril.shape)}; (..., D) needs (..., D, D), or (D, D) for all rows."
             )
-        if self.validate and _readable(self.scale_tril):
+        if self.validate and readable(self.scale_tril):
             seen = self.scale_tril.detach()
             if bool((seen.diagonal(dim1=-2, dim2=-1) <= 0).any()) or bool((seen.triu(1) != 0).any()):
                 raise FormError(

@@ -5,12 +5,11 @@ from typing import Literal
 from torch import Tensor
 
 from kullback.forms.finite import FiniteForm
-from kullback.verbs import js, kl
+from kullback.verbs import js, kl, skew
 
 from .average import Reduction, check_reduction
 from .base import Loss
 from .inputs import flag, forms, one_of, positive, share
-from .skew import skew_kl
 from .terms import Term
 
 
@@ -141,4 +140,4 @@ class SkewKL(TwoModels):
         self.direction = direction
 
     def _divergence(self, p: FiniteForm, q: FiniteForm) -> Tensor:
-        return skew_kl(p, q, self.weight) if self.direction == "forward" else skew_kl(q, p, self.weight)
+        return skew(p, q, self.weight) if self.direction == "forward" else skew(q, p, self.weight)

@@ -95,7 +95,7 @@ def forms(owner: str, **given: Any) -> tuple[Rows, list[FiniteForm]]:
     """The arguments as forms over the same rows and classes: a tensor holds logits. The first says which rows."""
     read = {name: as_form(owner, name, x) for name, x in given.items()}
     (first_name, first), *others = read.items()
-    rows = Rows(owner, first_name, first.batch_shape, first.data.device)
+    rows = Rows(owner, first_name, first.batch_shape, first.device)
     for name, form in others:
         if form.num_classes != first.num_classes:
             longer, v = max((first.num_classes, first_name), (form.num_classes, name))[1], first.num_classes
@@ -103,7 +103,7 @@ def forms(owner: str, **given: Any) -> tuple[Rows, list[FiniteForm]]:
                 f"{owner}: {first_name} has V={v} but {name} has V={form.num_classes}. If {longer}'s vocabulary is "
                 f"padded, write {longer}[..., :{min(v, form.num_classes)}]."
             )
-        rows._same(name, form.batch_shape, form.data.device, (form.num_classes,))
+        rows._same(name, form.batch_shape, form.device, (form.num_classes,))
     return rows, list(read.values())
 
 

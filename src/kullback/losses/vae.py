@@ -8,7 +8,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from kullback._errors import FormError
-from kullback.forms.finite import _readable
+from kullback.forms.finite import readable
 
 from .average import average
 from .base import LossOfParts
@@ -163,7 +163,7 @@ def reconstruction_nll(
     mask = _examples("reconstruction_nll", decoded, target).mask(mask)
     mean_or_logits, data = wide(emptied(decoded, mask)), wide(emptied(target, mask))
     if likelihood == "bernoulli":
-        if validate and _readable(data) and bool(((data < 0) | (data > 1)).any()):
+        if validate and readable(data) and bool(((data < 0) | (data > 1)).any()):
             raise FormError(
                 "reconstruction_nll: a Bernoulli target lies outside [0, 1]. Scale the data, or write "
                 "likelihood='gaussian'."
