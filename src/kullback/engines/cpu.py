@@ -76,10 +76,18 @@ def cost(call: Call, num_rows: int) -> Cost:
 # ---------------------------------------------------------------- calls as the extension takes them
 
 
-class _Served:
+class Served:
     """A call with the extension's plan of it."""
 
-    __slots__ = ("call", "columns", "labels", "plan")
+    __slots__ = ("call", "labels", "plan", "whole")
+
+    def __call__(self, p: Side, q: Side, factor: float = 1.0, dtype: torch.dtype = torch.float64, /) -> Tensor:
+        """factor · value of every row, in a dtype; differentiable twice. Both sides share their batch shape."""
+        x, y = p[1][0], q[1][0]
+        if (x.requires_grad or y.requires_grad) and torch.is_grad_enabled():
+            result: Tensor = _Rows.apply(x, y, self, factor, dtype)  # type: ignore[no-untyped-call]
+            return result
+        return self.forward(x, y, factor, dtype, False)[0]
 
     def __init__(self, call: Call) -> None:
         total, (x, y) = name_of_sum(call.total), call.dtypes
@@ -88,8 +96,9 @@ class _Served:
         f = call.total.generator if isinstance(call.total, GeneratorSum) else generators.nothing(0.0)
         edges = (f.at_p_zero, f.at_q_zero, *f.plain, *f.slopes, f.log_q_slope)
         exact = f.corner or (call.num_classes <= SHORT and not in_common)
-        self.call, self.columns = call, call.num_classes
+        self.call = call
         self.labels = isinstance(call.p, LabelsReading), isinstance(call.q, LabelsReading)
+        self.whole = [1 if self.labels[0] else call.num_classes], [1 if self.labels[1] else call.num_classes]
         sides = (_side(call.p, x), _side(call.q, y))
         self.plan = _cpu.Plan(total.name, total.number, edges, exact, *sides, call.num_classes)
 
@@ -137,8 +146,7 @@ class _Served:
         """Batch axes and, for either side, its tensor and its strides along them; copied only where none will do."""
         x, y = lie(x, self.labels[0], batch), lie(y, self.labels[1], batch)
         if x.is_contiguous() and y.is_contiguous():
-            v = self.columns
-            return [batch.numel()], (x, [1 if self.labels[0] else v]), (y, [1 if self.labels[1] else v])
+            return [batch.numel()], (x, self.whole[0]), (y, self.whole[1])
         if not batch:
             return [1], (x, [0]), (y, [0])
         dims = len(batch)
@@ -163,15 +171,16 @@ def _side(reading: Reading, dtype: torch.dtype) -> tuple[str, str, float, float,
     return "log_probs" if isinstance(reading, LogProbsReading) else "probs", DTYPES[dtype], 1.0, 0.0, 0.0
 
 
-_served: dict[Call, _Served] = {}
+_prepared: dict[Call, Served] = {}
 
 
-def _serve(call: Call) -> _Served:
-    found = _served.get(call)
+def prepare(call: Call) -> Served:
+    """The extension's plan of a call, made once and kept."""
+    found = _prepared.get(call)
     if found is None:
-        if len(_served) > 4096:
-            _served.clear()
-        found = _served[call] = _Served(call)
+        if len(_prepared) > 4096:
+            _prepared.clear()
+        found = _prepared[call] = Served(call)
     return found
 
 
@@ -180,7 +189,7 @@ def _serve(call: Call) -> _Served:
 
 class _Rows(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, y: Tensor, served: _Served, factor: float, dtype: torch.dtype) -> Tensor:
+    def forward(ctx: Any, x: Tensor, y: Tensor, served: Served, factor: float, dtype: torch.dtype) -> Tensor:
         out, kept = served.forward(x, y, factor, dtype, True)
         ctx.save_for_backward(x, y, kept)
         ctx.served, ctx.factor = served, factor
@@ -200,15 +209,6 @@ class _Rows(torch.autograd.Function):
         return (*found, None, None, None)
 
 
-def rows(call: Call, p: Side, q: Side, factor: float = 1.0, dtype: torch.dtype = torch.float64) -> Tensor:
-    """factor · value of every row, in a dtype; differentiable twice. Both sides share their batch shape."""
-    (x,), (y,), served = p.data, q.data, _serve(call)
-    if torch.is_grad_enabled() and (x.requires_grad or y.requires_grad):
-        result: Tensor = _Rows.apply(x, y, served, factor, dtype)  # type: ignore[no-untyped-call]
-        return result
-    return served.forward(x, y, factor, dtype, False)[0]
-
-
 def traced_rows(call: Call, p: Side, q: Side) -> Tensor:
     """The value of every row in float64, as an operator that tracers see."""
     keep = torch.is_grad_enabled() and any(x.requires_grad for x in (*p.data, *q.data))
@@ -217,7 +217,7 @@ def traced_rows(call: Call, p: Side, q: Side) -> Tensor:
 
 
 def _forward(call: Call, p: Side, q: Side, keep: bool) -> tuple[Tensor, Tensor]:
-    values, kept = _serve(call).forward(p.data[0], q.data[0], 1.0, torch.float64, keep)
+    values, kept = prepare(call).forward(p.data[0], q.data[0], 1.0, torch.float64, keep)
     return values, kept[values.numel() :].reshape(*values.shape, STATS) if keep else kept
 
 
@@ -225,7 +225,7 @@ def _backward(
     call: Call, p: Side, q: Side, values: Tensor, stats: Tensor, upstream: Tensor, wanted: tuple[bool, ...]
 ) -> tuple[Tensor, ...]:
     (x,), (y,), values, stats = p.data, q.data, values.contiguous(), stats.contiguous()
-    found = _serve(call).backward(x, y, values.data_ptr(), stats.data_ptr(), upstream, 1.0, wanted)
+    found = prepare(call).backward(x, y, values.data_ptr(), stats.data_ptr(), upstream, 1.0, wanted)
     return tuple(x.new_empty(0) if g is None else g for g, x in zip(found, (x, y), strict=True))
 
 
