@@ -18,7 +18,7 @@ LAYERS = (
     ("engines",),
     ("exact",),
     ("route",),
-    ("verbs",),
+    ("verbs", "total"),
     ("estimate",),
     ("losses", "torch_compat"),
     ("distill", "recommend", "compare"),

@@ -99,7 +99,7 @@ def _first(reasons: Iterator[str | None]) -> str | None:
 
 def measure(divergence: Divergence, p: Side, q: Side, num_classes: int, unit: float = 1.0) -> Tensor:
     """One number per row of sides that share their batch shape, over `unit`: float64 if a tensor is, else float32."""
-    if torch.compiler.is_compiling() or not (_ordinary(p[1]) and _ordinary(q[1])) or _traced():
+    if torch.compiler.is_compiling() or not (ordinary(p[1]) and ordinary(q[1])) or traced():
         decision = decide(divergence, p, q, num_classes)
         engine = decision.engine
         value = divergence.finish(*(engine.traced_rows(call, p, q) for call in decision.calls))
@@ -133,14 +133,15 @@ _kept: dict[tuple[Any, ...], Decision] = {}
 # ---------------------------------------------------------------- what PyTorch is doing
 
 
-def _ordinary(data: Sequence[Tensor]) -> bool:
+def ordinary(data: Sequence[Tensor]) -> bool:
+    """Whether these are plain tensors, and no subclasses that decide for themselves how they compute."""
     for x in data:  # noqa: SIM110  (a generator costs more than the call)
         if type(x) is not Tensor and type(x) is not torch.nn.Parameter:
             return False
     return True
 
 
-def _traced() -> bool:
+def traced() -> bool:
     """Whether someone watches operators go by, or a transform is at work: then no extension is called bare."""
     return (
         torch._C._len_torch_dispatch_stack() > 0
@@ -159,7 +160,7 @@ def _transformed(data: Sequence[Tensor]) -> str | None:
         return "inside a functorch transform (torch.func), which a custom operator cannot follow"
     if forward_ad._current_level >= 0:
         return "inside forward-mode differentiation, which a custom operator cannot follow"
-    if not torch.compiler.is_compiling() and not _ordinary(data) and torch._C._len_torch_dispatch_stack() == 0:
+    if not torch.compiler.is_compiling() and not ordinary(data) and torch._C._len_torch_dispatch_stack() == 0:
         return "a tensor subclass decides for itself how it computes"
     return None
 

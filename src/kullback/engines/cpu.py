@@ -7,13 +7,13 @@ operator with a fake kernel instead (`torch.compile`, export, `make_fx`, `jit.tr
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from kullback.core import generators, reduction
-from kullback.core.readings import LabelsReading, LogitsReading, LogProbsReading, Reading, Side
+from kullback.core.readings import LabelsReading, LogitsReading, LogProbsReading, ProbsReading, Reading, Side
 from kullback.core.reduction import GeneratorSum
 
 from . import operators
@@ -31,9 +31,10 @@ else:
     if {*_cpu.formulas()} != {*generators.NAMED, "log_affinity"}:
         ABSENT = "the C++ extension kullback._cpu was built from other sources; install kullback anew"
 
-# A short row has few cells for an error of its normaliser to average over: it takes it in double, unless two rows of
-# logits, near p = q, have most of that error in common. A generator with a corner at p = q always does: an error δ in
-# log Z costs a divergence δ²/2, but a distance δ. Elsewhere the exponentials are single and their sum is double.
+# Normalisers are single exponentials summed in double, which leaves an error δ in log Z. It costs a canonical sum δ²/2
+# where both sides sum to one, but δ where a generator has a corner at p = q, or where the other side is given normalised,
+# up to its rounding: then the exponentials are double. So they are in a short row, which has few cells for δ to average
+# over, unless both sides are logits, which have most of δ in common near p = q.
 SHORT = 512
 
 
@@ -93,14 +94,15 @@ class Served:
         total, (x, y) = name_of_sum(call.total), call.dtypes
         assert total is not None
         in_common = isinstance(call.p, LogitsReading) and call.p == call.q
+        given = any(isinstance(reading, LogProbsReading | ProbsReading) for reading in (call.p, call.q))
         f = call.total.generator if isinstance(call.total, GeneratorSum) else generators.nothing(0.0)
         edges = (f.at_p_zero, f.at_q_zero, *f.plain, *f.slopes, f.log_q_slope)
-        exact = f.corner or (call.num_classes <= SHORT and not in_common)
+        exact = f.corner or given or (call.num_classes <= SHORT and not in_common)
         self.call = call
         self.labels = isinstance(call.p, LabelsReading), isinstance(call.q, LabelsReading)
         self.whole = [1 if self.labels[0] else call.num_classes], [1 if self.labels[1] else call.num_classes]
         sides = (_side(call.p, x), _side(call.q, y))
-        self.plan = _cpu.Plan(total.name, total.number, edges, exact, *sides, call.num_classes)
+        self.plan = _cpu.Call(total.name, total.number, edges, exact, *sides, call.num_classes)
 
     def forward(self, x: Tensor, y: Tensor, factor: float, dtype: torch.dtype, keep: bool) -> tuple[Tensor, Tensor]:
         """factor · value in a dtype, and what backward needs: n values, then n times `STATS` numbers."""
@@ -207,6 +209,54 @@ class _Rows(torch.autograd.Function):
             at = kept.data_ptr()
             found = served.backward(x, y, at, at + 8 * n, upstream, ctx.factor, ctx.needs_input_grad)
         return (*found, None, None, None)
+
+
+# ---------------------------------------------------------------- weighted sums over the rows of several terms
+
+
+class Part(NamedTuple):
+    """One term of a total: Σ_rows weights · value; weights in float64, of the batch shape or one number."""
+
+    served: Served
+    x: Tensor
+    y: Tensor
+    weights: Tensor
+
+
+def total(parts: Sequence[Part], wanted: Sequence[Tensor], out: Sequence[Tensor]) -> Tensor:
+    """Every part's sum, (K,) in float64; the gradient of their sum to each `wanted` tensor goes to its buffer in `out`.
+
+    The parts share their batch shape and number of classes. A row whose weight is 0 is not looked at.
+    """
+    first, values = parts[0], torch.empty(len(parts), dtype=torch.float64)
+    batch = first.x.shape if first.served.labels[0] else first.x.shape[:-1]
+    laid = [
+        (lie(part.x, part.served.labels[0], batch), lie(part.y, part.served.labels[1], batch), part.weights)
+        for part in parts
+    ]
+    whole = all(x.is_contiguous() and y.is_contiguous() and w.is_contiguous() for x, y, w in laid)
+    shape = [batch.numel()] if whole else list(batch) or [1]
+    places = {id(x): k for k, x in enumerate(wanted)}
+    codes = []
+    for part, (x, y, w) in zip(parts, laid, strict=True):
+        one_weight = w.dim() == 0
+        if whole:
+            strides = (*part.served.whole, [0] if one_weight else [1])
+        else:
+            found = [list(t.stride()[: len(batch)]) or [0] for t in (x, y, w)]
+            strides = found[0], found[1], [0] * len(shape) if one_weight else found[2]
+        codes.append(
+            (
+                part.served.plan, x.data_ptr(), strides[0], y.data_ptr(), strides[1], w.data_ptr(), strides[2],
+                places.get(id(part.x), -1), places.get(id(part.y), -1),
+            )
+        )  # fmt: skip
+    outputs = [(DTYPES[to.dtype], to.data_ptr()) for to in out]
+    _cpu.total(shape, codes, outputs, values.data_ptr(), torch.get_num_threads())
+    return values
+
+
+MAX_TERMS = 0 if _cpu is None else _cpu.max_terms
 
 
 def traced_rows(call: Call, p: Side, q: Side) -> Tensor:
