@@ -68,7 +68,9 @@ def student_step(kind: Kind, rows: Rows, settings: Settings, divergence: Verb) -
     term those with a label.
     """
     weight = {"labels": 0.0, "teacher": 1.0, "both": settings.soft_weight}[kind]
-    loss = Distillation(settings.temperature, soft_weight=weight, divergence=divergence, ignore_index=NO_LABEL)
+    loss = Distillation(
+        settings.temperature, soft_weight=weight, divergence=divergence, ignore_index=NO_LABEL, unlabelled="soft"
+    )
     from_labelled = {"labels": settings.batch_size, "teacher": 0, "both": (settings.batch_size + 1) // 2}[kind]
     from_any = settings.batch_size - from_labelled
     form, said = type(rows.teacher), rows.teacher.data
