@@ -5,17 +5,19 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich import box
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
 
-from .errors import BadInput, MissingExtra
-from .job import Results, run
+from kullback._errors import BadInput
+from kullback.kit.ending import STOPPED, ending, fail
+from kullback.kit.files import dump_json
+from kullback.kit.progress import progress
+from kullback.kit.terminal import paragraph, show_table
+
+from .job import run
 from .report import caption, table_rows, verdict
-from .run_folder import dump_json
+from .results import Results
 from .settings import DIVERGENCE_CHOICES, Settings
 
+_NAME = "kullback distill"
 _DEFAULTS: dict[str, Any] = {f.name: f.default for f in fields(Settings) if f.default is not MISSING}
 _SWEEP = ",".join(map("{:g}".format, Settings.sweep))
 
@@ -68,8 +70,7 @@ def distill(
 
     Trains three students with the same budget: on few labels, on the teacher's probabilities, and on both.
     """
-    messages = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
-    try:
+    with ending(_NAME):
         settings = Settings(
             data=data,
             target=target,
@@ -89,72 +90,38 @@ def distill(
             out=out,
             device=device,
         )
-        results = _run(settings, messages)
-    except (BadInput, MissingExtra) as error:
-        messages.print(f"kullback distill: {' '.join(str(error).split())}")
-        raise typer.Exit(2) from None
-    except KeyboardInterrupt as stop:
-        if stop.args and isinstance(stop.args[0], Results):
+        try:
+            with progress(_NAME, of="distill") as job:
+                results = run(settings, job.show)
+        except KeyboardInterrupt as stop:
+            if not stop.args or not isinstance(stop.args[0], Results):
+                fail(_NAME, "interrupted before anything was written", STOPPED)
             partial = stop.args[0]
-            messages.print(f"kullback distill: interrupted; {partial.folder} holds what was finished, as incomplete")
             if as_json:
                 print(dump_json(partial.to_json()))
+            fail(_NAME, f"interrupted; {partial.folder} holds what was finished, as incomplete", STOPPED)
+        if as_json:
+            print(dump_json(results.to_json()))
         else:
-            messages.print("kullback distill: interrupted before anything was written")
-        raise typer.Exit(130) from None
-    if as_json:
-        print(dump_json(results.to_json()))
-    else:
-        _show(results)
-
-
-def _run(settings: Settings, messages: Console) -> Results:
-    columns = (
-        TextColumn("{task.description:<28}"),
-        BarColumn(),
-        TextColumn("{task.percentage:>3.0f} %"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=messages) as progress:
-        task = progress.add_task("reading", total=None)
-
-        def show(done: int, total: int, what: str) -> None:
-            progress.update(task, completed=done, total=total, description=what)
-
-        results = run(settings, show)
-        progress.update(task, description="done")
-    return results
+            _show(results)
 
 
 def _show(results: Results) -> None:
-    console = Console(highlight=False, markup=False)
     header, *rows = table_rows(results, {"labels": "labels only", "teacher": "teacher only", "both": "both"})
-    table = Table(
-        box=box.SIMPLE_HEAD,
-        show_edge=False,
-        pad_edge=False,
-        collapse_padding=True,
-        title_justify="left",
-        title=f"{results.table.name}: held-out rows",
-    )  # 80 columns wide
-    header, rows = header[:-1], [row[:-1] for row in rows]  # parameters follow below
-    for i, name in enumerate(header):
-        table.add_column(name, justify="right" if i else "left")
-    for row in rows:
-        table.add_row(*row)
-    console.print(table)
-    console.print(caption(results))
-    console.print()
+    header, rows = header[:-1], [row[:-1] for row in rows]  # parameters follow below; 80 columns wide
+    show_table(header, rows, of="distill", title=f"{results.table.name}: held-out rows")
     assert results.teacher is not None
-    console.print(f"Teacher: {results.teacher.description}")
     size = results.teacher.parameters
-    console.print(f"Parameters: student {results.student_parameters:,}" + (f", teacher {size:,}" if size else ""))
-    for note in results.teacher.notes:
-        console.print(f"Note: {note}")
-    console.print(f"{verdict(results)}.", style="bold")
-    console.print(f"Report: {results.folder / 'report.html'} ({results.seconds:.0f} s)", soft_wrap=True)
+    print(
+        paragraph(caption(results)),
+        "",
+        f"Teacher: {results.teacher.description}",
+        f"Parameters: student {results.student_parameters:,}" + (f", teacher {size:,}" if size else ""),
+        *(f"Note: {note}" for note in results.teacher.notes),
+        f"{verdict(results)}.",
+        f"Report: {results.folder / 'report.html'} ({results.seconds:.0f} s)",
+        sep="\n",
+    )
 
 
 def _temperatures(text: str) -> tuple[float, ...]:

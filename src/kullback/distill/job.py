@@ -4,155 +4,30 @@ import io
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-import kullback
 from kullback import Logits, kl
-from kullback.forms.finite import FiniteForm
+from kullback._errors import BadInput
+from kullback.kit.files import check_free, new_folder, write_bytes, write_json
 
 from . import measures
-from .data import Ints, Split, Table, choose_labelled, default_labels, digits, read_table, split_rows
-from .errors import BadInput, extra
-from .measures import Bin, Summary
+from .data import choose_labelled, default_labels, digits, read_table, split_rows
+from .extras import extra
 from .models import WEIGHTS, Scaling, Student, count_parameters, network
-from .run_folder import check_free, new_folder, write_bytes, write_json
+from .pictures import summary_picture
+from .report import render
+from .results import Outcome, Results, rows_of, sweep_seeds
 from .settings import Settings, parse_divergence
 from .teachers import Teacher, prepare
-from .training import KINDS, Curve, HeldOut, Kind, Rows, steps_per_epoch, student_step, train
+from .training import KINDS, HeldOut, Kind, Rows, steps_per_epoch, student_step, train
 
-MEASURES = ("accuracy", "nll", "ece", "kl", "seconds")
 Progress = Callable[[int, int, str], None]  # units done, units in all, what is being done
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """One trained student on held-out rows; `nll` and `kl` (teacher‖student, both at temperature 1) in nats."""
-
-    kind: Kind
-    seed: int
-    temperature: float
-    accuracy: float
-    nll: float
-    ece: float
-    kl: float
-    seconds: float
-    kl_per_class: tuple[float, ...]
-    curve: Curve
-    said: FiniteForm  # of the held-out rows
-
-
-@dataclass
-class Results:
-    """What a run found. It grows while the run goes on; `complete` says whether it came to its end."""
-
-    settings: Settings
-    folder: Path
-    table: Table
-    split: Split
-    started: datetime
-    labelled: Ints  # training rows whose label the first seed's students saw
-    student_parameters: int
-    teacher: Teacher | None = None
-    teacher_measures: dict[str, float] = field(default_factory=dict)
-    outcomes: list[Outcome] = field(default_factory=list)
-    sweep: list[Outcome] = field(default_factory=list)  # kind "both" at other temperatures
-    student: Student | None = None  # "both", first seed: the one that is kept
-    complete: bool = False
-    seconds: float = 0.0
-
-    def of(self, kind: Kind) -> list[Outcome]:
-        """The finished students of a kind, by seed."""
-        return [outcome for outcome in self.outcomes if outcome.kind == kind]
-
-    def summary(self, kind: Kind, measure: str) -> Summary | None:
-        """Over the seeds that are finished; None if there is none."""
-        values = [getattr(outcome, measure) for outcome in self.of(kind)]
-        return Summary.of(values) if values else None
-
-    def difference(self, kind: Kind, other: Kind, measure: str) -> Summary | None:
-        """kind - other, paired by seed: same initialisation, same labelled rows."""
-        first, second = ({o.seed: getattr(o, measure) for o in self.of(k)} for k in (kind, other))
-        values = [first[seed] - second[seed] for seed in first if seed in second]
-        return Summary.of(values) if values else None
-
-    def by_temperature(self) -> dict[float, Summary]:
-        """Held-out accuracy of the student that learns from both, at each temperature, over the sweep's seeds."""
-        seeds = _sweep_seeds(self.settings)
-        pool = [o for o in self.outcomes if o.kind == "both" and o.seed in seeds] + self.sweep
-        temperatures = sorted({outcome.temperature for outcome in pool})
-        return {t: Summary.of([o.accuracy for o in pool if o.temperature == t]) for t in temperatures}
-
-    def to_json(self) -> dict[str, Any]:
-        """The document of results.json and of `--json`."""
-        table, split, teacher = self.table, self.split, self.teacher
-        students = {
-            kind: {
-                "finished_seeds": [outcome.seed for outcome in self.of(kind)],
-                "parameters": self.student_parameters,
-                **{measure: _summary(self.summary(kind, measure)) for measure in MEASURES},
-                "kl_per_class": [
-                    _summary(Summary.of([o.kl_per_class[c] for o in self.of(kind)])) for c in range(table.num_classes)
-                ]
-                if self.of(kind)
-                else [],
-                "curves": {
-                    "accuracy": [outcome.curve.accuracy for outcome in self.of(kind)],
-                    "nll": [outcome.curve.nll for outcome in self.of(kind)],
-                },
-            }
-            for kind in KINDS
-        }
-        return {
-            "status": "complete" if self.complete else "incomplete",
-            "folder": str(self.folder),
-            "started": self.started.isoformat(timespec="seconds"),
-            "seconds": self.seconds,
-            "versions": {"kullback": kullback.__version__, "torch": torch.__version__},
-            "data": {
-                "name": table.name,
-                "rows": table.num_rows,
-                "features": len(table.feature_names),
-                "classes": list(table.class_names),
-                "train_rows": len(split.train),
-                "held_out_rows": len(split.held_out),
-                "labelled_rows": len(self.labelled),
-            },
-            "units": {"nll": "nats", "kl": "nats, KL(teacher‖student) at temperature 1", "seconds": "s of training"},
-            "calibration_bins": measures.CALIBRATION_BINS,
-            "teacher": teacher
-            and {
-                "description": teacher.description,
-                "saw_train_labels": teacher.saw_train_labels,
-                "parameters": teacher.parameters,
-                "seconds": teacher.seconds,
-                "notes": list(teacher.notes),
-                **self.teacher_measures,
-            },
-            "students": students,
-            "differences": {
-                f"{kind} - labels": {m: _summary(self.difference(kind, "labels", m)) for m in MEASURES[:4]}
-                for kind in ("teacher", "both")
-            },
-            "temperature_sweep": [
-                {"temperature": t, "accuracy": asdict(summary)} for t, summary in self.by_temperature().items()
-            ],
-            "kept_student": f"both, seed {self.settings.seed}" if self.student else None,
-        }
-
-    def reliability(self, kind: Kind) -> list[Bin]:
-        """Bins over the held-out rows of all seeds together."""
-        said = torch.cat([o.said.data for o in self.of(kind)])
-        return measures.reliability(Logits(said), self.held_out_labels().repeat(len(self.of(kind))))
-
-    def held_out_labels(self) -> torch.Tensor:
-        return torch.from_numpy(self.table.classes[self.split.held_out])
 
 
 def run(settings: Settings, progress: Progress | None = None) -> Results:
@@ -189,7 +64,7 @@ def run(settings: Settings, progress: Progress | None = None) -> Results:
         taught = teach(lambda: None)
         teach, teacher_units = (lambda on_unit: taught), 0
 
-    folder = new_folder(settings.out, started)
+    folder = new_folder(settings.out, started, "kullback-distill")
     results = Results(settings, folder, table, split, started, labelled, parameters)
     try:
         write_json(folder / "settings.json", settings.to_json())
@@ -241,20 +116,17 @@ def _work(
     widths: tuple[int, ...],
     clock: float,
 ) -> None:
-    from .pictures import summary_picture
-    from .report import render
-
     settings, table, split = results.settings, results.table, results.split
     units.begin("teacher")
     results.teacher = teacher = teach(units.one)
-    said_held_out = _rows_of(teacher.said, split.held_out)
+    said_held_out = rows_of(teacher.said, split.held_out)
     labels = results.held_out_labels()
     results.teacher_measures = {
         "accuracy": measures.accuracy(said_held_out, labels),
         "nll": measures.negative_log_likelihood(said_held_out, labels),
         "ece": measures.calibration_error(said_held_out, labels),
         "train_accuracy": measures.accuracy(
-            _rows_of(teacher.said, split.train), torch.from_numpy(table.classes[split.train])
+            rows_of(teacher.said, split.train), torch.from_numpy(table.classes[split.train])
         ),
     }
     _save(results, clock)
@@ -274,7 +146,7 @@ def _work(
     for temperature in settings.sweep:
         if temperature == settings.temperature:
             continue
-        for seed in _sweep_seeds(settings):
+        for seed in sweep_seeds(settings):
             units.begin(f"temperature {temperature:g}, seed {seed}")
             changed = replace(settings, temperature=temperature)
             results.sweep.append(_student(results, "both", seed, changed, x, widths, units)[0])
@@ -303,7 +175,7 @@ def _student(
     chosen = choose_labelled(table, split, len(results.labelled), seed)
     rows = Rows(
         train=x[split.train].to(device),
-        teacher=_rows_of(results.teacher.said, split.train, device),
+        teacher=rows_of(results.teacher.said, split.train, device),
         labelled=torch.from_numpy(np.searchsorted(split.train, chosen)).to(device),
         labels=torch.from_numpy(table.classes[chosen]).to(device),
     )
@@ -320,7 +192,7 @@ def _student(
     )
     with torch.no_grad():
         said = Logits(trained.model(x[split.held_out].to(device)).cpu())
-    teacher = _rows_of(results.teacher.said, split.held_out)
+    teacher = rows_of(results.teacher.said, split.held_out)
     outcome = Outcome(
         kind=kind,
         seed=seed,
@@ -335,12 +207,6 @@ def _student(
         said=said,
     )
     return outcome, trained.model
-
-
-def kl_rows(results: Results, outcome: Outcome) -> torch.Tensor:
-    """KL(teacher‖student) of each held-out row, in nats."""
-    assert results.teacher is not None
-    return kl(_rows_of(results.teacher.said, results.split.held_out), outcome.said).double()
 
 
 def _predictions(results: Results) -> bytes:
@@ -372,24 +238,10 @@ def _save(results: Results, clock: float) -> None:
     write_json(results.folder / "results.json", results.to_json())
 
 
-def _rows_of(form: FiniteForm, index: Ints, device: torch.device | None = None) -> FiniteForm:
-    """Some rows of the teacher's `Logits` or `Probs`, which were checked as a whole."""
-    data = form.data[torch.from_numpy(index)].to(device or torch.device("cpu"))
-    return Logits(data) if isinstance(form, Logits) else kullback.Probs(data, validate=False)
-
-
 def _seeds(settings: Settings) -> range:
     return range(settings.seed, settings.seed + settings.seeds)
 
 
-def _sweep_seeds(settings: Settings) -> range:
-    return range(settings.seed, settings.seed + min(settings.sweep_seeds, settings.seeds))
-
-
 def _student_units(settings: Settings) -> int:
     others = len({t for t in settings.sweep if t != settings.temperature})
-    return settings.epochs * (len(KINDS) * settings.seeds + others * len(_sweep_seeds(settings)))
-
-
-def _summary(summary: Summary | None) -> dict[str, Any] | None:
-    return None if summary is None else asdict(summary)
+    return settings.epochs * (len(KINDS) * settings.seeds + others * len(sweep_seeds(settings)))

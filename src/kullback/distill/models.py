@@ -9,8 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from kullback._errors import BadInput
+
 from .data import Floats
-from .errors import BadInput, extra
+from .extras import extra
 
 WEIGHTS = "student.safetensors"
 FORMAT = "kullback student 1"

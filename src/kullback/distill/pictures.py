@@ -1,19 +1,19 @@
-"""The pictures of a run, as SVG: mid-grey ink on a clear ground, which reads on light and on dark."""
+"""The pictures of a run, as SVG."""
 
-import io
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+from kullback.kit.pictures import BLUE, GREEN, INK, ORANGE, PURPLE, chart, drawn, short
+
 from . import measures
-from .errors import extra
-from .job import Results, kl_rows
+from .extras import extra
+from .results import Results, kl_rows
 from .training import KINDS, Kind
 
-INK = "#7a828c"
 SMALLEST_BIN = 10  # rows; smaller bins scatter too much to be drawn
-COLOURS: dict[str, str] = {"labels": "#d9822b", "teacher": "#8a63d2", "both": "#2a93d5", "the teacher": "#3a9d6b"}
+COLOURS: dict[str, str] = {"labels": ORANGE, "teacher": PURPLE, "both": BLUE, "the teacher": GREEN}
 NAMES: dict[Kind, str] = {"labels": "labels only", "teacher": "teacher only", "both": "teacher and labels"}
 MARKS: dict[Kind, str] = {"labels": "s", "teacher": "^", "both": "o"}
 
@@ -39,9 +39,9 @@ def summary_picture(results: Results) -> str:
             pad=26,
         )
         axes.text(0, 1.035, many, transform=axes.transAxes, fontsize=10.5, color=INK)
-        axes.legend(loc="lower right", frameon=False, labelcolor=INK, fontsize=11.5)
+        axes.legend(loc="lower right", fontsize=11.5)
 
-    return _figure(draw, (8.0, 4.3), "summary")
+    return _chart(draw, (8.0, 4.3), "summary")
 
 
 def loss_picture(results: Results) -> str:
@@ -56,9 +56,9 @@ def loss_picture(results: Results) -> str:
         axes.set_ylabel("held-out NLL (nats)")
         axes.yaxis.set_major_formatter(extra("matplotlib.ticker").FuncFormatter(lambda v, _: f"{v:g}"))
         axes.yaxis.set_minor_formatter(extra("matplotlib.ticker").FuncFormatter(_one_two_five))
-        axes.legend(frameon=False, labelcolor=INK)
+        axes.legend()
 
-    return _figure(draw, (6.0, 4.0), "loss")
+    return _chart(draw, (6.0, 4.0), "loss")
 
 
 def temperature_picture(results: Results) -> str:
@@ -76,7 +76,7 @@ def temperature_picture(results: Results) -> str:
         axes.set_ylabel("held-out accuracy")
         _percent(axes)
 
-    return _figure(draw, (6.0, 4.0), "temperature")
+    return _chart(draw, (6.0, 4.0), "temperature")
 
 
 def reliability_picture(results: Results) -> str:
@@ -99,9 +99,9 @@ def reliability_picture(results: Results) -> str:
         axes.set_ylabel("held-out accuracy")
         axes.set_xlim(0, 1.02)
         axes.set_ylim(0, 1.02)
-        axes.legend(frameon=False, labelcolor=INK, loc="upper left")
+        axes.legend(loc="upper left")
 
-    return _figure(draw, (6.0, 4.0), "reliability")
+    return _chart(draw, (6.0, 4.0), "reliability")
 
 
 def class_picture(results: Results) -> str:
@@ -123,13 +123,13 @@ def class_picture(results: Results) -> str:
                 label=NAMES[kind],
             )
         shown = place[:: max(1, len(place) // 20)]
-        axes.set_xticks(shown, [_short(names[i]) for i in shown], rotation=0 if len(names) <= 10 else 45)
+        axes.set_xticks(shown, [short(names[i]) for i in shown], rotation=0 if len(names) <= 10 else 45)
         axes.set_xlabel("class")
         axes.set_ylabel("KL(teacher‖student), nats")
         axes.set_ylim(0, axes.get_ylim()[1] * 1.22)
-        axes.legend(frameon=False, labelcolor=INK, ncols=3, loc="upper left", fontsize=9.5, columnspacing=1.2)
+        axes.legend(ncols=3, loc="upper left", fontsize=9.5, columnspacing=1.2)
 
-    return _figure(draw, (6.0, 4.0), "classes")
+    return _chart(draw, (6.0, 4.0), "classes")
 
 
 def example_rows(results: Results, count: int = 6) -> list[int]:
@@ -153,12 +153,11 @@ def image_picture(results: Results, position: int) -> str:
         (NAMES[kind], COLOURS[kind], measures.probabilities(results.of(kind)[0].said)[position])
         for kind in ("labels", "both")
     ]
-    matplotlib = extra("matplotlib")
-    with matplotlib.rc_context(_STYLE | {"svg.hashsalt": f"image{position}"}):
-        figure = extra("matplotlib.figure").Figure(figsize=(6.0, 2.7), layout="constrained")
+
+    def draw(figure: Any) -> None:
         picture, *charts = figure.subplots(1, 4, gridspec_kw={"width_ratios": [1.1, 1, 1, 1]})
         picture.imshow(results.table.features[row].reshape(results.table.image_shape), cmap="gray_r")
-        picture.set_title(f"row {row}: a {results.table.class_names[results.table.classes[row]]}", fontsize=10.5)
+        picture.set_title(f"row {row}: a {short(results.table.class_names[results.table.classes[row]])}", fontsize=10.5)
         picture.set_xticks([])
         picture.set_yticks([])
         places = np.arange(results.table.num_classes)
@@ -166,11 +165,13 @@ def image_picture(results: Results, position: int) -> str:
             axes.barh(places, p.numpy(), color=colour)
             axes.set_xlim(0, 1)
             axes.set_xticks([0, 1], ["0", "1"])
-            axes.set_yticks(places, results.table.class_names if axes is charts[0] else [], fontsize=8)
+            axes.set_yticks(
+                places, [short(n) for n in results.table.class_names] if axes is charts[0] else [], fontsize=8
+            )
             axes.invert_yaxis()
             axes.set_title(name, fontsize=10.5)
-            axes.spines[["top", "right"]].set_visible(False)
-        return _svg(figure)
+
+    return drawn(draw, size=(6.0, 2.7), of="distill", salt=f"image{position}").decode()
 
 
 def _curves(results: Results, axes: Any, measure: str) -> None:
@@ -202,40 +203,11 @@ def _percent(axes: Any) -> None:
     axes.yaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{100 * value:.3g} %"))
 
 
-_STYLE = {
-    "svg.fonttype": "path",
-    "font.family": "DejaVu Sans",
-    "font.size": 11,
-    **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
-    "axes.facecolor": "none",
-    "figure.facecolor": "none",
-    "savefig.facecolor": "none",
-}
-
-
-def _figure(draw: Callable[[Any], None], size: tuple[float, float], salt: str) -> str:
-    matplotlib = extra("matplotlib")
-    with matplotlib.rc_context(_STYLE | {"svg.hashsalt": salt}):
-        figure = extra("matplotlib.figure").Figure(figsize=size, layout="constrained")
-        axes = figure.subplots()
-        axes.grid(visible=True, axis="y", color=INK, alpha=0.22, linewidth=0.8)
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
-        draw(axes)
-        return _svg(figure)
-
-
-def _svg(figure: Any) -> str:
-    text = io.StringIO()
-    figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
-    return text.getvalue()
+def _chart(draw: Callable[[Any], None], size: tuple[float, float], salt: str) -> str:
+    return chart(draw, size=size, of="distill", salt=salt)
 
 
 def _one_two_five(value: float, _: int) -> str:
     """Label 2 and 5 of each decade, so that a short logarithmic axis has numbers to read."""
     leading = f"{value:e}"[0]
     return f"{value:g}" if leading in "25" else ""
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= 10 else name[:9] + "…"

@@ -1,14 +1,13 @@
 """report.html: one file that needs no other."""
 
-import re
 from collections.abc import Mapping
-from importlib.resources import files
 from typing import Any
 
+from kullback.kit import page
+from kullback.kit.numbers import Summary
+
 from . import measures, pictures
-from .errors import extra
-from .job import MEASURES, Results
-from .measures import Summary
+from .results import MEASURES, Results
 from .training import KINDS, Kind
 
 TITLES = {"accuracy": "accuracy, %", "nll": "NLL", "ece": "ECE", "kl": "KL(t‖s)", "seconds": "train s"}
@@ -85,40 +84,24 @@ def plus_minus(measure: str, summary: Summary | None) -> str:
 
 def render(results: Results) -> str:
     """The page."""
-    environment = extra("jinja2").Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(files(__package__).joinpath("report.html.j2").read_text(encoding="utf-8"))
-    markup = extra("markupsafe").Markup
     images = []
     if results.table.image_shape is not None:
         for position in pictures.example_rows(results):
             row = int(results.split.held_out[position])
             label = f"Held-out row {row}: picture, and probabilities by the teacher, labels only, teacher and labels"
-            images.append(markup(inline(pictures.image_picture(results, position), label)))
-    charts = [
-        (title, text, markup(inline(draw(results), f"{title}. {text}"))) for title, text, draw in _charts(results)
-    ]
-    settings: dict[str, Any] = results.settings.to_json()
-    html: str = template.render(
+            images.append((pictures.image_picture(results, position), label))
+    return page.render(
+        __package__,
+        "report.html.j2",
+        of="distill",
         results=results,
         rows=table_rows(results),
         caption=caption(results),
         verdict=verdict(results),
-        charts=charts,
+        charts=[(title, text, draw(results)) for title, text, draw in _charts(results)],
         images=images,
-        settings=settings,
-        names=pictures.NAMES,
+        settings=results.settings.to_json(),
         kept=f"both, seed {results.settings.seed}",
-    )
-    return html
-
-
-def inline(svg: str, label: str) -> str:
-    """An SVG document as part of a page, with a name for those who cannot see it."""
-    escape = extra("markupsafe").escape
-    body = svg[svg.index("<svg") :]
-    body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
-    return re.sub(r"<svg ", f'<svg role="img" aria-label="{escape(label)}" ', body, count=1).replace(
-        pictures.INK, "currentColor"
     )
 
 

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from kullback import alpha, chi2, hellinger, jeffreys, js, kl, renyi, tv
+from kullback._errors import BadInput
 from kullback.forms.finite import FiniteForm
-
-from .errors import BadInput
 
 Verb = Callable[[FiniteForm, FiniteForm], Tensor]
 

@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 
 from kullback import FormError, Logits, Probs
+from kullback._errors import BadInput
 from kullback.forms.finite import FiniteForm
+from kullback.kit.ending import near
 
 from .data import Floats, Split, Table, read_frame
-from .errors import BadInput, extra, near
+from .extras import extra
 from .models import Scaling, count_parameters, network
 from .settings import Settings, needs_mass_everywhere
 from .training import HeldOut, steps_per_epoch, teacher_step, train
