@@ -1,7 +1,10 @@
 """The command `kullback`: gathers the sub-commands, each of which lives beside the work it starts."""
 
-import sys
 from typing import TYPE_CHECKING
+
+from kullback.kit.ending import ending, fail
+from kullback.kit.extras import install
+from kullback.kit.terminal import spell_out
 
 if TYPE_CHECKING:
     import typer
@@ -29,19 +32,15 @@ def app() -> "typer.Typer":
 
 def main() -> None:
     """Entry point. Bad input ends with one line and exit code 2, Ctrl-C with 130."""
-    try:
-        commands = app()
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] == "kullback":
-            raise
-        print(
-            f"kullback: the package {error.name!r} is not installed; write: pip install 'kullback[distill]'",
-            file=sys.stderr,
-        )
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
-    commands()
+    spell_out()
+    with ending("kullback"):
+        try:
+            commands = app()
+        except ModuleNotFoundError as error:
+            if (error.name or "").partition(".")[0] == "kullback":
+                raise
+            fail("kullback", f"the package {error.name!r} is not installed; write: {install('distill')}")
+        commands()
 
 
 if __name__ == "__main__":

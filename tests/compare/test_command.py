@@ -205,7 +205,7 @@ def test_the_picture_is_svg_that_names_both(files, pair):
         (("a.csv", "b.csv", "--base", "1"), "--base is 1"),
         (("a.csv", "b.csv", "--level", "1.5"), "--level is 1.5"),
         (("a.csv", "b.csv", "--plot", "out.png"), ".svg"),
-        (("a.csv", "b.csv", "--plot", "nowhere/out.svg"), "no folder"),
+        (("a.csv", "b.csv", "--plot", "nowhere/out.svg"), "there is no folder"),
         (("a.csv", "b.csv", "--divergence", "foo"), "'foo' is not known"),
         (("a.csv", "b.csv", "--divergence", "renyi:-1"), "order must be"),
         (("a.csv", "b.csv", "--divergence", "tv"), "from samples only kl and jeffreys"),

@@ -2,8 +2,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from kullback.distill import data
-from kullback.distill.errors import BadInput
+from kullback.distill import BadInput, data
 from kullback.distill.models import Scaling
 
 from .conftest import blobs

@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from kullback import Logits, Probs, kl
-from kullback.distill import measures
-from kullback.distill.measures import Summary
+from kullback.distill import Summary, measures
 
 
 def test_calibration_error_of_a_hand_made_case():

@@ -10,7 +10,7 @@ import torch
 from kullback import Logits, Probs, kl
 from kullback.distill import BadInput, Settings, load_student, measures, run
 from kullback.distill.data import digits
-from kullback.distill.job import MEASURES
+from kullback.distill.results import MEASURES
 from kullback.distill.training import KINDS
 
 from .conftest import TINY, blobs
@@ -268,11 +268,11 @@ def test_nothing_is_overwritten(tmp_path, table_file):
 def test_unnamed_folders_do_not_collide(inside, table_file, monkeypatch):
     from datetime import datetime
 
-    from kullback.distill.run_folder import new_folder
+    from kullback.kit.files import new_folder
 
     now = datetime(2026, 1, 2, 3, 4, 5)
-    assert new_folder(None, now).name == "kullback-distill-20260102-030405"
-    assert new_folder(None, now).name == "kullback-distill-20260102-030405-2"
+    assert new_folder(None, now, "kullback-distill").name == "kullback-distill-20260102-030405"
+    assert new_folder(None, now, "kullback-distill").name == "kullback-distill-20260102-030405-2"
 
 
 @pytest.mark.parametrize("at", ["teacher", "student from labels, seed 0", "student from labels, seed 1", "report"])

@@ -2,16 +2,18 @@
 
 import json
 import math
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
 import typer
 
-from kullback._errors import BadInput, KullbackError
-from kullback.distill.run_folder import write_bytes
+from kullback._errors import BadInput
 from kullback.estimate import JEFFREYS, KRICHEVSKY_TROFIMOV, LAPLACE, DirichletPrior, MillerMadow, PlugIn
+from kullback.kit.ending import ending
+from kullback.kit.files import check_file, write_bytes
+from kullback.kit.numbers import finite
+from kullback.kit.terminal import pairs
 
 from .files import Content, Kind, aligned, read
 from .measure import DIVERGENCES, Answer, Request, Side, answer
@@ -49,7 +51,7 @@ def kl(
 
     A file holds columns of numbers (samples, one a row), two columns of names and counts, or probabilities.
     """
-    try:
+    with ending("kullback kl"):
         _check(base, level, hold, plot)
         request = Request(
             divergence.strip().lower(), math.e if base is None else base, level, seed, _counting(prior, drop_unseen)
@@ -62,9 +64,6 @@ def kl(
             from .picture import draw_picture
 
             write_bytes(plot, draw_picture(*sides, answers[0], (p, q)).encode())
-    except (KullbackError, OSError) as error:
-        print(f"kullback kl: {' '.join(str(error).split())}", file=sys.stderr)
-        raise typer.Exit(2) from None
     if as_json:
         print(json.dumps(_document(sides, (p, q), answers), indent=2, ensure_ascii=False, allow_nan=False))
     else:
@@ -79,10 +78,7 @@ def _check(base: float | None, level: float, hold: str | None, plot: Path | None
     if hold is not None and hold not in get_args(Kind):
         raise BadInput(f"--as is {hold!r}; write samples, counts or probs.")
     if plot is not None:
-        if plot.suffix.lower() != ".svg":
-            raise BadInput(f"--plot {plot}: the picture is SVG; write a name that ends in .svg.")
-        if not plot.absolute().parent.is_dir():
-            raise BadInput(f"--plot {plot}: there is no folder {plot.parent}.")
+        check_file("--plot", plot, (".svg",))
 
 
 def _counting(prior: str | None, drop_unseen: bool) -> PlugIn | None:
@@ -129,8 +125,7 @@ def _table(sides: tuple[Side, Side], given: tuple[str, str], answers: list[Answe
     lines += [(name, _describe(side, text)) for name, side, text in zip("PQ", sides, given, strict=True)]
     if plot is not None:
         lines.append(("picture", str(plot)))
-    width = max(len(name) for name, _ in lines) + 2
-    return "\n".join(f"{name:<{width}}{value}" for name, value in lines)
+    return pairs(lines)
 
 
 def _and_m(one: Answer) -> str:
@@ -157,5 +152,5 @@ def _document(sides: tuple[Side, Side], given: tuple[str, str], answers: list[An
 
 def _plain(value: Any) -> Any:
     if isinstance(value, float):
-        return value if math.isfinite(value) else None
+        return finite(value)
     return [_plain(one) for one in value] if isinstance(value, tuple) else value

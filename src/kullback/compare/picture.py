@@ -1,6 +1,5 @@
-"""The picture of `kullback kl --plot`, as SVG. Mid grey on a clear ground: it reads on light and dark."""
+"""The picture of `kullback kl --plot`, as SVG."""
 
-import io
 from typing import Any
 
 import numpy as np
@@ -8,15 +7,14 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from kullback._errors import FormError
 from kullback.estimate.draws import draw, log_density
 from kullback.forms.empirical import Samples
+from kullback.kit.pictures import BLUE, INK, ORANGE, drawn, short
 
 from .files import Content
 from .measure import Answer, Side
 
-INK = "#7a828c"
-COLOURS = ("#2a93d5", "#d9822b")
+COLOURS = (BLUE, ORANGE)
 _DRAWS = 20_000
 _MOST_CATEGORIES = 30
 _MOST_POINTS = 2_000
@@ -24,29 +22,21 @@ _MOST_POINTS = 2_000
 
 def draw_picture(p: Side, q: Side, answer: Answer, given: tuple[str, str]) -> str:
     """Both sides in one pair of axes, and, where the densities are known, where the divergence comes from."""
-    try:
-        from matplotlib.backends.backend_svg import FigureCanvasSVG
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError:
-        raise FormError("--plot needs matplotlib. Write: pip install 'kullback[distill]'.") from None
     labels = [f"{side}: {_short(text)}" for side, text in zip("PQ", given, strict=True)]
-    figure = Figure(figsize=(7.5, 5.2), layout="constrained")
-    FigureCanvasSVG(figure)
-    if isinstance(p, Content) and isinstance(q, Content) and not isinstance(p.held, Samples):
-        _categories(figure, p, q, labels)
-    elif _dimension(p) == 1:
-        _line(figure, p, q, labels)
-    else:
-        _plane(figure, p, q, labels)
-    low_high = "" if answer.interval is None else f"   ({answer.interval[0]:.4g} to {answer.interval[1]:.4g})"
-    figure.suptitle(
-        f"{answer.direction} = {answer.value:.5g} {answer.unit}{low_high}", x=0.02, ha="left", color=INK, fontsize=13
-    )
-    for axes in figure.axes:
-        _plain(axes)
-    text = io.StringIO()
-    figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
-    return text.getvalue()
+
+    def fill(figure: Any) -> None:
+        if isinstance(p, Content) and isinstance(q, Content) and not isinstance(p.held, Samples):
+            _categories(figure, p, q, labels)
+        elif _dimension(p) == 1:
+            _line(figure, p, q, labels)
+        else:
+            _plane(figure, p, q, labels)
+        low_high = "" if answer.interval is None else f"   ({answer.interval[0]:.4g} to {answer.interval[1]:.4g})"
+        figure.suptitle(
+            f"{answer.direction} = {answer.value:.5g} {answer.unit}{low_high}", x=0.02, ha="left", fontsize=13
+        )
+
+    return drawn(fill, size=(7.5, 5.2), of="distill").decode()
 
 
 def _categories(figure: Any, p: Content, q: Content, labels: list[str]) -> None:
@@ -68,11 +58,11 @@ def _categories(figure: Any, p: Content, q: Content, labels: list[str]) -> None:
             bottom.annotate("∞", (place, 0), ha="center", va="bottom", color=INK, fontsize=14)
     bottom.axhline(0, color=INK, linewidth=0.8)
     bottom.set_ylabel("p log(p/q), nats")
-    ticks = [p.names[i] for i in shown.tolist()]
+    ticks = [short(p.names[i], 20) for i in shown.tolist()]
     turn = max(map(len, ticks)) * len(ticks) > 80
     bottom.set_xticks(at, ticks, rotation=60 if turn else 0, ha="right" if turn else "center")
     if len(a) > _MOST_CATEGORIES:
-        bottom.set_xlabel(f"the {_MOST_CATEGORIES} of {len(a)} categories that matter most", color=INK)
+        bottom.set_xlabel(f"the {_MOST_CATEGORIES} of {len(a)} categories that matter most")
 
 
 def _line(figure: Any, p: Side, q: Side, labels: list[str]) -> None:
@@ -137,19 +127,8 @@ def _is_whole(side: Distribution) -> bool:
 def _short(text: str) -> str:
     name = " ".join(text.replace("\\", "/").split())
     name = name if "(" in name else name.rpartition("/")[2]
-    return name if len(name) <= 40 else name[:37] + "..."
+    return short(name, 40)
 
 
 def _legend(axes: Any) -> None:
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False, labelcolor=INK, borderaxespad=0.2)
-
-
-def _plain(axes: Any) -> None:
-    axes.patch.set_alpha(0)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    for side in ("left", "bottom"):
-        axes.spines[side].set_color(INK)
-    axes.tick_params(colors=INK)
-    axes.xaxis.label.set_color(INK)
-    axes.yaxis.label.set_color(INK)
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.2)

@@ -8,7 +8,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .errors import BadInput, extra, near
+from kullback._errors import BadInput
+from kullback.kit.ending import near
+
+from .extras import extra
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]

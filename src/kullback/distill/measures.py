@@ -13,29 +13,6 @@ CALIBRATION_BINS = 15
 
 
 @dataclass(frozen=True)
-class Summary:
-    """Mean and standard error over seeds, with the values that they summarise."""
-
-    mean: float
-    stderr: float | None  # None for a single value
-    values: tuple[float, ...]
-
-    @classmethod
-    def of(cls, values: list[float]) -> "Summary":
-        """mean, s/√n with s² = Σ(x - mean)²/(n - 1).
-
-        >>> Summary.of([1.0, 3.0])
-        Summary(mean=2.0, stderr=1.0, values=(1.0, 3.0))
-        """
-        n = len(values)
-        mean = math.fsum(values) / n if all(map(math.isfinite, values)) else sum(values) / n
-        if n == 1 or not math.isfinite(mean):
-            return cls(mean, None, tuple(values))
-        variance = math.fsum((x - mean) ** 2 for x in values) / (n - 1)
-        return cls(mean, math.sqrt(variance / n), tuple(values))
-
-
-@dataclass(frozen=True)
 class Bin:
     """One bin of a reliability diagram: rows whose confidence is in (place/bins, (place + 1)/bins]."""
 

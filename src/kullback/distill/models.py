@@ -12,8 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from kullback._errors import BadInput
+
 from .data import Column, Floats, encode, feature_names
-from .errors import BadInput, extra
+from .extras import extra
 
 WEIGHTS = "student.safetensors"
 FORMAT = "kullback student 2"
@@ -74,7 +76,7 @@ class Stack(nn.Module):
 def predict(model: nn.Module, x: Tensor) -> Tensor:
     """model(x), a bounded number of rows at a time, on the CPU."""
     device = next(model.parameters()).device
-    return torch.cat([model(part.to(device)).cpu() for part in x.split(CHUNK)])
+    return torch.cat([model(part.to(device)).cpu() for part in torch.split(x, CHUNK)])
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -9,18 +9,24 @@ import torch
 from torch import Tensor
 
 import kullback
-from kullback import Logits
+from kullback import Logits, Probs, kl
 from kullback.forms.finite import FiniteForm
+from kullback.kit.numbers import Summary
 
 from . import measures
 from .data import Ints, Split, Table
-from .measures import Bin, Summary
+from .measures import Bin
 from .models import Student
 from .settings import Settings
 from .teachers import Teacher
 from .training import KINDS, Curve, Kind
 
 MEASURES = ("accuracy", "nll", "ece", "kl", "seconds")
+PAIRS: tuple[tuple[Kind, Kind], ...] = (
+    ("teacher only", "labels only"),
+    ("both", "labels only"),
+    ("both", "teacher only"),
+)
 
 
 @dataclass(frozen=True)
@@ -84,6 +90,12 @@ class Results:
     def of(self, kind: Kind) -> list[Outcome]:
         """The finished students of a kind, by seed."""
         return [outcome for outcome in self.outcomes if outcome.kind == kind]
+
+    def said(self, kind: Kind) -> FiniteForm:
+        """Of the held-out rows, by the first seed's student."""
+        said = self.of(kind)[0].said
+        assert said is not None
+        return said
 
     def finished(self) -> list[Kind]:
         """The kinds of which a student is finished."""
@@ -170,7 +182,7 @@ class Results:
             "best_student": self.ranking()[0] if self.finished() else None,
             "differences": {
                 f"{kind} - {other}": {m: _summary(self.difference(kind, other, m)) for m in MEASURES[:4]}
-                for kind, other in (("teacher only", "labels only"), ("both", "labels only"), ("both", "teacher only"))
+                for kind, other in PAIRS
             },
             "temperature_sweep": [
                 {"temperature": t, "accuracy": asdict(summary)} for t, summary in self.by_temperature().items()
@@ -182,6 +194,18 @@ class Results:
         """The kinds that are finished, by their mean held-out accuracy, best first."""
         means = {kind: summary.mean for kind in KINDS if (summary := self.summary(kind, "accuracy"))}
         return sorted(means, key=lambda kind: -means[kind])
+
+
+def kl_rows(results: Results, kind: Kind) -> Tensor:
+    """KL(teacher‖student) of each held-out row, in nats, of the first seed's student."""
+    assert results.teacher is not None
+    return kl(rows_of(results.teacher.said, results.split.held_out), results.said(kind)).double()
+
+
+def rows_of(form: FiniteForm, index: Ints, device: torch.device | None = None) -> FiniteForm:
+    """Some rows of the teacher's `Logits` or `Probs`, which were checked as a whole."""
+    data = form.data[torch.from_numpy(index)].to(device or torch.device("cpu"))
+    return Logits(data) if isinstance(form, Logits) else Probs(data, validate=False)
 
 
 def versions() -> dict[str, str]:

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from kullback import alpha, chi2, hellinger, jeffreys, js, kl, renyi, tv
+from kullback._errors import BadInput
 from kullback.forms.finite import FiniteForm
-
-from .errors import BadInput
 
 Verb = Callable[[FiniteForm, FiniteForm], Tensor]
 
@@ -95,7 +94,16 @@ class Settings:
 
     def check(self) -> None:
         """Refuse what cannot run, with the option to change."""
-        counts = ("teacher_rows", "labels", "epochs", "batch_size", "hidden", "teacher_hidden", "teacher_epochs", "seeds")
+        counts = (
+            "teacher_rows",
+            "labels",
+            "epochs",
+            "batch_size",
+            "hidden",
+            "teacher_hidden",
+            "teacher_epochs",
+            "seeds",
+        )
         for name in counts:
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -127,13 +135,13 @@ class Settings:
         [(64, 40), (448, 16), (1536, 10)]
         """
         share = max(0.25, min(1.0, math.sqrt(10_000 / rows)))
-        choices = {
-            "labels": labels,
-            "batch_size": max(64, math.isqrt(4 * rows) // 64 * 64),
-            "epochs": round(40 * share),
-            "teacher_epochs": round(25 * share),
-        }
-        return replace(self, **{name: value for name, value in choices.items() if getattr(self, name) is None})
+        return replace(
+            self,
+            labels=_or(self.labels, labels),
+            batch_size=_or(self.batch_size, max(64, math.isqrt(4 * rows) // 64 * 64)),
+            epochs=_or(self.epochs, round(40 * share)),
+            teacher_epochs=_or(self.teacher_epochs, round(25 * share)),
+        )
 
     def seed_range(self) -> range:
         """The seed of each student of a kind."""
@@ -203,6 +211,10 @@ def _order(text: str) -> float | None:
     except ValueError:
         return None
     return number if math.isfinite(number) else None
+
+
+def _or(value: int | None, otherwise: int) -> int:
+    return otherwise if value is None else value
 
 
 def _positive(name: str, value: float) -> None:

@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 
 from kullback import FormError, Logits, Probs
+from kullback._errors import BadInput
 from kullback.forms.finite import FiniteForm
+from kullback.kit.ending import near
 
 from .data import Floats, Ints, Split, Table, read_frame, stratified
-from .errors import BadInput, extra, near
+from .extras import extra
 from .models import Scaling, Stack, count_parameters, parts, predict
 from .settings import Settings, needs_mass_everywhere
 from .training import Kept, TeacherLesson, seconds_per_step, steps_per_epoch, train
@@ -59,45 +61,73 @@ class Teacher:
         return cls(said, **{**state, "notes": tuple(state["notes"])})
 
 
-@dataclass(frozen=True)
-class Task:
-    """A teacher that was checked and waits to be made.
+def prepare(settings: Settings, table: Table, split: Split) -> "NetworkTask | Callable[[], Teacher]":
+    """Check the teacher before anything is written or trained: what will make it.
 
-    Args:
-        units: of work, of which `make` tells one by one.
-        seconds: each of them takes here, about; None where nobody knows.
-        make: from the standardised features of all rows.
-    """
-
-    units: int
-    seconds: Callable[[Tensor], float | None]
-    make: Callable[[Tensor, Callable[[], None], Kept | None], Teacher]
-
-
-def prepare(settings: Settings, table: Table, split: Split) -> Task:
-    """Check the teacher before anything is written or trained.
-
-    Raises: BadInput.
+    Raises: BadInput. Calling what comes back for a classifier may do so too: it may turn out unfit.
     """
     name = settings.teacher
     if name == "network":
-        rows = _rows_for(settings, table, split)
-        return _network_task(settings, table, rows, _some_rows(rows, split))
+        return NetworkTask(settings, table, split, _rows_for(settings, table, split))
     if Path(name).suffix.lower() in FILE_SUFFIXES or Path(name).is_file():
         if settings.teacher_rows is not None:
             raise BadInput(f"--teacher-rows is for teachers that are trained here, but {name} is a file; leave it out")
         teacher = _from_file(Path(name), table)
         _check_zeros(teacher.said, settings)
-        return Task(0, lambda x: 0.0, lambda x, on_unit, kept: teacher)
+        return lambda: teacher
     estimator, rows = _classifier(name, settings.seed), _rows_for(settings, table, split)
 
-    def fit(x: Tensor, on_unit: Callable[[], None], kept: Kept | None) -> Teacher:
+    def fit() -> Teacher:
         fitted = _fit_classifier(estimator, table, split, rows)
         _check_zeros(fitted.said, settings)
-        on_unit()
         return fitted
 
-    return Task(1, lambda x: None, fit)
+    return fit
+
+
+class NetworkTask:
+    """A network to be trained on the labels of these rows.
+
+    Every method takes the standardised features of all rows of the table.
+    """
+
+    def __init__(self, settings: Settings, table: Table, split: Split, rows: Ints) -> None:
+        assert settings.teacher_epochs is not None
+        assert settings.batch_size is not None
+        self.epochs, self.batch, self.seed = settings.teacher_epochs, settings.batch_size, settings.seed
+        self.rows, self.table, self.device = rows, table, torch.device(settings.device)
+        self.widths = (len(table.feature_names), *(settings.teacher_hidden,) * 2, table.num_classes)
+        self.steps = steps_per_epoch(len(rows), self.batch)
+        self.notes = _some_rows(rows, split)
+
+    def seconds(self, scaled: Tensor) -> float:
+        """About how long an epoch takes here."""
+        return self.steps * seconds_per_step(self._stack(), self._lesson(scaled, self.rows[: self.batch]))
+
+    def make(self, scaled: Tensor, on_epoch: Callable[[], None], kept: Kept) -> Teacher:
+        """Train it, and hear what it says of all rows."""
+        trained = train(
+            self._stack(),
+            self._lesson(scaled, self.rows),
+            None,
+            epochs=self.epochs,
+            steps=self.steps,
+            learning_rate=LEARNING_RATE,
+            on_epoch=on_epoch,
+            kept=kept,
+        )
+        model = trained.model.member(0)
+        description = f"network {'-'.join(map(str, self.widths))}, trained here"
+        said, size = Logits(predict(model, scaled)), count_parameters(model)
+        return Teacher(said, description, size, trained.seconds, len(self.rows), self.notes)
+
+    def _stack(self) -> Stack:
+        return Stack(self.widths, [self.seed]).to(self.device)
+
+    def _lesson(self, scaled: Tensor, rows: Ints) -> TeacherLesson:
+        index = torch.from_numpy(rows)
+        labels = torch.from_numpy(self.table.classes)[index]
+        return TeacherLesson(scaled[index].to(self.device), labels.to(self.device), self.batch)
 
 
 def _rows_for(settings: Settings, table: Table, split: Split) -> Ints:
@@ -118,40 +148,6 @@ def _rows_for(settings: Settings, table: Table, split: Split) -> Ints:
 def _some_rows(rows: Ints, split: Split) -> tuple[str, ...]:
     many, of = len(rows), len(split.train)
     return () if many == of else (f"The teacher learned from {many:,} of the {of:,} training rows (--teacher-rows)",)
-
-
-def _network_task(settings: Settings, table: Table, rows: Ints, notes: tuple[str, ...]) -> Task:
-    device = torch.device(settings.device)
-    widths = (len(table.feature_names), settings.teacher_hidden, settings.teacher_hidden, table.num_classes)
-    assert settings.teacher_epochs is not None
-    assert settings.batch_size is not None
-    epochs, batch = settings.teacher_epochs, settings.batch_size
-    steps = steps_per_epoch(len(rows), batch)
-
-    def lesson(x: Tensor, rows: Ints) -> TeacherLesson:
-        index = torch.from_numpy(rows)
-        return TeacherLesson(x[index].to(device), torch.from_numpy(table.classes)[index].to(device), batch)
-
-    def seconds(x: Tensor) -> float:
-        return steps * seconds_per_step(Stack(widths, [settings.seed]).to(device), lesson(x, rows[:batch]))
-
-    def make(x: Tensor, on_unit: Callable[[], None], kept: Kept | None) -> Teacher:
-        trained = train(
-            Stack(widths, [settings.seed]).to(device),
-            lesson(x, rows),
-            None,
-            epochs=epochs,
-            steps=steps,
-            learning_rate=LEARNING_RATE,
-            on_epoch=on_unit,
-            kept=kept,
-        )
-        model = trained.model.member(0)
-        description = f"network {'-'.join(map(str, widths))}, trained here"
-        said = Logits(predict(model, x))
-        return Teacher(said, description, count_parameters(model), trained.seconds, len(rows), notes)
-
-    return Task(epochs, seconds, make)
 
 
 def _classifier(name: str, seed: int) -> Any:
@@ -195,7 +191,9 @@ def _fit_classifier(estimator: Any, table: Table, split: Split, rows: Ints) -> T
     except FormError as error:
         raise BadInput(f"--teacher {name} gives no probabilities here ({_one_line(error)}); name another one") from None
     notes = tuple(dict.fromkeys(f"{name}: {_one_line(warning.message)}" for warning in caught))
-    return Teacher(form, f"scikit-learn {name}, trained here", None, seconds, len(rows), (*_some_rows(rows, split), *notes))
+    return Teacher(
+        form, f"scikit-learn {name}, trained here", None, seconds, len(rows), (*_some_rows(rows, split), *notes)
+    )
 
 
 def _from_file(path: Path, table: Table) -> Teacher:

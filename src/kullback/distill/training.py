@@ -111,7 +111,7 @@ class StudentLesson:
     def loss(self, model: Stack, drawn: Tensor) -> Tensor:
         """The mean over (S, rows) is the mean of the networks' means: all have as many rows, and as many labels."""
         rows, said = self.rows, self.rows.teacher.data
-        picked, free = drawn.split([self.from_labelled, self.from_any], -1)
+        picked, free = drawn[:, : self.from_labelled], drawn[:, self.from_labelled :]
         index = torch.cat([rows.labelled.gather(1, picked), free], -1)
         labels = torch.cat([rows.labels.gather(1, picked), torch.full_like(free, NO_LABEL)], -1)
         form = type(rows.teacher)  # its rows were checked when the teacher was made
@@ -159,8 +159,9 @@ def train(
 ) -> Trained:
     """Per epoch `steps` steps of AdamW, with a cosine from `learning_rate` to zero.
 
-    The last epoch's weights are the result, whatever the curves say; without `held_out` there are none. What a network draws depends on its own seed
-    alone. With `kept`, the training goes on from the last epoch that was saved there, to the same weights.
+    The last epoch's weights are the result, whatever the curves say; without `held_out` there are none. What a network
+    draws depends on its own seed alone. With `kept`, the training goes on from the last epoch that was saved there, to
+    the same weights.
     """
     loop = _Loop(model, lesson, epochs * steps, learning_rate)
     curves: list[Curve] = [Curve([], []) for _ in model.seeds]
@@ -211,9 +212,7 @@ class _Loop:
     def __init__(self, model: Stack, lesson: Lesson, total: int, learning_rate: float) -> None:
         self.model, self.lesson, self.total, self.peak, self.step = model, lesson, total, learning_rate, 0
         fused = model.weights[0].device.type in ("cpu", "cuda")
-        self.optimizer = torch.optim.AdamW(
-            model.parameters(), lr=learning_rate, weight_decay=WEIGHT_DECAY, fused=fused
-        )
+        self.optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=WEIGHT_DECAY, fused=fused)
         self.generators = [torch.Generator().manual_seed(seed) for seed in model.seeds]
 
     def run(self, steps: int) -> None:

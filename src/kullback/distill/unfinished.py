@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from .run_folder import write_bytes
+from kullback.kit.files import write_bytes
 
 EVERY = 15.0  # seconds between two saves of a training
 
@@ -20,12 +20,15 @@ class Unfinished:
     def __init__(self, run_folder: Path) -> None:
         self.folder = run_folder / "unfinished"
 
+    def has(self, name: str) -> bool:
+        """Whether something was saved under this name."""
+        return self._path(name).is_file()
+
     def load(self, name: str) -> dict[str, Any] | None:
         """What was saved under this name, if anything."""
-        path = self._path(name)
-        if not path.is_file():
+        if not self.has(name):
             return None
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        state: dict[str, Any] = torch.load(self._path(name), map_location="cpu", weights_only=True)
         return state
 
     def save(self, name: str, state: dict[str, Any]) -> None:

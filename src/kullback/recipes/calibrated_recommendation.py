@@ -24,7 +24,7 @@ from kullback import Logits, Probs, kl
 from kullback.losses import average
 from kullback.recommend import calibration, genre_distribution, rerank
 
-from ._show import BLUE, ORANGE, Clock, Result, check, picture, progress, seeded, smooth
+from .shared import BLUE, ORANGE, Clock, Result, check, picture, progress, seeded, smooth
 
 LENGTH = 10  # of a list
 COMMON, BUSY = 8, 12  # users that an item needs, items that a user needs

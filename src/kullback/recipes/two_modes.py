@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from kullback import Probs, kl
 from kullback.losses import ForwardKL, FullGaussian, ReverseKL
 
-from ._show import BLUE, GREEN, ORANGE, Clock, Result, check, extra, picture, progress, seeded, smooth
+from .shared import BLUE, GREEN, ORANGE, Clock, Result, check, extra, picture, progress, seeded, smooth
 
 BANDWIDTH = 0.3  # cm
 LOW, HIGH, CELLS = (-2.0, -2.0), (10.0, 5.0), (240, 140)  # the grid of the exact numbers, 0.05 cm
