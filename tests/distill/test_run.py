@@ -48,8 +48,8 @@ def test_means_errors_and_paired_differences_are_those_of_the_values(finished):
     summary = finished.summary("both", "accuracy")
     assert summary.mean == pytest.approx((first + second) / 2, rel=1e-12)
     assert summary.stderr == pytest.approx(abs(first - second) / 2, rel=1e-9)
-    gains = [b.accuracy - a.accuracy for a, b in zip(finished.of("labels"), finished.of("both"), strict=True)]
-    difference = finished.difference("both", "labels", "accuracy")
+    gains = [b.accuracy - a.accuracy for a, b in zip(finished.of("labels only"), finished.of("both"), strict=True)]
+    difference = finished.difference("both", "labels only", "accuracy")
     assert difference.values == pytest.approx(gains)
     assert difference.stderr == pytest.approx(np.std(gains, ddof=1) / math.sqrt(2))
 
@@ -132,8 +132,8 @@ def test_students_of_a_seed_start_alike_and_learn_from_what_they_should(tmp_path
         learning_rate=0.02,
     )
     results = run(settings)
-    assert results.summary("labels", "accuracy").mean > 0.9
-    assert results.summary("teacher", "accuracy").mean < 0.1
+    assert results.summary("labels only", "accuracy").mean > 0.9
+    assert results.summary("teacher only", "accuracy").mean < 0.1
     assert results.teacher_measures["accuracy"] == 0.0
 
 
@@ -154,8 +154,8 @@ def test_every_divergence_pulls_the_student_to_the_teacher(tmp_path, table_file,
         learning_rate=0.02,
     )
     results = run(settings)
-    assert results.of("teacher")[0].kl < 0.3
-    assert results.of("teacher")[0].accuracy > 0.9
+    assert results.of("teacher only")[0].kl < 0.3
+    assert results.of("teacher only")[0].accuracy > 0.9
 
 
 def test_one_seed_has_no_standard_error_and_many_classes_no_pictures(tmp_path, table_file):
@@ -192,7 +192,7 @@ def test_teacher_files_of_probabilities_and_of_logits_mean_the_same(tmp_path, ta
     expected = runs["logits.npy"].teacher_measures
     for results in runs.values():
         assert results.teacher_measures == pytest.approx(expected, rel=1e-9)
-        assert results.of("teacher")[0].kl == pytest.approx(runs["logits.npy"].of("teacher")[0].kl, rel=1e-3)
+        assert results.of("teacher only")[0].kl == pytest.approx(runs["logits.npy"].of("teacher only")[0].kl, rel=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -303,10 +303,10 @@ def test_an_interrupt_leaves_what_was_finished(tmp_path, table_file, at):
 def test_the_default_run_beats_labels_alone_by_more_than_two_standard_errors(tmp_path):
     results = run(Settings(out=tmp_path / "out"))
     print(f"default run: {results.seconds:.0f} s")
-    for kind in ("teacher", "both"):
-        gain = results.difference(kind, "labels", "accuracy")
+    for kind in ("teacher only", "both"):
+        gain = results.difference(kind, "labels only", "accuracy")
         assert gain.mean > 2 * gain.stderr
-        assert results.difference(kind, "labels", "nll").mean < 0
-        assert results.difference(kind, "labels", "kl").mean < 0
-    assert results.summary("labels", "accuracy").mean > 0.8  # the baseline is trained well, not a straw man
+        assert results.difference(kind, "labels only", "nll").mean < 0
+        assert results.difference(kind, "labels only", "kl").mean < 0
+    assert results.summary("labels only", "accuracy").mean > 0.8  # the baseline is trained well, not a straw man
     assert results.student_parameters * 100 < results.teacher.parameters
