@@ -5,6 +5,8 @@ import torch
 
 from kullback import FormError, Logits, kl
 from kullback.losses import average
+from kullback.losses.average import row_weights
+from kullback.losses.inputs import tensors
 
 
 def test_mean_sum_none_over_kept_rows():
@@ -15,9 +17,32 @@ def test_mean_sum_none_over_kept_rows():
     assert average(values, mask=mask, reduction="none").tolist() == [1.0, 0.0, 4.0, 8.0]
 
 
-def test_a_mask_broadcasts_over_leading_axes():
-    values = torch.arange(6.0).reshape(2, 3)
-    assert average(values, mask=torch.tensor([True, False, True])).item() == (0 + 2 + 3 + 5) / 4
+def test_a_mask_that_would_broadcast_says_so_instead():
+    values, mask = torch.arange(6.0).reshape(2, 3), torch.tensor([True, False, True])
+    with pytest.raises(FormError, match=r"mask has \(3,\).*write mask.expand\(2, 3\)"):
+        average(values, mask=mask)
+    assert average(values, mask=mask.expand(2, 3)).item() == (0 + 2 + 3 + 5) / 4
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("num_items", [None, 7, torch.tensor([7])])
+@pytest.mark.parametrize("kept", ["all", "some", "none"])
+def test_weights_of_rows_say_before_what_the_average_says_after(reduction, num_items, kept):
+    """scale · average = Σ weights · values over the rows that weigh anything, and dropped rows may hold NaN."""
+    if reduction == "sum":
+        num_items = None
+    values = torch.tensor([[1.0, -2.0, 4.0], [0.5, 3.0, 8.0]], dtype=torch.float64)
+    keep = {"all": None, "some": values > 0.7, "none": values > 9.0}[kept]
+    dirty = values if keep is None else torch.where(keep, values, math.nan)
+    weights = row_weights(
+        tensors("test", values=values), keep=keep, num_items=num_items, reduction=reduction, scale=0.3
+    )
+    assert weights.shape == values.shape
+    assert weights.dtype == torch.float64
+    assert keep is None or ((weights != 0) == keep).all()
+    total = (weights * dirty)[weights != 0].sum()
+    expected = 0.3 * average(dirty, mask=keep, num_items=num_items, reduction=reduction)
+    assert total.item() == pytest.approx(expected.item(), rel=1e-15, abs=0)
 
 
 def test_parts_with_num_items_add_up_to_the_whole():
@@ -72,10 +97,10 @@ def test_dropped_rows_may_hold_anything(poison):
     ("kwargs", "message"),
     [
         ({"mask": torch.ones(3)}, "mask has dtype torch.float32.*mask.bool"),
-        ({"mask": torch.ones(3, 2, dtype=torch.bool)}, r"mask has shape \(3, 2\).*one value per row: \(3,\)"),
+        ({"mask": torch.ones(3, 2, dtype=torch.bool)}, r"values has rows of shape \(3,\) but mask has \(3, 2\)"),
         ({"num_items": 0}, "num_items is 0.*counts the kept rows"),
         ({"num_items": 3, "reduction": "sum"}, "denominator of a mean"),
-        ({"reduction": "batchmean"}, "write 'mean', 'sum' or 'none'"),
+        ({"reduction": "batchmean"}, "write 'mean' or 'sum' or 'none'"),
     ],
 )
 def test_bad_input_says_what_to_write(kwargs, message):

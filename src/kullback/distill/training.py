@@ -89,7 +89,11 @@ class StudentLesson:
     def __init__(self, kind: Kind, rows: Rows, settings: Settings, divergence: Verb) -> None:
         weight = {"labels only": 0.0, "teacher only": 1.0, "both": settings.soft_weight}[kind]
         self.criterion = Distillation(
-            settings.temperature, soft_weight=weight, divergence=divergence, ignore_index=NO_LABEL
+            settings.temperature,
+            soft_weight=weight,
+            divergence=divergence,
+            ignore_index=NO_LABEL,
+            unlabelled="soft",
         )
         assert settings.batch_size is not None
         half = (settings.batch_size + 1) // 2

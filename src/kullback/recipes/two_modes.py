@@ -82,7 +82,7 @@ def train(method: str, target: Target, steps: int, seed: int, tick: Any) -> tupl
                 z = proposal.rsample((256,), generator=generator)
                 loss = forward(log_q=fit().log_prob(z), log_weights=target.log_p(z) - proposal.log_prob(z))
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
             losses.append(loss.item())
