@@ -67,7 +67,7 @@ def distill(
     ] = _DEFAULTS["labels"],
     epochs: Annotated[
         int | None,
-        typer.Option(help="Epochs of each student. Default: 40, fewer from 10,000 training rows on, 10 at least."),
+        typer.Option(help="Epochs of each student. Default: 40, fewer from 20,000 training rows on, 20 at least."),
     ] = _DEFAULTS["epochs"],
     batch_size: Annotated[
         int | None, typer.Option(help="Rows in a step. Default: 64, growing with the root of the training rows.")

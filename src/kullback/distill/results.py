@@ -210,7 +210,7 @@ def rows_of(form: FiniteForm, index: Ints, device: torch.device | None = None) -
 
 def versions() -> dict[str, str]:
     """What computes."""
-    return {"kullback": kullback.__version__, "torch": torch.__version__}
+    return {"kullback": kullback.__version__, "torch": str(torch.__version__)}
 
 
 def _summary(summary: Summary | None) -> dict[str, Any] | None:

@@ -128,19 +128,19 @@ class Settings:
     def filled_in(self, rows: int, labels: int) -> "Settings":
         """With a number for every choice that was left open, given N training rows.
 
-        The batch is 2√N, down to a multiple of 64, at least 64. Epochs are 40 (the teacher's 25) up to N = 10,000, then
-        fall with 1/√N to a quarter: from N = 160,000 on the cost is linear in the rows.
+        The batch is 2√N, down to a multiple of 64, at least 64. Up to N = 20,000 students have 40 epochs and the teacher
+        25; then these fall with 1/√N, to 20 and 6: from N = 320,000 on the cost is linear in the rows.
 
         >>> [(s.batch_size, s.epochs) for s in (Settings().filled_in(n, 100) for n in (1_078, 60_000, 600_000))]
-        [(64, 40), (448, 16), (1536, 10)]
+        [(64, 40), (448, 23), (1536, 20)]
         """
-        share = max(0.25, min(1.0, math.sqrt(10_000 / rows)))
+        share = min(1.0, math.sqrt(20_000 / rows))
         return replace(
             self,
             labels=_or(self.labels, labels),
             batch_size=_or(self.batch_size, max(64, math.isqrt(4 * rows) // 64 * 64)),
-            epochs=_or(self.epochs, round(40 * share)),
-            teacher_epochs=_or(self.teacher_epochs, round(25 * share)),
+            epochs=_or(self.epochs, round(40 * max(share, 0.5))),
+            teacher_epochs=_or(self.teacher_epochs, round(25 * max(share, 0.25))),
         )
 
     def seed_range(self) -> range:
