@@ -98,9 +98,7 @@ def test_text_of_a_name_each_is_no_category(tmp_path):
     path = tmp_path / "t.parquet"
     names = [f"person {i}" for i in range(20)]
     pl.DataFrame({"f": range(20), "name": names, "y": list("ab") * 10}).write_parquet(path)
-    with pytest.raises(
-        BadInput, match=r"not numeric: name .*at most 4 different values .*--drop name"
-    ):
+    with pytest.raises(BadInput, match=r"not numeric: name .*at most 4 different values .*--drop name"):
         data.read_table(path, "y")
 
 

@@ -34,9 +34,17 @@ def without_times(document):
     return document
 
 
-@pytest.fixture
-def settings(table_file):
-    return replace(TINY, data=table_file, target="kind")
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory):
+    path = tmp_path_factory.mktemp("table") / "blobs.csv"
+    blobs().write_csv(path)
+    return replace(TINY, data=path, target="kind")
+
+
+@pytest.fixture(scope="module")
+def whole(settings, tmp_path_factory):
+    """A run that nothing interrupts."""
+    return run(replace(settings, out=tmp_path_factory.mktemp("whole") / "out"))
 
 
 class Stop:
@@ -62,8 +70,8 @@ STAGES = {  # what is finished when it begins
 
 
 @pytest.mark.parametrize("at", STAGES)
-def test_an_interrupt_leaves_what_was_finished_and_a_resume_the_same_results(tmp_path, settings, at):
-    whole, out = run(replace(settings, out=tmp_path / "whole")), tmp_path / "out"
+def test_an_interrupt_leaves_what_was_finished_and_a_resume_the_same_results(tmp_path, settings, whole, at):
+    out = tmp_path / "out"
     with pytest.raises(KeyboardInterrupt) as caught:
         run(replace(settings, out=out), Stop(at))
     document = json.loads((out / "results.json").read_text())
@@ -84,11 +92,13 @@ def test_an_interrupt_leaves_what_was_finished_and_a_resume_the_same_results(tmp
     assert json.loads((out / "results.json").read_text()) == json.loads(json.dumps(again.to_json()))
     assert {path.name for path in out.iterdir()} == FILES
     for name in ("student.safetensors", "predictions.parquet"):
-        assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+        assert (out / name).read_bytes() == (whole.folder / name).read_bytes()
 
 
-def test_a_run_stopped_again_and_again_within_its_trainings_comes_to_the_same_end(tmp_path, settings, monkeypatch):
-    whole, out = run(replace(settings, out=tmp_path / "whole")), tmp_path / "out"
+def test_a_run_stopped_again_and_again_within_its_trainings_comes_to_the_same_end(
+    tmp_path, settings, whole, monkeypatch
+):
+    out = tmp_path / "out"
     monkeypatch.setattr(unfinished, "EVERY", 0.0)
     with pytest.raises(KeyboardInterrupt):
         run(replace(settings, out=out), Stop(call=5))
@@ -117,8 +127,7 @@ def test_a_training_is_taken_up_where_it_was_left(tmp_path, settings, monkeypatc
 
 
 @pytest.mark.parametrize("name", ["report.html", "predictions.parquet", "results.json", "teacher.pt"])
-def test_a_write_that_fails_loses_nothing(tmp_path, settings, monkeypatch, name):
-    whole = run(replace(settings, out=tmp_path / "whole"))
+def test_a_write_that_fails_loses_nothing(tmp_path, settings, whole, monkeypatch, name):
     written, full = job.write_bytes, [True]
 
     def write(path, data):
@@ -135,6 +144,7 @@ def test_a_write_that_fails_loses_nothing(tmp_path, settings, monkeypatch, name)
 
 
 def test_what_cannot_be_gone_on_with_is_refused(tmp_path, settings, table_file, monkeypatch):
+    settings = replace(settings, data=table_file)
     with pytest.raises(BadInput, match="no such folder"):
         resume(tmp_path / "none")
     (tmp_path / "empty").mkdir()
@@ -157,9 +167,9 @@ def test_what_cannot_be_gone_on_with_is_refused(tmp_path, settings, table_file, 
         resume(out)
 
 
-def test_a_run_goes_on_from_another_folder(tmp_path, settings, monkeypatch):
+def test_a_run_goes_on_from_another_folder(tmp_path, settings, table_file, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    relative = replace(settings, data=settings.data.relative_to(tmp_path), out=tmp_path / "out")
+    relative = replace(settings, data=table_file.relative_to(tmp_path), out=tmp_path / "out")
     with pytest.raises(KeyboardInterrupt):
         run(relative, Stop("students from both, seeds 0 to 1"))
     (tmp_path / "elsewhere").mkdir()

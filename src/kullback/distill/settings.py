@@ -128,8 +128,8 @@ class Settings:
     def filled_in(self, rows: int, labels: int) -> "Settings":
         """With a number for every choice that was left open, given N training rows.
 
-        The batch is 2√N, down to a multiple of 64, at least 64. Up to N = 20,000 students have 40 epochs and the teacher
-        25; then these fall with 1/√N, to 20 and 6: from N = 320,000 on the cost is linear in the rows.
+        The batch is 2√N, down to a multiple of 64, at least 64. Up to N = 20,000 students have 40 epochs and the
+        teacher 25; then these fall with 1/√N, to 20 and 6: from N = 320,000 on the cost is linear in the rows.
 
         >>> [(s.batch_size, s.epochs) for s in (Settings().filled_in(n, 100) for n in (1_078, 60_000, 600_000))]
         [(64, 40), (448, 23), (1536, 20)]
