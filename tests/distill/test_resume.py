@@ -86,6 +86,11 @@ def test_an_interrupt_leaves_what_was_finished_and_a_resume_the_same_results(tmp
         np.testing.assert_allclose(load_student(out).predict_proba(features), saved, rtol=1e-6)
     assert caught.value.args[0].folder == out
 
+    with pytest.raises(KeyboardInterrupt):
+        resume(out, Stop("teacher"))
+    if at != "teacher":  # stopped again at once: what was written is still there
+        assert without_times(json.loads((out / "results.json").read_text())) == without_times(document)
+
     again = resume(out)
     assert again.complete
     assert without_times(again.to_json()) == without_times(whole.to_json())

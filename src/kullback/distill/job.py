@@ -137,7 +137,7 @@ def resume(folder: Path, progress: Progress | None = None, begun: Begun | None =
     started = datetime.fromisoformat(state["started"])
     results = Results(settings, folder, table, split, started, labelled, _parameters(settings, table))
     before = float(_document(folder).get("seconds", 0.0))
-    return _go(_Job(results, teacher, unfinished, _Work(progress), clock - before), begun)
+    return _go(_Job(results, teacher, unfinished, _Work(progress), clock - before, whole=not _document(folder)), begun)
 
 
 class _Work:
@@ -168,9 +168,12 @@ class _Job:
     unfinished: Unfinished
     work: _Work
     clock: float  # when it would have begun, had it not been interrupted
+    whole: bool = True  # whether `results` holds all that is kept: what was written before never shrinks
 
     def save(self) -> None:
         """results.json, as far as it goes."""
+        if not self.whole:
+            return
         self.results.seconds = time.perf_counter() - self.clock
         write_json(self.results.folder / "results.json", self.results.to_json())
 
@@ -202,6 +205,8 @@ def _work(job: _Job, begun: Begun | None) -> None:
     scaled = scaling.tensor(table.features)
     train_x, held_out_x = (scaled[torch.from_numpy(index)] for index in (split.train, split.held_out))
     groups, device = list(_groups(settings)), torch.device(settings.device)
+    kept = [group for group in groups if job.unfinished.has(group.file)]
+    job.whole = job.whole or not kept
     cost = _Cost.of(job, groups, train_x, scaled)
     work.total = cost.total
     if begun is not None:
@@ -220,6 +225,7 @@ def _work(job: _Job, begun: Begun | None) -> None:
         work.begin(group.name)
         outcomes = _outcomes(job, group, train_x, said, held_out_x, look, scaling, partial(work.add, cost.epoch[group]))
         (results.sweep if group.sweep else results.outcomes).extend(outcomes)
+        job.whole = job.whole or group == kept[-1]
         job.save()
     work.begin("report")
     results.seconds = time.perf_counter() - job.clock
@@ -254,7 +260,7 @@ class _Cost:
         task = job.teacher if isinstance(job.teacher, NetworkTask) else None
         teacher_epoch = 1e3 * task.seconds(scaled) if task else 0.0
         step: dict[tuple[Kind, int], float] = {}
-        said = Logits(torch.zeros(len(train_x), table.num_classes))
+        said = Logits(torch.zeros(len(train_x), table.num_classes, device=settings.device))
         todo = [group for group in groups if not job.unfinished.has(group.file)]
         for group in todo:
             if (group.kind, len(group.seeds)) not in step:
