@@ -6,7 +6,8 @@ import torch
 from kullback import FormError, Logits, kl
 from kullback.losses import average
 from kullback.losses.average import row_weights
-from kullback.losses.inputs import tensors
+from kullback.losses.inputs import forms, tensors
+from kullback.losses.terms import Term, mixed
 
 
 def test_mean_sum_none_over_kept_rows():
@@ -15,6 +16,12 @@ def test_mean_sum_none_over_kept_rows():
     assert average(values, mask=mask).item() == pytest.approx(13 / 3)
     assert average(values, mask=mask, reduction="sum").item() == 13
     assert average(values, mask=mask, reduction="none").tolist() == [1.0, 0.0, 4.0, 8.0]
+
+
+def test_one_kept_row_is_divided_by_one():
+    values = torch.tensor([3.0, 5.0])
+    assert average(values[:1]).item() == 3.0
+    assert average(values, mask=torch.tensor([False, True])).item() == 5.0
 
 
 def test_a_mask_that_would_broadcast_says_so_instead():
@@ -106,3 +113,18 @@ def test_dropped_rows_may_hold_anything(poison):
 def test_bad_input_says_what_to_write(kwargs, message):
     with pytest.raises(FormError, match=message):
         average(torch.ones(3), **kwargs)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_a_term_knows_its_weights_before_its_divergence(reduction):
+    generator = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(2, 3, 5, generator=generator, dtype=torch.float64) for _ in range(2))
+    keep = torch.tensor([[True, False, True], [True, True, False]])
+    y[~keep] = math.nan
+    rows, (p, q) = forms("test", p=x, q=y)
+    term = Term(rows, kl, p, q, keep, 7 if reduction == "mean" else None, 3.0)
+    weights = term.weights(reduction)
+    total = (weights * term.per_row())[weights != 0].sum()
+    assert total.item() == pytest.approx(term.value(reduction).item(), rel=1e-14)
+    loss, values = mixed([(0.5, term), (0.25, term)], reduction)
+    assert loss.item() == pytest.approx(0.75 * values[1].item(), rel=1e-14)

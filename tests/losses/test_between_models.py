@@ -49,6 +49,18 @@ def test_rdrop_is_symmetric_and_pulls_both_sides(batch):
     assert all(g.abs().sum() > 0.1 for g in torch.autograd.grad(agree, (a, b)))
 
 
+def test_a_term_of_weight_zero_counts_for_nothing_even_where_it_is_infinite():
+    """0·∞ would be NaN."""
+    a, b = torch.tensor([[0.0, 0.0]], requires_grad=True), torch.tensor([[0.0, -math.inf]])
+    y = torch.tensor([0])
+    for loss in (RDrop(0.0)(first=a, second=b, labels=y), MutualLearning(0.0)(peers=[a, b], labels=y).sum()):
+        assert loss.item() == pytest.approx(math.log(2), rel=1e-6)
+        torch.testing.assert_close(torch.autograd.grad(loss, a)[0], torch.tensor([[-0.5, 0.5]]))
+    nothing = DKD(0.0, 0.0)(student=a, teacher=b, labels=y)
+    assert nothing.item() == 0
+    assert (torch.autograd.grad(nothing, a)[0] == 0).all()
+
+
 @pytest.mark.parametrize("nll", ["sum", "mean"])
 def test_rows_without_a_label_leave_both_terms_of_rdrop(batch, nll):
     """As in the paper's own code, which masks padding in its KL; `unlabelled="kl"` keeps them there."""

@@ -236,7 +236,9 @@ def test_accumulated_parts_add_up(name, x):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # by PyTorch's own tracer
-@pytest.mark.parametrize("name", ["label_smoothing", "uda", "skew", "dkd", "policy_k3", "vae_free_bits", "nwj"])
+@pytest.mark.parametrize(
+    "name", ["distillation", "label_smoothing", "uda", "rdrop", "skew", "dkd", "policy_k3", "vae_free_bits", "nwj"]
+)
 def test_compiles_whole(name, x):
     loss = EVERY[name](x, None)
     compiled = torch.compile(lambda t: EVERY[name](t, None), fullgraph=True, backend="aot_eager")(x)

@@ -11,7 +11,7 @@ from kullback.verbs import cross_entropy, kl
 from .average import Reduction, check_num_items, check_reduction
 from .base import LossOfParts
 from .inputs import a_divergence, flag, forms, integer, one_of, positive, share
-from .terms import Divergence, Term
+from .terms import Divergence, Term, mixed
 
 
 class DistillationParts(NamedTuple):
@@ -118,23 +118,20 @@ class Distillation(LossOfParts):
             check_num_items(count, self.reduction)
         given = {"student": student} if teacher is None else {"student": student, "teacher": teacher}
         rows, (q, *others) = forms("Distillation", **given)
-        kept = in_soft = rows.mask(mask)
-        soft = hard = None
+        kept = labelled = rows.mask(mask)
+        terms: dict[str, tuple[float, Term]] = {}
         if labels is not None:
             classes, labelled = rows.labels(labels, self.ignore_index, kept)
-            in_soft = labelled if self.unlabelled == "drop" else kept
             if self.soft_weight < 1.0:
                 truth = Labels(classes, q.num_classes, self.smoothing)
                 of_all = num_items if num_labels is None else num_labels
-                hard = Term(rows, cross_entropy, truth, q, labelled, of_all).value(self.reduction)
+                terms["hard"] = 1.0 - self.soft_weight, Term(rows, cross_entropy, truth, q, labelled, of_all)
         if self.soft_weight > 0.0:
             p = others[0].detach().tempered(self.teacher_temperature)
             scale = self.temperature**2 if self.t_squared else 1.0
-            q = q.tempered(self.temperature)
-            soft = Term(rows, self.divergence, p, q, in_soft, num_items, scale).value(self.reduction)
-        if hard is None:
-            assert soft is not None
-            return DistillationParts(soft, soft, None)
-        if soft is None:
-            return DistillationParts(hard, None, hard)
-        return DistillationParts(self.soft_weight * soft + (1.0 - self.soft_weight) * hard, soft, hard)
+            keep = labelled if self.unlabelled == "drop" else kept
+            soft = Term(rows, self.divergence, p, q.tempered(self.temperature), keep, num_items, scale)
+            terms["soft"] = self.soft_weight, soft
+        loss, values = mixed(list(terms.values()), self.reduction)
+        named = dict(zip(terms, values, strict=True))
+        return DistillationParts(loss, named.get("soft"), named.get("hard"))

@@ -12,7 +12,7 @@ from kullback.verbs import kl
 
 from .base import LossOfParts
 from .inputs import emptied, flag, forms, integer, not_negative, positive
-from .terms import Term
+from .terms import Term, mixed
 
 
 class DKDParts(NamedTuple):
@@ -95,10 +95,11 @@ class DKD(LossOfParts):
         classes = Labels(classes, q.num_classes).data  # checked: every kept label is in [0, V)
         (b_p, r_p), (b_q, r_q) = self._split(p.detach(), classes, keep), self._split(q, classes, keep)
         scale = self.temperature**2 if self.t_squared else 1.0
+        target = Term(rows, kl, b_p, b_q, keep, num_items, scale)
+        others = Term(rows, kl, r_p, r_q, keep, num_items, scale)
+        loss, values = mixed([(self.alpha, target), (self.beta, others)])
         dtype = torch.float64 if torch.float64 in (q.dtype, p.dtype) else torch.float32
-        target = Term(rows, kl, b_p, b_q, keep, num_items, scale).value().to(dtype)
-        others = Term(rows, kl, r_p, r_q, keep, num_items, scale).value().to(dtype)
-        return DKDParts(self.alpha * target + self.beta * others, target, others)
+        return DKDParts(*(x.to(dtype) for x in (loss, *values)))
 
     def _split(self, form: FiniteForm, labels: Tensor, keep: Tensor) -> tuple[Logits, Logits]:
         """Target against the rest, and the rest among themselves, as logits at temperature T."""

@@ -12,7 +12,7 @@ from kullback.verbs import cross_entropy, kl
 
 from .base import LossOfParts
 from .inputs import a_divergence, flag, forms, integer, not_negative, one_of
-from .terms import Divergence, Term
+from .terms import Divergence, Term, mixed
 
 
 class MutualParts(NamedTuple):
@@ -94,14 +94,17 @@ class MutualLearning(LossOfParts):
         truth = Labels(classes, learners[0].num_classes)
         of_all = num_items if num_labels is None else num_labels
         teachers = [peer.detach() for peer in learners] if self.detach else learners
-        nll, from_peers = [], []
+        each = 1.0 / (len(learners) - 1)
+        losses, nll, from_peers = [], [], []
         for k, learner in enumerate(learners):
-            nll.append(Term(rows, cross_entropy, truth, learner, labelled, of_all).value())
+            hard = Term(rows, cross_entropy, truth, learner, labelled, of_all)
             taught = [
-                Term(rows, self.divergence, teacher, learner, in_kl, num_items).value()
+                Term(rows, self.divergence, teacher, learner, in_kl, num_items, each)
                 for other, teacher in enumerate(teachers)
                 if other != k
             ]
-            from_peers.append(torch.stack(taught).mean(0))
-        hard, soft = torch.stack(nll), torch.stack(from_peers)
-        return MutualParts(hard + self.weight * soft, hard, soft)
+            loss, (surprise, *taken) = mixed([(1.0, hard), *((self.weight, term) for term in taught)])
+            losses.append(loss)
+            nll.append(surprise)
+            from_peers.append(torch.stack(taken).sum(0))
+        return MutualParts(torch.stack(losses), torch.stack(nll), torch.stack(from_peers))

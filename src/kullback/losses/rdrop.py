@@ -9,7 +9,7 @@ from kullback.verbs import cross_entropy, jeffreys
 
 from .base import LossOfParts
 from .inputs import forms, integer, not_negative, one_of, share
-from .terms import Term
+from .terms import Term, mixed
 
 
 class RDropParts(NamedTuple):
@@ -92,8 +92,8 @@ class RDrop(LossOfParts):
         truth = Labels(classes, p.num_classes, self.smoothing)
         share_of_each = 1.0 if self.nll == "sum" else 0.5
         of_all = num_items if num_labels is None else num_labels
-        ours, theirs = (Term(rows, cross_entropy, truth, x, labelled, of_all, share_of_each).value() for x in (p, q))
+        ours, theirs = (Term(rows, cross_entropy, truth, x, labelled, of_all, share_of_each) for x in (p, q))
         in_kl = labelled if self.unlabelled == "drop" else kept
-        apart = Term(rows, jeffreys, p, q, in_kl, num_items, 0.5).value()
-        nll = ours + theirs
-        return RDropParts(nll + self.alpha * apart, nll, apart)
+        apart = Term(rows, jeffreys, p, q, in_kl, num_items, 0.5)
+        loss, (one, other, agreement) = mixed([(1.0, ours), (1.0, theirs), (self.alpha, apart)])
+        return RDropParts(loss, one + other, agreement)

@@ -1,14 +1,15 @@
 """The terms of a loss: forms, a divergence between them, and which rows count."""
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple
 
+import torch
 from torch import Tensor
 
 from kullback._errors import FormError
 from kullback.forms.finite import FiniteForm
 
-from .average import Reduction, average
+from .average import Reduction, average, row_weights
 from .inputs import Rows
 
 Divergence = Callable[[FiniteForm, FiniteForm], Tensor]
@@ -30,6 +31,10 @@ class Term(NamedTuple):
         mean = average(self.per_row(), mask=self.keep, num_items=self.num_items, reduction=reduction)
         return mean if self.scale == 1.0 else self.scale * mean
 
+    def weights(self, reduction: Literal["mean", "sum"] = "mean") -> Tensor:
+        """What each row counts for in `value`, known before the divergence is: (...), float64, 0 where dropped."""
+        return row_weights(self.rows, keep=self.keep, num_items=self.num_items, reduction=reduction, scale=self.scale)
+
     def per_row(self) -> Tensor:
         """divergence(p, q), which must be one number for each of the rows."""
         values = self.divergence(self.p, self.q)
@@ -40,3 +45,12 @@ class Term(NamedTuple):
                 f"of shape {tuple(self.rows.shape)}. It must give one number per row; the loss averages them."
             )
         return values
+
+
+def mixed(terms: Sequence[tuple[float, Term]], reduction: Reduction = "mean") -> tuple[Tensor, list[Tensor]]:
+    """(Σ weight · term, the value of each term). A term of weight 0 adds nothing, even where it is infinite."""
+    values = [term.value(reduction) for _, term in terms]
+    counted = [weight * value for (weight, _), value in zip(terms, values, strict=True) if weight != 0.0]
+    if not counted:
+        return 0.0 * torch.where(values[0].isfinite(), values[0], 0.0), values
+    return sum(counted[1:], counted[0]), values
