@@ -27,7 +27,7 @@ def app() -> "typer.Typer":
 
         def main(self, *args: Any, **options: Any) -> Any:
             try:
-                code = super().main(*args, **{**options, "standalone_mode": False})
+                code = super().main(*args, **{**options, "prog_name": "kullback", "standalone_mode": False})
             except usage_error as error:
                 if type(error).__name__ == "NoArgsIsHelpError":
                     error.show()
@@ -46,9 +46,9 @@ def app() -> "typer.Typer":
 
     def show_version(asked: bool) -> None:
         if asked:
-            from kullback import __version__
+            import kullback as package
 
-            print(f"kullback {__version__}")
+            print(f"kullback {package.__version__}")
             raise typer.Exit
 
     @commands.callback()

@@ -14,6 +14,8 @@ from kullback.divergences import Divergence
 from kullback.forms.finite import Probs
 from kullback.kit.tables import is_number, shortened
 
+LARGEST = 1e12  # of a parameter
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -67,6 +69,12 @@ def choose(text: str) -> Choice:
         value = math.nan
     if math.isnan(value):
         raise BadInput(f"--divergence {shortened(text, 40)}: {name} needs its {parameter}, a number; write {name}:0.5")
+
+    if abs(value) > LARGEST:
+        raise BadInput(
+            f"--divergence {shortened(text, 40)}: a number beyond {LARGEST:g} is lost in double precision; by "
+            "then the value has come to its limit, or grows in proportion"
+        )
 
     def with_number(p: Any, q: Any) -> Tensor:
         result: Tensor = verb(p, q, **{parameter: value})

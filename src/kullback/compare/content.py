@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal, NoReturn, TypeAlias
+from typing import Any, Literal, NoReturn, TypeAlias
 
 import numpy as np
 import torch
@@ -130,8 +130,17 @@ def _of_array(source: Source, wanted: Wanted) -> Content:
         if bad is not None:
             raise BadInput(f"{source.name}: there is no column {shortened(bad)!r}; an array has columns 1 to {width}")
         values = values.reshape(-1, width)[:, [numbers[name] for name in wanted.columns]]
-    digits = float(np.sqrt(np.finfo(array.dtype).eps)) if array.dtype.kind == "f" else 0.0
-    return _of_numbers(source.name, values, None, wanted, max(ROUNDED, digits))
+    return _of_numbers(source.name, values, None, wanted, max(ROUNDED, _digits(array)))
+
+
+def _digits(array: Any) -> float:
+    """How far from 1 the sum of probabilities with these digits may be: √eps of the dtype, as the forms take it; of
+    float32 for numbers in float64 that are all rounded to float32.
+    """
+    if array.dtype.kind != "f":
+        return 0.0
+    dtype = np.float32 if array.dtype.itemsize > 4 and bool((array == array.astype(np.float32)).all()) else array.dtype
+    return float(np.sqrt(np.finfo(dtype).eps))
 
 
 def _of_table(file: str, table: Table, wanted: Wanted) -> Content:
@@ -180,13 +189,13 @@ def _guess(file: str, values: Floats, names: tuple[str, ...] | None, digits: flo
     """
     sums = _looks(values, digits)
     whole = values.size > 1 and bool(((values >= 0) & (values == np.round(values))).all())
-    across = values.ndim == 2 and len(values) > 1 and _looks(values.T, digits) == "exact"
     what = "each row" if values.ndim == 2 and len(values) > 1 else "the numbers"
     if whole and (names is None or sums):
         raise _unclear(file, "all numbers are whole", "samples, counts")
-    if across:
-        raise _unclear(
-            file, "each column sums to 1, so they may be several distributions: choose with --columns", "samples"
+    if not sums and values.ndim == 2 and len(values) > 1 and _looks(values.T, digits) == "exact":
+        raise BadInput(
+            f"{file}: each column sums to 1, as distributions in columns do; choose one with --columns, or write "
+            "--as samples"
         )
     if sums == "near":
         total = float(np.atleast_2d(values).sum(-1).flat[0])
@@ -319,8 +328,16 @@ def _summing_to_one(file: str, values: Floats, rescale: bool, digits: float) -> 
     scaled: Floats = values / sums
     if abs(worst - 1.0) < 1e-14 * values.shape[-1] and not rescale:
         return scaled, ()
-    why = "as asked" if rescale else "as numbers with few digits" if digits <= ROUNDED else "as numbers in float32"
-    return scaled, (f"divided by {'their' if values.ndim == 1 else 'each row by its'} sum, {worst:.10g}, {why}",)
+    why = (
+        "as asked"
+        if rescale
+        else "for files hold few digits"
+        if digits <= ROUNDED
+        else "for they are rounded to float32"
+    )
+    if values.ndim == 1:
+        return scaled, (f"the numbers were divided by their sum, {worst:.10g}, {why}",)
+    return scaled, (f"each row was divided by its sum, {worst:.10g} where that is farthest from 1, {why}",)
 
 
 def _stacked(table: Table) -> Floats:

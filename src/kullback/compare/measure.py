@@ -178,8 +178,8 @@ def _check_dimensions(p: Side, q: Side, direction: str) -> None:
             width, shape = side.values.shape[-1], tuple(other.event_shape)
             if shape not in ((width,), () if width == 1 else (width,)):
                 raise BadInput(
-                    f"{direction}: the samples have {width} columns and the distribution is over "
-                    f"{other.event_shape.numel()} numbers; choose with --columns, or write "
+                    f"{direction}: each sample is {_numbers(width)} and the distribution is over "
+                    f"{_numbers(other.event_shape.numel())}; choose with --columns, or write "
                     "Independent(Normal([0, ...], [1, ...]), 1)"
                 )
             support: Any = other.support
@@ -188,6 +188,10 @@ def _check_dimensions(p: Side, q: Side, direction: str) -> None:
                     f"{direction}: the distribution is over whole numbers, without a density to hold samples against; "
                     "count the samples, and give the counts and a file of its probabilities"
                 )
+
+
+def _numbers(count: int) -> str:
+    return "one number" if count == 1 else f"{count} numbers"
 
 
 def _of_distributions(p: Distribution, q: Distribution, request: Request, direction: str) -> Answer:

@@ -5,10 +5,11 @@ import re
 from kullback.estimate import Jackknife, MillerMadow, MonteCarlo, NearestNeighbours, PlugIn
 
 _FLAGS = (
-    ("Write PlugIn(prior=JEFFREYS), or unseen='drop', or merge", "write --prior jeffreys, or --drop-unseen, or merge"),
+    ("Write PlugIn(prior=JEFFREYS), or unseen='drop', or merge", "Write --prior jeffreys, or --drop-unseen, or merge"),
     (", or replicates=0", ""),
     ("compare Counts", "compare them as counts, with --as counts or counted by category"),
     (", pass a generator", ""),
+    ("NearestNeighbours()", "the nearest-neighbour estimate"),
 )
 _PYTHON = re.compile(
     r"\b[A-Za-z_][\w.]*\([^)]*\)|\b[a-z_]+=\S|\btorch\.|\bnp\.|`|\[[^\]]*\]|\bvalidate\b|\b[A-Z]\w+ on both"

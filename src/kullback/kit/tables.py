@@ -385,5 +385,10 @@ def _column(file: str, name: str, cells: Sequence[str]) -> Column:
 
 
 def nearly_numbers(column: list[str]) -> str | None:
-    """A cell of text that only its way of writing keeps from being a number, such as "1,5", "12 %" or "1.0 2.0"."""
-    return next((cell for cell in column if is_number(re.sub(r"[\s,;'_%$€£]", "", cell))), None)
+    """A cell of text that only its way of writing keeps from being a number, or numbers: "1,5", "12 %", "1.0 2.0"."""
+
+    def nearly(cell: str) -> bool:
+        parts = re.split(r"[\s;,]+", cell.strip())
+        return is_number(re.sub(r"[\s,;'_%$€£]", "", cell)) or (len(parts) > 1 and all(map(is_number, parts)))
+
+    return next((cell for cell in column if nearly(cell)), None)
