@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -219,4 +220,7 @@ def test_killed_at_random_moments_it_comes_to_the_same_numbers(tmp_path, table_f
 def next_of(out, begin, command):
     """The arguments that go on with what is there, or begin."""
     begun = (out / "unfinished" / "run.pt").exists() or (out / "results.json").exists()
-    return [*command, "--resume", str(out), "--json"] if begun else [*begin, str(out)]
+    if begun:
+        return [*command, "--resume", str(out), "--json"]
+    shutil.rmtree(out, ignore_errors=True)  # killed between making the folder and writing into it
+    return [*begin, str(out)]
