@@ -11,7 +11,14 @@ import typer
 
 from kullback._errors import BadInput, KullbackError
 from kullback.distill.run_folder import write_bytes
-from kullback.estimate import JEFFREYS, KRICHEVSKY_TROFIMOV, LAPLACE, DirichletPrior, MillerMadow, PlugIn
+from kullback.estimate import (
+    JEFFREYS_PRIOR,
+    KRICHEVSKY_TROFIMOV_PRIOR,
+    LAPLACE_PRIOR,
+    DirichletPrior,
+    MillerMadow,
+    PlugIn,
+)
 
 from .files import Content, Kind, aligned, read
 from .measure import DIVERGENCES, Answer, Request, Side, answer
@@ -90,7 +97,7 @@ def _counting(prior: str | None, drop_unseen: bool) -> PlugIn | None:
         return PlugIn(correction=MillerMadow(), unseen="drop") if drop_unseen else None
     if drop_unseen:
         raise BadInput("--prior leaves no category unseen; write it without --drop-unseen.")
-    named = {"jeffreys": JEFFREYS, "kt": KRICHEVSKY_TROFIMOV, "laplace": LAPLACE}
+    named = {"jeffreys": JEFFREYS_PRIOR, "kt": KRICHEVSKY_TROFIMOV_PRIOR, "laplace": LAPLACE_PRIOR}
     if prior.lower() in named:
         return PlugIn(prior=named[prior.lower()])
     try:
