@@ -120,7 +120,8 @@ class NearestNeighbours:
         (n, d), m = x.shape, len(y)
         of_p, of_q, shift = search(x), search(y), math.log(m / (n - 1))
         rhos, nus = of_p.kth_distances(x, tuple(k + 1 for k in ks)), of_q.kth_distances(x, ks)
-        values, apart = [], 0.0
+        values: list[Tensor] = []
+        apart = 0.0
         for k, rho, nu in zip(ks, rhos.T.contiguous(), nus.T.contiguous(), strict=True):
             if self.bias_reduced:
                 radius = torch.maximum(rho, nu)
@@ -260,12 +261,14 @@ def _bias(values: Tensor, d: int) -> Tensor:
 
     On the line like its root instead: there it comes from edges and tails, and not from the middle.
     """
-    return (values[..., 1] - values[..., 0]) / (_WIDER ** (1.0 / max(d, 2)) - 1.0)
+    growth: float = _WIDER ** (1.0 / max(d, 2))
+    return (values[..., 1] - values[..., 0]) / (growth - 1.0)
 
 
 def _fraction(smallest: int) -> float:
     """What part of the samples a subset holds."""
-    return min(max(_SUBSET, smallest**0.7) / smallest, 0.5)
+    size: float = max(_SUBSET, smallest**0.7)
+    return min(size / smallest, 0.5)
 
 
 def _verdict(
