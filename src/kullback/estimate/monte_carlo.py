@@ -240,7 +240,7 @@ def _verdict(value: float, n: int, weights: float, off: float, shape: float) -> 
         return "a draw with mass under p has no density under q, so that KL(p‖q) is +inf (or log_q underflowed)"
     if n == 1:
         return "one draw says nothing about its own spread"
-    if weights < 0.1 * n:
+    if weights < 0.5 * n:
         return f"the importance weights rest on {weights:.3g} effective draws of {n}: draw closer to p"
     if off:
         return f"q/p averages {off:.3g} where it should be 1: q has mass that the draws do not reach. Write K1()"

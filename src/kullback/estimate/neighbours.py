@@ -64,7 +64,7 @@ class NearestNeighbours:
     k: int = 5
     bias_reduced: bool = True
     whiten: bool = True
-    replicates: int = 100
+    replicates: int = 50
 
     def __post_init__(self) -> None:
         if not (isinstance(self.k, int) and self.k >= 1):

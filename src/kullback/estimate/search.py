@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 TREE_DIMENSIONS = 10
+_FEW = 400  # points up to which all distances are faster than the tree, in any dimension
 _BLOCK_CELLS = 1 << 23  # distances held at once by the blocked search: 64 MiB
 _TREE_CELLS = 1 << 21  # distances held at once by a query of the tree
 _MANY = 512  # neighbours beyond which a row of all distances is cheaper than the tree
@@ -35,7 +36,9 @@ class Search(Protocol):
 def search(points: Tensor) -> Search:
     """The fastest exact search for points of this dimension."""
     d = points.shape[1]
-    return Line(points) if d == 1 else Tree(points) if d <= TREE_DIMENSIONS else Blocks(points)
+    if d == 1:
+        return Line(points)
+    return Tree(points) if d <= TREE_DIMENSIONS and len(points) > _FEW else Blocks(points)
 
 
 class Line:
