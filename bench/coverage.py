@@ -96,7 +96,7 @@ HEAVY = Pair("t3 ‖ N(0,1)", student, normal(1), 0.645460961341)
 LIGHT = Pair("N(0,1) ‖ t3", normal(1), student, 0.06915159848517566)
 
 
-def two_samples(name: str, method: object, pair: Pair, n: int = 500, repetitions: int = 40) -> Case:
+def two_samples(name: str, method: object, pair: Pair, n: int = 500, repetitions: int = 20) -> Case:
     def run(g: torch.Generator) -> Estimate:
         return estimate.kl(Samples(pair.p(n, g)), Samples(pair.q(n, g)), method=method, generator=g)
 
@@ -130,12 +130,12 @@ FEW, NEAR = torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=F64), torch.tensor([0.2, 0.
 NEIGHBOURS, PLAIN, NEAREST = NearestNeighbours(), NearestNeighbours(bias_reduced=False), NearestNeighbours(k=1)
 CORRECTED = PlugIn(correction=MillerMadow())
 PAIRS = [
-    *(shifted(1, shift) for shift in (0.0, 0.2, 1.0, 2.0)),
+    *(shifted(1, shift) for shift in (0.0, 1.0, 2.0)),
     *(shifted(1, 0.0, scale) for scale in (0.5, 2.0)),
     *(DOWN, UP, HEAVY, LIGHT),
-    *(shifted(2, 0.5), shifted(2, 0.0, 1.5)),
+    shifted(2, 0.5),
     *(shifted(3, 0.0), shifted(3, 0.5), shifted(3, 0.0, 1.5), shifted(3, 0.0, 0.7)),
-    *(shifted(5, 0.0), shifted(5, 0.3), shifted(5, 0.0, 1.5), shifted(20, 0.0, 1.5)),
+    *(shifted(5, 0.3), shifted(5, 0.0, 1.5)),
 ]
 
 
@@ -162,26 +162,25 @@ def cases() -> list[Case]:
             lambda g: estimate.kl(Normal(0.0, 1.0), Normal(1.0, 1.0), method=MonteCarlo(1000), generator=g),
         ),
         *(two_samples("NearestNeighbours()", NEIGHBOURS, pair) for pair in PAIRS),
-        *(two_samples("NearestNeighbours()", NEIGHBOURS, pair, 2000, 30) for pair in (shifted(1, 1.0), DOWN, HEAVY)),
-        *(two_samples("NearestNeighbours()", NEIGHBOURS, shifted(3, 0.5), n, 30) for n in (2000,)),
-        *(two_samples("NearestNeighbours(k=1)", NEAREST, pair) for pair in (shifted(1, 1.0), shifted(3, 0.5))),
+        *(two_samples("NearestNeighbours()", NEIGHBOURS, pair, 2000, 15) for pair in (DOWN, shifted(3, 0.5))),
+        two_samples("NearestNeighbours(k=1)", NEAREST, shifted(3, 0.5)),
         *(
             two_samples("NearestNeighbours(bias_reduced=False)", PLAIN, pair)
-            for pair in (shifted(1, 0.0), shifted(1, 1.0), DOWN, HEAVY, shifted(3, 0.5), shifted(5, 0.3))
+            for pair in (shifted(1, 1.0), DOWN, HEAVY, shifted(3, 0.5), shifted(5, 0.3))
         ),
         Case(
             "NearestNeighbours(), q known",
             "N(0,1) ‖ N(1,1), n = 500",
             0.5,
             lambda g: estimate.kl(Samples(normal(1)(500, g)), known, generator=g),
-            40,
+            20,
         ),
         Case(
             "NearestNeighbours(), p known",
             "N(1,1) ‖ N(0,1), m = 500",
             0.5,
             lambda g: estimate.kl(known, Samples(normal(1)(500, g)), generator=g),
-            40,
+            20,
         ),
         *(
             counts(
@@ -216,7 +215,7 @@ def cases() -> list[Case]:
             )
         ),
         *(
-            two_samples(f"{type(method).__name__}(steps=300)", method, shifted(1, 1.0), 2000, 20)
+            two_samples(f"{type(method).__name__}(steps=300)", method, shifted(1, 1.0), 2000, 10)
             for method in (DonskerVaradhanBound(steps=300), NWJBound(steps=300), Classifier(steps=300))
         ),
     ]
@@ -231,13 +230,15 @@ class Large:
     runs: int
 
 
+LINE, SPACE = (shifted(1, 0.2), shifted(1, 0.0, 0.5), DOWN, HEAVY), (shifted(3, 0.5), shifted(3, 0.0, 1.5))
 LARGE = [
-    *(Large(pair, 2000, 40) for pair in (shifted(1, 0.2), shifted(1, 0.0, 0.5), DOWN, HEAVY)),
-    *(Large(pair, 200_000, 4) for pair in (shifted(1, 0.2), shifted(1, 0.0, 0.5), DOWN, HEAVY)),
-    *(Large(pair, 1_000_000, 2) for pair in (shifted(1, 0.2), shifted(1, 0.0, 0.5), DOWN, HEAVY)),
-    *(Large(pair, 2000, 20) for pair in (shifted(3, 0.5), shifted(3, 0.0, 1.5), shifted(3, 0.0, 0.7))),
-    *(Large(pair, 200_000, 1) for pair in (shifted(3, 0.5), shifted(3, 0.0, 1.5), shifted(3, 0.0, 0.7))),
-    *(Large(pair, n, r) for n, r in ((2000, 20), (100_000, 1)) for pair in (shifted(5, 0.3), shifted(5, 0.0, 1.5))),
+    *(Large(pair, n, runs) for n, runs in ((2000, 20), (200_000, 2), (1_000_000, 1)) for pair in LINE),
+    *(Large(pair, n, runs) for n, runs in ((2000, 10), (100_000, 1)) for pair in SPACE),
+    *(
+        Large(pair, n, runs)
+        for n, runs in ((2000, 10), (20_000, 1))
+        for pair in (shifted(5, 0.3), shifted(5, 0.0, 1.5))
+    ),
 ]
 
 

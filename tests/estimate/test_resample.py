@@ -97,8 +97,9 @@ def test_bootstrap_and_subsets_by_their_definition():
     shares = [float((drawn == one).double().mean()) for one in pairs]
     assert shares == pytest.approx([1 / 3] * 3, abs=4 * math.sqrt(2 / 9 / 3000))
     # for a mean the law of subsets of b of n has variance s²(1/b - 1/n), so that the factor √(f/(1-f)) is exact
-    spread = torch.tensor(pairs).double().std(correction=0)
-    assert subsample_stderr(torch.tensor(pairs), 2 / 3) == pytest.approx(float(spread) * math.sqrt(1.5 * 2), rel=1e-6)
+    spread = float(torch.tensor(pairs).double().std(correction=0))
+    assert spread == pytest.approx(math.sqrt(float(x.var()) * (1 / 2 - 1 / 3)), rel=1e-6)
+    assert subsample_stderr(drawn, 2 / 3) == pytest.approx(float(x.std()) / math.sqrt(3), rel=0.05)
 
 
 def test_a_statistic_may_be_several_numbers():
