@@ -188,7 +188,8 @@ def test_bounds_of_mixtures_by_the_formulas_of_their_source():
 
     p, q = (
         MixtureSameFamily(
-            Categorical(torch.tensor(w).double()), Normal(torch.tensor(m).double(), torch.tensor(a).double())
+            Categorical(torch.tensor(w, dtype=torch.float64)),
+            Normal(torch.tensor(m, dtype=torch.float64), torch.tensor(a, dtype=torch.float64)),
         )
         for w, m, a in ((pi, mu, s), (om, nu, t))
     )
@@ -210,10 +211,10 @@ def test_bounds_of_mixtures_by_the_formulas_of_their_source():
     share = torch.linspace(1e-9, 1.0 - 1e-9, 801, dtype=torch.float64)
     first, second = torch.meshgrid(0.3 * share, 0.7 * share, indexing="ij")
     phi = torch.stack([torch.stack([first, 0.3 - first]), torch.stack([second, 0.7 - second])])
-    psi = torch.tensor(om).double()[None, :, None, None] * phi / phi.sum(0, keepdim=True)
+    psi = torch.tensor(om, dtype=torch.float64)[None, :, None, None] * phi / phi.sum(0, keepdim=True)
     kls = torch.tensor(
-        [[of(m, a, v, b) for v, b in zip(nu, t, strict=True)] for m, a in zip(mu, s, strict=True)]
-    ).double()
+        [[of(m, a, v, b) for v, b in zip(nu, t, strict=True)] for m, a in zip(mu, s, strict=True)], dtype=torch.float64
+    )
     best = float((phi * ((phi / psi).log() + kls[:, :, None, None])).sum((0, 1)).min())
     assert estimate.kl(p, q, method=MixtureBound("upper")).raw == pytest.approx(best, abs=1e-5)
 
