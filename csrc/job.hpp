@@ -12,20 +12,26 @@ static inline int64_t size_of(Dtype dtype) { return dtype == Dtype::float64 ? 8 
 // core/readings.py
 enum class Reading : int { logits = 0, log_probs = 1, probs = 2, labels = 3 };
 
-// The order of core/generators.py; log_affinity is core/reduction.py's other sum.
-enum class Formula : int {
-  kl = 0,
-  reverse_kl,
-  jeffreys,
-  js,
-  alpha,
-  tv,
-  squared_hellinger,
-  chi2,
-  nothing,
-  cross_entropy,
-  log_affinity
-};
+// The list of generators: a struct of each name stands in generators.hpp, and core/generators.py has one of the same name.
+// Enumeration, dispatch and the names that Python compares with its own come from here. log_affinity is
+// core/reduction.py's other sum.
+#define KULLBACK_GENERATORS(X) \
+  X(kl)                        \
+  X(reverse_kl)                \
+  X(jeffreys)                  \
+  X(js)                        \
+  X(skew_kl)                   \
+  X(alpha)                     \
+  X(tv)                        \
+  X(squared_hellinger)         \
+  X(chi2)                      \
+  X(triangular)                \
+  X(nothing)                   \
+  X(cross_entropy)
+
+#define KULLBACK_ENUMERATOR(name) name,
+enum class Formula : int { KULLBACK_GENERATORS(KULLBACK_ENUMERATOR) log_affinity };
+#undef KULLBACK_ENUMERATOR
 
 constexpr int kMaxDims = 16;
 
@@ -39,7 +45,7 @@ struct Side {
   double on, off, log_on, log_off;
 };
 
-// core/reduction.py: GeneratorSum's constants.
+// core/generators.py: what holds where one side has no mass.
 struct Edges {
   double at_zero[2];  // f(0, q) / q and f(p, 0) / p
   double plain[2];
@@ -60,9 +66,13 @@ struct Job {
   int64_t shape[kMaxDims];
   int64_t num_rows, num_columns;
   Side sides[2];
-  double* values;    // (rows), float64
+  double* values;    // (rows), float64; null where `out` is enough
+  void* out;         // (rows), scale · value in float32 or float64, or null
+  bool out_is_double;
+  double scale;
   Stats* stats;      // (rows, 2), or null where no gradient will be asked for
-  const double* upstream;  // (rows); the backward pass only, as is:
+  const void* upstream;  // (rows), float32 or float64, of `out`; the backward pass only, as is:
+  bool upstream_is_double;
   int64_t upstream_strides[kMaxDims];
   void* gradients[2];  // (rows, columns) contiguous, of the dtype of their side; null where not wanted
   bool exact_normalizer;  // the sum is not flat at p = q, so that an error in log Z counts to first order

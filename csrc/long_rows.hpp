@@ -119,7 +119,15 @@ static void sum_piece(const Job& job, int64_t row, int64_t piece, const Stats* s
 }
 
 static void finish_row(const Job& job, int64_t row, const Stats* stats, double value, double x_p, double x_q) {
-  job.values[row] = value;
+  if (job.values != nullptr) job.values[row] = value;
+  if (job.out != nullptr) {
+    const double scaled = job.scale * value;
+    if (job.out_is_double) {
+      static_cast<double*>(job.out)[row] = scaled;
+    } else {
+      static_cast<float*>(job.out)[row] = float(scaled);
+    }
+  }
   if (job.stats == nullptr) return;
   job.stats[2 * row] = {stats[0].max, stats[0].log_sum, x_p};
   job.stats[2 * row + 1] = {stats[1].max, stats[1].log_sum, x_q};
@@ -249,7 +257,7 @@ static bool backward_block_in_single(const Job& job, const Row& r, int64_t row, 
 static bool moderate(double x) { return x == 0.0 || (magnitude(x) < double(kSafe) && magnitude(x) > 1.0 / double(kSafe)); }
 
 static void backward_columns(const Job& job, int64_t row, int64_t from, int64_t count) {
-  const double value = job.values[row], upstream = job.upstream[offset_of(job, job.upstream_strides, row)];
+  const double value = job.values[row], upstream = upstream_of(job, row);
   const bool silent = magnitude(value) == kInf || upstream == 0.0;
   if (silent) {
     for (int side = 0; side < 2; ++side) {

@@ -178,7 +178,7 @@ static void backward_lanes(const Job& job, int64_t first, int count) {
   find_ranges(columns, t);
   for (int r = 0; r < kLanes; ++r) {
     const int64_t row = first + (r < count ? r : 0);
-    const double value = job.values[row], upstream = job.upstream[offset_of(job, job.upstream_strides, row)];
+    const double value = job.values[row], upstream = upstream_of(job, row);
     silent_or_wide[r] = !(magnitude(value) < kInf) || upstream == 0.0;
     for (int side = 0; side < 2; ++side) {
       const Stats& stats = job.stats[2 * row + side];

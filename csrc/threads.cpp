@@ -93,6 +93,19 @@ void remember_forks() {
   pthread_atfork(nullptr, nullptr, [] { forked = true; });
 }
 
+int64_t first_label_out_of_range(const Job& job, int side) {
+  const int64_t* labels = static_cast<const int64_t*>(job.sides[side].data);
+  for (int64_t row = 0; row < job.num_rows; ++row) {
+    int64_t at = 0, rest = row;
+    for (int axis = job.dims - 1; axis >= 0; --axis) {
+      at += (rest % job.shape[axis]) * job.sides[side].strides[axis];
+      rest /= job.shape[axis];
+    }
+    if (labels[at] < 0 || labels[at] >= job.num_columns) return row;
+  }
+  return -1;
+}
+
 std::vector<const Kernels*> supported_kernels() {
   std::vector<const Kernels*> found;
 #ifdef KULLBACK_X86

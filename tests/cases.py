@@ -141,8 +141,7 @@ def leaves(case: Case, names: tuple[str, str] = ("Logits", "Logits"), dtype: tor
 
 def parameter(divergence: Divergence) -> float | None:
     """The number in a name such as alpha(0.3)."""
-    _, _, rest = divergence.name.partition("(")
-    return float(rest[:-1]) if rest else None
+    return divergence.parameter
 
 
 def row(name: str) -> Divergence:

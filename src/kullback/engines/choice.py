@@ -1,18 +1,25 @@
-"""Which engine computes: the best one that can, unless `use` names one."""
+"""Which engine computes, decided once for a divergence, readings, dtypes and a device, and kept; and the one loop that
+reads both sides, sums and finishes.
+"""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from kullback.core.readings import Reading
-from kullback.core.reduction import Sum
+from kullback.core.readings import Side
+from kullback.divergences import Divergence
 
-from . import cpu, eager, encoding, triton
+from . import cpu, eager, triton
+from .call import Call, Engine
 
-NAMES = ("eager", "cpu", "triton")
+ENGINES: tuple[Engine, ...] = (cpu, triton, eager)
+"""Best first; the last one serves everything."""
+NAMES = tuple(engine.NAME for engine in ENGINES)
 
 _forced: str | None = None
 
@@ -34,63 +41,112 @@ def use(engine: str) -> Iterator[None]:
     if engine not in NAMES:
         raise ValueError(f"use: {engine!r} names no engine; write one of {', '.join(map(repr, NAMES))}.")
     before, _forced = _forced, engine
+    forget()
     try:
         yield
     finally:
         _forced = before
+        forget()
 
 
-def forced() -> str | None:
-    """The engine that `use` names, if any."""
-    return _forced
+def forget() -> None:
+    """Decide anew from now on."""
+    _kept.clear()
 
 
-def why_not_cpu(x: Tensor, y: Tensor, *parts: Sum | Reading) -> str | None:
-    """Why the C++ engine cannot serve these tensors, sums and readings, or None: from types, dtypes and devices."""
-    if _forced not in (None, "cpu"):
-        return f"engines.use({_forced!r}) is in force"
-    if cpu.ABSENT is not None:
-        return cpu.ABSENT
-    if x.device.type != "cpu" or y.device.type != "cpu":
-        return f"the tensors are on {x.device}"
-    return _why_not_operator(x, y, *parts)
+@dataclass(frozen=True)
+class Decision:
+    """Who computes the sums of a divergence, and why the others do not."""
+
+    engine: Engine
+    calls: tuple[Call, ...]
+    not_taken: tuple[tuple[str, str], ...]
 
 
-def why_not_triton(x: Tensor, y: Tensor, *parts: Sum | Reading) -> str | None:
-    """Why the Triton engine cannot serve these tensors, sums and readings, or None: from types, dtypes and devices."""
-    if _forced not in (None, "triton"):
-        return f"engines.use({_forced!r}) is in force"
-    interpreted = _forced == "triton" and triton.interpreted()
-    if not interpreted and (x.device.type != "cuda" or y.device.type != "cuda"):
-        return f"the tensors are on {x.device}"
-    return triton.why_not() or _why_not_operator(x, y, *parts)
+def decide(divergence: Divergence, p: Side, q: Side, num_classes: int) -> Decision:
+    """The best engine that serves every sum of a divergence on these two sides; no value is looked at."""
+    data = (*p.data, *q.data)
+    dtypes, device = tuple(x.dtype for x in data), data[0].device.type
+    calls = tuple(Call(total, p.reading, q.reading, dtypes, device, num_classes) for total in divergence.sums)
+    transformed = _transformed(data)
+    reasons = {
+        engine: _not_forced(engine) or _first(engine.why_not(call) for call in calls) or transformed
+        for engine in ENGINES[:-1]
+    }
+    taken = next((engine for engine, reason in reasons.items() if reason is None), ENGINES[-1])
+    not_taken = [
+        (engine.NAME, reason or f"{taken.NAME} is faster") for engine, reason in reasons.items() if engine != taken
+    ]
+    if taken != ENGINES[-1]:
+        not_taken.append((ENGINES[-1].NAME, "slower; it serves second derivatives and torch.func"))
+    return Decision(taken, calls, tuple(not_taken))
 
 
-def _why_not_operator(x: Tensor, y: Tensor, *parts: Sum | Reading) -> str | None:
-    """Why a custom operator cannot take these, whatever its device."""
-    for part in parts:
-        if (reason := encoding.why_not(part)) is not None:
-            return reason
-    for data in (x, y):
-        if data.is_floating_point() and data.dtype not in encoding.DTYPES:
-            return f"{data.dtype} has no kernel"
-        if data.is_sparse or data.layout is not torch.strided:
-            return f"the layout is {data.layout}"
+def _not_forced(engine: Engine) -> str | None:
+    return f"engines.use({_forced!r}) is in force" if _forced not in (None, engine.NAME) else None
+
+
+def _first(reasons: Iterator[str | None]) -> str | None:
+    return next((reason for reason in reasons if reason is not None), None)
+
+
+def measure(divergence: Divergence, p: Side, q: Side, num_classes: int, unit: float = 1.0) -> Tensor:
+    """One number per row of sides that share their batch shape, over `unit`: float64 if a tensor is, else float32."""
+    if torch.compiler.is_compiling() or not _ordinary(p.data) or not _ordinary(q.data) or _traced():
+        return _finished(divergence, decide(divergence, p, q, num_classes), p, q, unit, False)
+    data = (*p.data, *q.data)
+    key = (divergence, p.reading, q.reading, num_classes, *[x.dtype for x in data], data[0].device)
+    decision = _kept.get(key)
+    if decision is None:
+        if len(_kept) > 4096:
+            _kept.clear()
+        decision = _kept[key] = decide(divergence, p, q, num_classes)
+    return _finished(divergence, decision, p, q, unit, True)
+
+
+_kept: dict[tuple[Any, ...], Decision] = {}
+
+
+def _finished(divergence: Divergence, decision: Decision, p: Side, q: Side, unit: float, direct: bool) -> Tensor:
+    data, engine = (*p.data, *q.data), decision.engine
+    dtype = torch.float64 if any(x.dtype == torch.float64 for x in data) else torch.float32
+    linear = divergence.linear
+    if direct and linear is not None:
+        return engine.rows(decision.calls[0], p, q, linear[1] / unit, dtype)
+    rows = engine.rows if direct else engine.traced_rows
+    value = divergence.finish(*(rows(call, p, q) for call in decision.calls))
+    return (value if unit == 1.0 else value / unit).to(dtype)
+
+
+# ---------------------------------------------------------------- what PyTorch is doing
+
+
+def _ordinary(data: Sequence[Tensor]) -> bool:
+    return all(type(x) is Tensor or type(x) is torch.nn.Parameter for x in data)
+
+
+def _traced() -> bool:
+    """Whether someone watches operators go by, or a transform is at work: then no extension is called bare."""
+    return (
+        torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._get_tracing_state() is not None
+        or forward_ad._current_level >= 0
+        or torch._C._functorch.maybe_current_level() is not None
+    )
+
+
+def _transformed(data: Sequence[Tensor]) -> str | None:
+    """Why a custom operator cannot take these tensors now, whatever its device."""
+    for x in data:
+        if x.layout is not torch.strided:
+            return f"the layout is {x.layout}"
     if _inside_functorch():
         return "inside a functorch transform (torch.func), which a custom operator cannot follow"
     if forward_ad._current_level >= 0:
         return "inside forward-mode differentiation, which a custom operator cannot follow"
-    if not torch.compiler.is_compiling() and not all(type(data) in (Tensor, torch.nn.Parameter) for data in (x, y)):
+    if not torch.compiler.is_compiling() and not _ordinary(data) and torch._C._len_torch_dispatch_stack() == 0:
         return "a tensor subclass decides for itself how it computes"
     return None
-
-
-def rows(total: Sum, left: Reading, right: Reading, x: Tensor, y: Tensor, num_classes: int) -> Tensor:
-    """One float64 number per row of x and y, which already share their batch shape, from the engine that serves."""
-    given = x, y, total, left, right
-    engine = cpu if why_not_cpu(*given) is None else triton if why_not_triton(*given) is None else eager
-    values: Tensor = engine.rows(total, left, right, x, y, num_classes)
-    return values
 
 
 def _inside_functorch() -> bool:

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from kullback.core.reduction import GeneratorSum, LogAffinity, Pair, Sum
 from kullback.forms.density import Density
 
 from .doubled import doubled
-from .growth import Growth, log_size, needed
+from .growth import growth_of, log_size
 from .pieces import Cut, Piece, cut
 from .shapes import batch_of
 from .support import Measurable, Support, ends, is_far, is_sharp, kinks, landmarks, log_density, support_of
@@ -40,12 +41,12 @@ class Scan:
 class Integrand:
     """The cells of a pair of densities, as the core's sums read them."""
 
-    def __init__(self, sums: tuple[Sum, ...], p: Measurable, q: Measurable) -> None:
+    def __init__(self, sums: tuple[Sum[Any], ...], p: Measurable, q: Measurable) -> None:
         self.p = p if isinstance(p, Density) else doubled(p)
         self.q = self.p if q is p else (q if isinstance(q, Density) else doubled(q))
         self.sums = sums
-        self.growth = tuple(needed(total) for total in sums)
-        self.raw_log_q = any(isinstance(s, GeneratorSum) and s.log_q_slope for s in sums)
+        self.growth = tuple(growth_of(total) for total in sums)
+        self.raw_log_q = any(growth.cross for growth in self.growth)
         self.logarithmic = any(isinstance(s, LogAffinity) for s in sums)
         left, right = support_of(self.p), support_of(self.q)
         assert left is not None
@@ -57,9 +58,9 @@ class Integrand:
         self.batch = batch_of(p, q)
         self.marks = (self._marks(self.p), self._marks(self.q))
         # a side that has underflowed leaves the other one's edge constant, if that is finite
-        generated = [s for s in sums if isinstance(s, GeneratorSum)]
-        self.p_fades = all(s.at_p_zero < math.inf for s in generated)
-        self.q_fades = all(s.at_q_zero < math.inf for s in generated)
+        generated = [s.generator for s in sums if isinstance(s, GeneratorSum)]
+        self.p_fades = all(f.at_p_zero < math.inf for f in generated)
+        self.q_fades = all(f.at_q_zero < math.inf for f in generated)
         self.undefined = torch.zeros(self.batch, dtype=torch.bool)
 
     def _marks(self, d: Measurable) -> tuple[Tensor, Tensor]:
@@ -154,10 +155,10 @@ class Integrand:
         if self.raw_log_q:
             heavy = log_p + torch.log1p(torch.where(torch.isinf(log_q), 0.0, log_q - log_slope).abs())
         for growth, size in zip(self.growth, self.sizes(logs), strict=True):
-            if isinstance(growth, float) and size is not None and shift is not None:
+            if growth.order is not None and size is not None and shift is not None:
                 heavy = torch.maximum(heavy, size - shift)
         lost = ~(heavy > NEGLIGIBLE)
-        powers = any(isinstance(g, float) for g in self.growth)
+        powers = any(g.order is not None for g in self.growth)
         p_gone = lost | ((log_p < NEGLIGIBLE) & self.p_fades & (not powers))
         q_gone = lost | ((log_q < NEGLIGIBLE) & self.q_fades & (not powers))
         return p_gone, q_gone
@@ -225,7 +226,7 @@ def significance(integrand: Integrand, scan: Scan) -> Tensor:
         integrand.growth, integrand.sizes((scan.log_p, scan.log_q, scan.log_slope)), strict=True
     ):
         if size is not None:
-            top = size.amax(0, keepdim=True) if isinstance(growth, float) else 0.0
+            top = size.amax(0, keepdim=True) if growth.order is not None else 0.0
             level = torch.maximum(level, size - top)
     return level + _FADED
 
@@ -233,5 +234,3 @@ def significance(integrand: Integrand, scan: Scan) -> Tensor:
 def _pair(p: Tensor, log_p: Tensor, q: Tensor, log_q: Tensor) -> Pair:
     return Pair(Weights(p.unsqueeze(-1), log_p.unsqueeze(-1)), Weights(q.unsqueeze(-1), log_q.unsqueeze(-1)))
 
-
-__all__ = ["NEGLIGIBLE", "Growth", "Integrand", "Scan", "significance", "trusted"]

@@ -18,7 +18,7 @@ the ends of the supports and with the kinks, so that the terms from there are co
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,7 +26,7 @@ from torch import Tensor
 from kullback._errors import ToleranceError
 from kullback.core.reduction import GeneratorSum, LogAffinity, Sum
 
-from .growth import power_of
+from .growth import growth_of
 from .integrand import Integrand, Scan, significance, trusted
 from .pieces import Piece
 from .support import Measurable
@@ -192,13 +192,13 @@ def _ends(
                 beyond[k] += left[0] + left[1]
             beyond[-2] += left[0]
             beyond[-1] += left[1]
-            if all(g == "bounded" for g in integrand.growth):
+            if all(growth.bounded for growth in integrand.growth):
                 continue
             end, last = _outermost(integrand, piece, scan, outward, whole=False)
             for k, (growth, size) in enumerate(zip(integrand.growth, integrand.sizes(last), strict=True)):
                 if size is None:
                     continue
-                scale = shift if isinstance(growth, float) and shift is not None else torch.zeros_like(size[0])
+                scale = shift if growth.order is not None and shift is not None else torch.zeros_like(size[0])
                 there = (size[0] > -math.inf) & ~piece.empty
                 size = torch.where(there, size, scale - 1e5)
                 fall = size[1] - size[0]
@@ -234,14 +234,13 @@ def _outermost(
     return end, integrand.logs(piece, torch.stack([end, end - outward]))
 
 
-def integrate(sums: tuple[Sum, ...], p: Measurable, q: Measurable) -> list[Tensor]:
+def integrate(sums: tuple[Sum[Any], ...], p: Measurable, q: Measurable) -> list[Tensor]:
     """The value of each sum for two densities on the line, (...) in float64.
 
     Raises: NoExactMethod for a generator that does not say how it grows; ToleranceError where the tolerance is not met
     or a density does not integrate to one.
     """
-    powers = [None if isinstance(s, LogAffinity) else power_of(s) for s in sums]
-    outer = next((a for a in powers if a is not None and not 0.0 <= a <= 1.0), None)
+    outer = next((a for a in (growth_of(total).order for total in sums) if a is not None), None)
     whole = sums
     if outer is not None and not any(isinstance(s, LogAffinity) for s in sums):
         whole = (*sums, LogAffinity(outer))
@@ -252,18 +251,16 @@ def integrate(sums: tuple[Sum, ...], p: Measurable, q: Measurable) -> list[Tenso
     results = [torch.where(found.infinite, math.inf, value) for value in values[:-2]]
     results = [torch.where(integrand.undefined, math.nan, value) for value in results]
     if len(whole) > len(sums):
-        assert outer is not None
         (total,) = sums
-        assert isinstance(total, GeneratorSum)
-        return [_from_logarithm(total, outer, results[0], results[1])]
+        assert total.power is not None
+        return [_from_logarithm(total.power.scale, *results)]
     return results
 
 
-def _from_logarithm(total: GeneratorSum, power: float, near: Tensor, log_sum: Tensor) -> Tensor:
-    """A power sum c (S - 1), from log S where S is far from 1; c from one of the edge constants."""
-    factor = total.at_p_zero / (power - 1.0) if power > 1.0 else -total.at_q_zero / power
+def _from_logarithm(scale: float, near: Tensor, log_sum: Tensor) -> Tensor:
+    """scale (S - 1): from log S where S is far from 1, and the canonical sum has overflowed or might."""
     far = (log_sum.abs() > 0.5) & torch.isfinite(log_sum)
-    return torch.where(far, factor * torch.expm1(torch.where(far, log_sum, 0.0)), near)
+    return torch.where(far, scale * torch.expm1(torch.where(far, log_sum, 0.0)), near)
 
 
 def _values(integrand: Integrand, found: Refined) -> list[Tensor]:

@@ -40,6 +40,7 @@ from kullback.core import generators
 from kullback.core.readings import Weights
 from kullback.core.reduction import GeneratorSum, LogAffinity, Pair, Sum
 
+from .growth import growth_of
 from .registry import doubles, given_as_probs, probabilities
 from .shapes import batch_of, together
 from .support import support_of
@@ -167,23 +168,18 @@ def _surprise(d: Distribution, n: int) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def _bound(sums: tuple[Sum, ...], p: Distribution, q: Distribution, n: int) -> tuple[Tensor, Tensor]:
+def _bound(sums: tuple[Sum[Any], ...], p: Distribution, q: Distribution, n: int) -> tuple[Tensor, Tensor]:
     """A bound on what lies above n, and the rows whose terms do not fall at all."""
     one = torch.ones((), dtype=torch.float64)
-    order = next((s.order for s in sums if isinstance(s, LogAffinity)), None)
-    total = sums[0]
-    generator = total.generator if isinstance(total, GeneratorSum) else None
-    if isinstance(generator, generators.alpha):
-        order = generator.order
-    elif generator is generators.chi2:
-        order = 2.0
-    above = _weighted(p, n, one, 0 * one) + _weighted(q, n, one, 0 * one)
+    growths = [growth_of(total) for total in sums]
+    tail, order = growths[0], growths[-1].order
+    above = tail.multiple * (_weighted(p, n, one, 0 * one) + _weighted(q, n, one, 0 * one))
     never = torch.zeros_like(above, dtype=torch.bool)
-    if generator is generators.kl or generator is generators.cross_entropy or generator is generators.jeffreys:
+    if tail.p_log or tail.cross:
         above = above + _weighted(p, n, *_surprise(q, n))
-    if generator is generators.reverse_kl or generator is generators.jeffreys:
+    if tail.q_log:
         above = above + _weighted(q, n, *_surprise(p, n))
-    if order is not None and not 0.0 <= order <= 1.0:
+    if order is not None:
         if isinstance(p, MixtureSameFamily) or isinstance(q, MixtureSameFamily):
             raise NoExactMethod(f"order {order:g} of mixtures over unbounded counts has no proven tail bound.")
         left, right, a = (_tail(p, n), _tail(q, n), order) if order > 1.0 else (_tail(q, n), _tail(p, n), 1.0 - order)
@@ -198,12 +194,10 @@ def _bound(sums: tuple[Sum, ...], p: Distribution, q: Distribution, n: int) -> t
         rest = torch.where(ratio < 1.0, torch.exp(log_next) / (1.0 - ratio), math.inf)
         above = above + torch.where(gone, 0.0, rest)
         never = ~gone & ((limit > 1.0) | (right.log_next == -math.inf) | ((right.smallest == 0) & (left.limit > 0)))
-    elif order is not None and 0.0 < order < 1.0:
-        above = above / (order * (1.0 - order))
     return above, never
 
 
-def add_up(sums: tuple[Sum, ...], p: Distribution, q: Distribution) -> list[Tensor]:
+def add_up(sums: tuple[Sum[Any], ...], p: Distribution, q: Distribution) -> list[Tensor]:
     """The value of each sum for two distributions on the integers from 0, (...) in float64.
 
     Raises: NoExactMethod for an unbounded support without a proven tail bound, ToleranceError for too long a sum.
@@ -245,7 +239,7 @@ def add_up(sums: tuple[Sum, ...], p: Distribution, q: Distribution) -> list[Tens
     return [torch.where(never, math.inf, value) for value in _rows(sums, p, q, x)]
 
 
-def _rows(sums: tuple[Sum, ...], p: Distribution, q: Distribution, x: Tensor) -> list[Tensor]:
+def _rows(sums: tuple[Sum[Any], ...], p: Distribution, q: Distribution, x: Tensor) -> list[Tensor]:
     log_p, log_q = together(log_mass(p, x), log_mass(q, x))
     with torch.no_grad():  # a row that is infinite sends back no gradient
         pair = Pair(Weights(torch.exp(log_p), log_p), Weights(torch.exp(log_q), log_q))

@@ -10,16 +10,17 @@ from torch import Tensor
 from triton.runtime.jit import JITFunction
 
 from kullback.core import generators as core
-from kullback.core.readings import LabelsReading, LogitsReading, ProbsReading, Reading
-from kullback.core.reduction import GeneratorSum, LogAffinity, Sum
-from kullback.engines.encoding import READINGS, STATS
+from kullback.core.readings import LabelsReading, LogitsReading, LogProbsReading, ProbsReading, Reading
+from kullback.core.reduction import GeneratorSum, LogAffinity
+from kullback.engines.call import STATS, Call
 
 from . import generators, kernels
 
 # an error e of log Z counts as e²/2 in a canonical sum, but as e in a distance with a corner at p = q; it averages out
 # over a long row, so that a short one has its normaliser in float64
 SHORT = 512
-_CORNERED = (core.tv, core.squared_hellinger)
+# the numbers that kernels know readings by
+READINGS = (LogitsReading, LogProbsReading, ProbsReading, LabelsReading)
 
 
 class Tile(NamedTuple):
@@ -63,17 +64,16 @@ def check_device(x: Tensor) -> None:
         )
 
 
-def forward(
-    total: Sum, left: Reading, right: Reading, x: Tensor, y: Tensor, num_columns: int, keep: bool
-) -> tuple[Tensor, Tensor]:
+def forward(call: Call, x: Tensor, y: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
     """Values (...), float64, and the numbers that backward needs, (..., 6) or none."""
+    left, right, num_columns = call.p, call.q, call.num_classes
     batch = x.shape if isinstance(left, LabelsReading) else x.shape[:-1]
     values = x.new_empty(batch, dtype=torch.float64)
     stats = x.new_empty((*batch, STATS) if keep else (0,), dtype=torch.float64)
     n = values.numel()
     if n:
         (a, a_stride), (b, b_stride) = _rows_of(x, left, num_columns), _rows_of(y, right, num_columns)
-        setting = settings(total, left, right, x.dtype, y.dtype, num_columns)
+        setting = settings(call)
         size = tile(num_columns, setting, x.dtype, y.dtype)
         with _on(x):
             kernels.forward[(_blocks(n, size.rows),)](
@@ -85,25 +85,17 @@ def forward(
 
 
 def backward(
-    total: Sum,
-    left: Reading,
-    right: Reading,
-    x: Tensor,
-    y: Tensor,
-    num_columns: int,
-    values: Tensor,
-    stats: Tensor,
-    upstream: Tensor,
-    wanted: tuple[bool, bool],
+    call: Call, x: Tensor, y: Tensor, values: Tensor, stats: Tensor, upstream: Tensor, wanted: tuple[bool, ...]
 ) -> tuple[Tensor, Tensor]:
     """Gradients to x and to y, contiguous and in their dtypes; an empty tensor for one that is not wanted."""
+    left, right, num_columns = call.p, call.q, call.num_classes
     to_x = torch.empty(x.shape if wanted[0] else (0,), dtype=x.dtype, device=x.device)
     to_y = torch.empty(y.shape if wanted[1] else (0,), dtype=y.dtype, device=y.device)
     n = values.numel()
     if n and any(wanted):
         (a, a_stride), (b, b_stride) = _rows_of(x, left, num_columns), _rows_of(y, right, num_columns)
         u = upstream.reshape(-1)
-        setting = settings(total, left, right, x.dtype, y.dtype, num_columns)
+        setting = settings(call)
         size = tile(num_columns, setting, x.dtype, y.dtype)
         grid = (_blocks(n, size.rows), _blocks(num_columns, size.columns * size.span))
         with _on(x):
@@ -123,56 +115,45 @@ FORWARD = (
 BACKWARD = (*FORWARD[:-1], "PLAIN_P", "PLAIN_Q", "SLOPE_P", "SLOPE_Q", "LOG_Q_SLOPE")
 
 
-def settings(
-    total: Sum, left: Reading, right: Reading, x: torch.dtype, y: torch.dtype, num_columns: int
-) -> dict[str, Any]:
+def settings(call: Call) -> dict[str, Any]:
     """What is compiled into the kernels: the sum, the readings, the arithmetic."""
-    result: dict[str, Any] = {}
+    total, left, right = call.total, call.p, call.q
     if isinstance(total, LogAffinity):
-        result |= {"AFFINITY": True, "GENERATOR": generators.nothing, "PARAMETER": total.order}
-        total = GeneratorSum(core.nothing, 0.0, 0.0)
+        f, affinity, parameter = core.nothing(0.0), True, total.order
     else:
         assert isinstance(total, GeneratorSum)
-        name = getattr(total.generator, "__name__", type(total.generator).__name__)
-        result |= {"AFFINITY": False, "GENERATOR": getattr(generators, name), "PARAMETER": _parameter(total)}
-    wide = result["AFFINITY"] or torch.float64 in (x, y) or not _narrow_enough(total)
+        f, affinity, parameter = total.generator, False, total.generator.parameter
+    wide = affinity or torch.float64 in call.dtypes or not _narrow_enough(f)
     # probabilities may be subnormal, and 1/p or a zero that was none would show in their gradients
-    kinds = {type(left), type(right)}
+    kinds: set[type] = {type(left), type(right)}
     wide |= ProbsReading in kinds or kinds == {LabelsReading}
     unit_p, unit_q = (not isinstance(side, LogitsReading) or side.temperature == 1.0 for side in (left, right))
-    return result | {
-        "AT_P_ZERO": total.at_p_zero,
-        "AT_Q_ZERO": total.at_q_zero,
-        "PLAIN_P": total.plain[0],
-        "PLAIN_Q": total.plain[1],
-        "SLOPE_P": total.slopes[0],
-        "SLOPE_Q": total.slopes[1],
-        "LOG_Q_SLOPE": total.log_q_slope,
+    return {
+        "AFFINITY": affinity,
+        "GENERATOR": getattr(generators, f.name),
+        "PARAMETER": parameter,
+        "AT_P_ZERO": f.at_p_zero,
+        "AT_Q_ZERO": f.at_q_zero,
+        "PLAIN_P": f.plain[0],
+        "PLAIN_Q": f.plain[1],
+        "SLOPE_P": f.slopes[0],
+        "SLOPE_Q": f.slopes[1],
+        "LOG_Q_SLOPE": f.log_q_slope,
         "LEFT": READINGS.index(type(left)),
         "RIGHT": READINGS.index(type(right)),
         "UNIT_P": unit_p,
         "UNIT_Q": unit_q,
         "SAME": isinstance(left, LogitsReading) and left == right,
         "T": tl.float64 if wide else tl.float32,
-        "NORMALIZER": tl.float64 if wide or num_columns <= SHORT or total.generator in _CORNERED else tl.float32,
+        "NORMALIZER": tl.float64 if wide or call.num_classes <= SHORT or f.corner else tl.float32,
     }
 
 
-def _narrow_enough(total: GeneratorSum) -> bool:
+def _narrow_enough(f: core.Generator) -> bool:
     """Whether float32 holds every intermediate: (p/q)^a, a > 1, leaves its range; weights near 0 or 1 its precision."""
-    generator = total.generator
-    if isinstance(generator, core.alpha):
-        return generator.order in (0.0, 1.0) or 1e-6 < generator.order < 1.0 - 1e-6
-    if isinstance(generator, core.js):
-        return 1e-6 < generator.weight < 1.0 - 1e-6
-    return generator is not core.chi2
-
-
-def _parameter(total: GeneratorSum) -> float:
-    generator = total.generator
-    if isinstance(generator, core.alpha):
-        return generator.order
-    return generator.weight if isinstance(generator, core.js) else 0.0
+    if f.power is not None and f.power.order not in (0.0, 1.0):
+        return 1e-6 < f.power.order < 1.0 - 1e-6
+    return f.parameter == 0.0 or f.name == "nothing" or 1e-6 < f.parameter < 1.0 - 1e-6
 
 
 def scalars(reading: Reading) -> tuple[float, float, float, float, float]:

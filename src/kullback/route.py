@@ -1,4 +1,6 @@
-"""Which exact method serves a pair: a pure function of types, dtypes, devices and shapes. It never looks at values."""
+"""What will be done for a divergence of two arguments, and what it costs: a pure function of the divergence and of
+types, dtypes, devices and shapes. It never looks at values. `verbs.measure` does what `route` says.
+"""
 
 from dataclasses import dataclass
 from typing import Any
@@ -8,27 +10,31 @@ from torch import Tensor
 
 from . import exact
 from ._errors import FormError
-from .engines import choice, cpu, eager, encoding
-from .forms.finite import FiniteForm, Labels
-
-_TEMPORARIES = 32  # float64 values per cell alive at once in the eager engine: at most 29 measured (js, forward)
+from .core.readings import Side
+from .divergences import KL, Divergence
+from .engines import choice
+from .forms.empirical import Counts, LogRatios, Samples
+from .forms.finite import FiniteForm
 
 
 @dataclass(frozen=True)
-class Plan:
-    """How `kl(p, q)` and its siblings will be computed; `print(explain(p, q))` shows it."""
+class Route:
+    """How `kl(p, q)` or a sibling will be computed; `print(explain(p, q))` shows it."""
 
+    divergence: str
     p: str
     q: str
     batch_shape: tuple[int, ...]
     num_classes: int
     method: str
     engine: str
+    manner: str
     temporary_bytes: int
     saved_bytes: int
     gradient_to_p: str
     gradient_to_q: str
     result_dtype: str
+    error: str
     not_taken: tuple[tuple[str, str], ...]
 
     def __str__(self) -> str:
@@ -36,12 +42,14 @@ class Plan:
             f"{_bytes(self.temporary_bytes)} of temporaries; saved for backward: inputs and {_bytes(self.saved_bytes)}"
         )
         lines = [
+            f"divergence {self.divergence}",
             f"p          {self.p}",
             f"q          {self.q}",
             f"result     {self.batch_shape} {self.result_dtype}, one number per row of V={self.num_classes}",
             f"method     {self.method}",
-            f"engine     {self.engine}",
+            f"engine     {self.engine}: {self.manner}",
             f"memory     {memory}",
+            f"error      {self.error}",
             f"gradients  p: {self.gradient_to_p}",
             f"           q: {self.gradient_to_q}",
         ]
@@ -49,67 +57,59 @@ class Plan:
         return "\n".join(lines)
 
 
-def explain(p: Any, q: Any, /) -> Plan | exact.DensityPlan:
+def explain(p: Any, q: Any, /, divergence: Divergence = KL) -> Route | exact.DensityPlan:
     """Say which exact method serves the pair, what it costs in memory, where gradients go, and what was not taken.
 
-    Args: p, q: two forms, in the order in which a verb would take them.
-    Returns: a `Plan`; printing it gives one line a fact.
-    Raises: FormError, as the verbs do.
+    Args:
+        p, q: two forms or distributions, in the order in which a verb would take them.
+        divergence: a row of `kullback.divergences`, such as `divergences.js(0.1)`; KL unless given.
+
+    Returns: a `Route`, what the verb does; printing it gives one line a fact.
+    Raises: FormError and NoExactMethod, as the verbs do.
 
     >>> print(explain(Labels([1, 2], num_classes=3), Logits([[0.0, 1.0, 2.0]] * 2)))  # doctest: +ELLIPSIS
+    divergence kl
     p          Labels over V=3, batch (2,), torch.int64 on cpu
     q          Logits over V=3, batch (2,), torch.float32 on cpu
     result     (2,) torch.float32, one number per row of V=3
     method     exact sum over the V columns, canonical terms, float...
     ...
     """
+    return route(divergence, p, q, verb="explain")
+
+
+def route(divergence: Divergence, p: Any, q: Any, /, *, verb: str | None = None) -> Route | exact.DensityPlan:
+    """What `verbs.measure(divergence, p, q)` will do."""
     if exact.is_measurable(p) or exact.is_measurable(q):
         return exact.explain(p, q)
-    batch_shape = check_pair("explain", p, q)
-    num_rows = batch_shape.numel()
-    dtype = torch.float64 if torch.float64 in (p.data.dtype, q.data.dtype) else torch.float32
-    x, y = p.expand(batch_shape), q.expand(batch_shape)
-    parts = x, y, p.reading, q.reading
-    why_not = {"cpu": choice.why_not_cpu(*parts), "triton": choice.why_not_triton(*parts)}
-    name = next((name for name, why in why_not.items() if why is None), "eager")
-    saved_bytes = num_rows * encoding.BYTES_SAVED_PER_ROW
-    precision = "float32 with float64 normalisers and sums"
-    if name == "cpu":
-        threads = torch.get_num_threads()
-        engine = f"cpu: C++, {cpu.instruction_set()}, up to {threads} threads, rows in blocks that stay in cache"
-        temporary_bytes = cpu.temporary_bytes(p.num_classes)
-    elif name == "triton":
-        engine = "triton: one kernel a pass, rows read twice forward and once backward"
-        temporary_bytes = 0
-        precision = "float32 with compensated sums, float64 where a divergence or a form needs it"
-    else:
-        rows = min(eager.block_rows(p.num_classes), max(num_rows, 1))
-        engine = f"eager PyTorch, {rows} of {num_rows} rows at a time (inside torch.compile: all, fused)"
-        temporary_bytes = _TEMPORARIES * 8 * rows * p.num_classes
-        saved_bytes = 8 * num_rows
-        precision = "float64"
-    not_taken = [("estimate", "an exact method exists, and an exact call never falls back to an estimate")]
-    not_taken += [(other, why) for other, why in why_not.items() if why is not None]
-    if name != "eager":
-        not_taken.append(("eager", "slower; it serves second derivatives and torch.func"))
-    return Plan(
+    left, right = sides(verb or divergence.family, p, q)
+    batch_shape, num_classes = left.batch_shape, p.num_classes
+    decision = choice.decide(divergence, left, right, num_classes)
+    costs = [decision.engine.cost(call, batch_shape.numel()) for call in decision.calls]
+    dtype = torch.float64 if torch.float64 in decision.calls[0].dtypes else torch.float32
+    precision = "float64" if dtype == torch.float64 else costs[0].precision
+    not_taken = (("estimate", "an exact method exists, and an exact call never falls back to an estimate"),)
+    return Route(
+        divergence=divergence.name,
         p=_describe(p),
         q=_describe(q),
         batch_shape=tuple(batch_shape),
-        num_classes=p.num_classes,
-        method=f"exact sum over the V columns, canonical terms, {'float64' if dtype == torch.float64 else precision}",
-        engine=engine,
-        temporary_bytes=temporary_bytes,
-        saved_bytes=saved_bytes,
+        num_classes=num_classes,
+        method=f"exact sum over the V columns, canonical terms, {precision}",
+        engine=decision.engine.NAME,
+        manner=costs[0].manner,
+        temporary_bytes=max(cost.temporary_bytes for cost in costs),
+        saved_bytes=sum(cost.saved_bytes for cost in costs),
         gradient_to_p=_gradient(p),
         gradient_to_q=_gradient(q),
         result_dtype=str(dtype),
-        not_taken=tuple(not_taken),
+        error="relative, below 1e-5" if dtype == torch.float32 else "relative, some units of 1e-16 a column",
+        not_taken=not_taken + decision.not_taken,
     )
 
 
-def check_pair(verb: str, p: Any, q: Any) -> torch.Size:
-    """The common batch shape of two forms, or the error that says why there is none."""
+def sides(verb: str, p: Any, q: Any) -> tuple[Side, Side]:
+    """Two forms as the sides of a comparison, of one batch shape; or the error that says why there is none."""
     for name, form in (("p", p), ("q", q)):
         if not isinstance(form, FiniteForm):
             raise FormError(_no_form(verb, name, form))
@@ -120,18 +120,28 @@ def check_pair(verb: str, p: Any, q: Any) -> torch.Size:
             f"{verb}: p is on {p.data.device} but q is on {q.data.device}. "
             f"Move one of them: q's tensor .to({str(p.data.device)!r})."
         )
-    try:
-        return torch.Size(torch.broadcast_shapes(p.batch_shape, q.batch_shape))  # type: ignore[no-untyped-call]
-    except RuntimeError:
-        raise FormError(
-            f"{verb}: p has batch shape {tuple(p.batch_shape)} but q has {tuple(q.batch_shape)}, "
-            "which do not broadcast. "
-            "Forms hold (..., V): check that the class axis is the last, or insert a batch axis with unsqueeze."
-        ) from None
+    one, other = p.batch_shape, q.batch_shape
+    if one != other:
+        try:
+            one = torch.Size(torch.broadcast_shapes(one, other))  # type: ignore[no-untyped-call]
+        except RuntimeError:
+            raise FormError(
+                f"{verb}: p has batch shape {tuple(p.batch_shape)} but q has {tuple(q.batch_shape)}, "
+                "which do not broadcast. "
+                "Forms hold (..., V): check that the class axis is the last, or insert a batch axis with unsqueeze."
+            ) from None
+    return p.side(one), q.side(one)
 
 
 def _no_form(verb: str, name: str, value: Any) -> str:
+    if isinstance(value, Samples | Counts | LogRatios):
+        return (
+            f"{verb}: {name} holds {type(value).__name__}, of which a divergence can only be estimated. "
+            f"Write estimate.kl(p, q), which also says how sure it is."
+        )
     kind = "a bare Tensor" if isinstance(value, Tensor) else f"a bare {type(value).__name__}"
+    if hasattr(value, "logits"):
+        return f"{verb}: {name} is {kind}, which does not say what it holds. Write Logits({name}.logits)."
     return (
         f"{verb}: {name} is {kind}, which does not say what it holds. Write Logits({name}) for scores, "
         f"LogProbs({name}) for log-probabilities, Probs({name}) for probabilities, "
@@ -153,9 +163,9 @@ def _describe(form: FiniteForm) -> str:
 
 
 def _gradient(form: FiniteForm) -> str:
-    if isinstance(form, Labels):
+    if not any(x.is_floating_point() for x in form.tensors):
         return "none, class indices are integers"
-    if not form.data.requires_grad:
+    if not form.requires_grad:
         return "none asked for (the tensor does not require grad)"
     return f"to the {form.data.dtype} tensor inside {type(form).__name__}, written once"
 
