@@ -51,7 +51,7 @@ LINE = {
     "Logistic": (lambda x, l, h: x - 2 * _softplus(x), (), ()),
     "LogitRelaxedBernoulli": (
         lambda x, l, h, t, z: mp.log(t) + z - t * x - 2 * _softplus(z - t * x),
-        (0.6, 0.4),
+        (0.9, 0.4),
         (1.3, -0.5),
     ),
 }  # fmt: skip
@@ -103,7 +103,7 @@ UNIT = {
         (0.8, 0.6),
     ),
     "ContinuousBernoulli": (
-        lambda x, l, h, p: x * mp.log(p / (1 - p)) - mp.log((2 * p - 1) / mp.log(p / (1 - p))),
+        lambda x, l, h, p: x * mp.log(p / (1 - p)) - mp.log((2 * p - 1) / (1 - p) / mp.log(p / (1 - p))),
         (0.3,),
         (0.85,),
     ),

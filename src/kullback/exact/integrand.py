@@ -15,6 +15,7 @@ from kullback.forms.density import Density
 from .doubled import doubled
 from .growth import growth_of, log_size
 from .pieces import Cut, Piece, cut
+from .place import Place, place_of
 from .shapes import batch_of
 from .support import Measurable, Support, ends, is_far, is_sharp, kinks, landmarks, log_density, support_of
 
@@ -53,6 +54,7 @@ class Integrand:
         assert right is not None
         self.supports: tuple[Support, Support] = (left, right)
         self.sides = (self.p, self.q)
+        self.harmless = tuple(place_of(_middle(s), s) for s in self.supports)
         self.sharp = tuple(map(is_sharp, self.sides))
         self.far = all(map(is_far, self.sides))
         self.batch = batch_of(p, q)
@@ -120,11 +122,16 @@ class Integrand:
         for side, d in enumerate(self.sides):
             at, log_slope = piece.points(t if both is None else both[side])
             slope = log_slope if slope is None or both is None else slope
+            inside = piece.inside[side]
+            if not bool(inside.any()):
+                found.append(torch.full_like(at.x, -math.inf))
+                continue
             place = piece.place(side, self.supports[side], at)
+            if not bool(inside.all()):
+                place = Place(*(torch.where(inside, v, w) for v, w in zip(place, self.harmless[side], strict=True)))
             value = log_density(d, place) + log_slope
             if self.sharp[side]:
                 value = torch.where(value < _FLOOR, _FLOOR, value)
-            inside = piece.inside[side]
             if not torch.is_grad_enabled():
                 self._check(side, torch.isnan(value) & inside)
             found.append(torch.where(inside, value.nan_to_num(_FLOOR, math.inf, -math.inf), -math.inf))
@@ -157,8 +164,10 @@ class Integrand:
         for growth, size in zip(self.growth, self.sizes(logs), strict=True):
             if growth.order is not None and size is not None and shift is not None:
                 heavy = torch.maximum(heavy, size - shift)
-        lost = ~(heavy > NEGLIGIBLE)
         powers = any(g.order is not None for g in self.growth)
+        lost = ~(heavy > NEGLIGIBLE)
+        if not powers:  # the weights themselves underflow, so that nothing is left to multiply
+            lost |= torch.maximum(log_p, log_q) < NEGLIGIBLE
         p_gone = lost | ((log_p < NEGLIGIBLE) & self.p_fades & (not powers))
         q_gone = lost | ((log_q < NEGLIGIBLE) & self.q_fades & (not powers))
         return p_gone, q_gone
@@ -214,9 +223,20 @@ class Integrand:
         return [*values, p, q], bad
 
 
-def trusted(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """Where neither logarithm has overflowed."""
-    return (log_p > _TRUSTED) & (log_q > _TRUSTED)
+def trusted(integrand: Integrand, log_p: Tensor, log_q: Tensor) -> Tensor:
+    """Where neither logarithm has overflowed, nor the weights underflowed where sums need these."""
+    good = (log_p > _TRUSTED) & (log_q > _TRUSTED)
+    if any(growth.order is not None for growth in integrand.growth):
+        return good
+    return good & (torch.maximum(log_p, log_q) > NEGLIGIBLE)
+
+
+def _middle(s: Support) -> Tensor:
+    """A point inside of a support."""
+    low, high = s.low.detach(), s.high.detach()
+    left, right = torch.isfinite(low), torch.isfinite(high)
+    middle = 0.5 * (torch.where(left, low, 0.0) + torch.where(right, high, 0.0))
+    return torch.where(left & right, middle, torch.where(left, low + 1.0, torch.where(right, high - 1.0, 0.0)))
 
 
 def significance(integrand: Integrand, scan: Scan) -> Tensor:

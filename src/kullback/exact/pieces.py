@@ -67,10 +67,10 @@ class Piece:
 
         A cut of the other side's that lies there too may move away from it: that slope is apart / gap.
         """
-        here = apart == 0
+        here = (apart == 0) | (torch.isinf(gap) & torch.isfinite(apart))  # also where x overflows
         log = torch.where(here, known, log_gap(gap))
         if torch.is_grad_enabled() and apart.requires_grad:
-            loose = here & ~own
+            loose = (apart == 0) & ~own
             log = log + torch.where(loose, torch.log1p(torch.where(loose, apart, 0.0) * torch.exp(-torch.where(loose, known, 0.0))), 0.0)
         return log
 

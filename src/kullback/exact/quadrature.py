@@ -218,7 +218,7 @@ def _outermost(
     """
     end = scan.t[-1 if outward > 0 else 0]
     if not whole:
-        good = trusted(scan.log_p, scan.log_q)
+        good = trusted(integrand, scan.log_p, scan.log_q)
         index = torch.arange(scan.t.shape[0]).reshape(-1, *(1,) * end.dim())
         at = torch.where(good, index if outward > 0 else scan.t.shape[0] - index, -1).amax(0, keepdim=True)
         at = (at if outward > 0 else scan.t.shape[0] - at).clamp(0, scan.t.shape[0] - 1)
@@ -228,7 +228,7 @@ def _outermost(
             for _ in range(30):
                 middle = 0.5 * (inner + outer)
                 log_p, log_q, _ = integrand.logs(piece, middle.unsqueeze(0))
-                fine = trusted(log_p, log_q)[0]
+                fine = trusted(integrand, log_p, log_q)[0]
                 inner, outer = torch.where(fine, middle, inner), torch.where(fine, outer, middle)
         end = inner
     return end, integrand.logs(piece, torch.stack([end, end - outward]))
