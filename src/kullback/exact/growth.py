@@ -47,7 +47,7 @@ def growth_of(total: Sum[Any]) -> Growth:
 
 
 def log_size(growth: Growth, log_p: Tensor, log_q: Tensor, log_slope: Tensor) -> Tensor | None:
-    """The logarithm of what goes beyond a multiple of p + q, -inf where nothing does; None where nothing can.
+    """The logarithm of what may go beyond a multiple of p + q; None where nothing can.
 
     log_p, log_q: weights per unit of t, -inf outside of the support; log_slope: log dx/dt.
     """
@@ -62,12 +62,12 @@ def log_size(growth: Growth, log_p: Tensor, log_q: Tensor, log_slope: Tensor) ->
     if growth.p_log or growth.q_log:
         far = torch.log(d.abs().clamp(min=1.0))
         if growth.p_log:
-            parts.append(torch.where(d < -1.0, log_p + far, -math.inf))
+            parts.append(log_p + torch.where(d < 0.0, far, 0.0))
         if growth.q_log:
-            parts.append(torch.where(d > 1.0, log_q + far, -math.inf))
+            parts.append(log_q + torch.where(d > 0.0, far, 0.0))
     if growth.cross:
         raw = torch.where(torch.isinf(log_q), 0.0, log_q - log_slope).abs()
-        parts.append(torch.where(raw > 1.0, log_p + torch.log(raw.clamp(min=1.0)), -math.inf))
+        parts.append(log_p + torch.log(raw.clamp(min=1.0)))
     size = parts[0]
     for part in parts[1:]:
         size = torch.maximum(size, part)

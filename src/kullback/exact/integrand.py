@@ -54,6 +54,8 @@ class Integrand:
         assert right is not None
         self.supports: tuple[Support, Support] = (left, right)
         self.sides = (self.p, self.q)
+        with torch.no_grad():
+            self.plain = tuple(map(log_density, self.sides))
         self.harmless = tuple(place_of(_middle(s), s) for s in self.supports)
         self.sharp = tuple(map(is_sharp, self.sides))
         self.far = all(map(is_far, self.sides))
@@ -118,10 +120,12 @@ class Integrand:
         `both`: for each side, t again, with a harmless value where that side is not wanted.
         """
         found = []
-        slope = None
-        for side, d in enumerate(self.sides):
-            at, log_slope = piece.points(t if both is None else both[side])
-            slope = log_slope if slope is None or both is None else slope
+        at, log_slope = piece.points(t)
+        slope = log_slope
+        read = self.plain if both is None else tuple(map(log_density, self.sides))
+        for side in (0, 1):
+            if both is not None:
+                at, log_slope = piece.points(both[side])
             inside = piece.inside[side]
             if not bool(inside.any()):
                 found.append(torch.full_like(at.x, -math.inf))
@@ -129,20 +133,19 @@ class Integrand:
             place = piece.place(side, self.supports[side], at)
             if not bool(inside.all()):
                 place = Place(*(torch.where(inside, v, w) for v, w in zip(place, self.harmless[side], strict=True)))
-            value = log_density(d, place) + log_slope
+            value = read[side](place) + log_slope
             if self.sharp[side]:
                 value = torch.where(value < _FLOOR, _FLOOR, value)
-            if not torch.is_grad_enabled():
-                self._check(side, torch.isnan(value) & inside)
-            found.append(torch.where(inside, value.nan_to_num(_FLOOR, math.inf, -math.inf), -math.inf))
-        assert slope is not None
+            wrong = torch.isnan(value)
+            if bool(wrong.any()):
+                self._check(side, wrong & inside)
+                value = torch.where(wrong, _FLOOR, value)
+            found.append(value if bool(inside.all()) else torch.where(inside, value, -math.inf))
         return found[0], found[1], slope
 
     def _check(self, side: int, wrong: Tensor) -> None:
         """NaN parameters make their row NaN; a function that returns NaN is refused."""
-        if not bool(wrong.any()):
-            return
-        if isinstance(self.sides[side], Density):
+        if bool(wrong.any()) and isinstance(self.sides[side], Density):
             raise ToleranceError(
                 f"quadrature: log_prob of {'pq'[side]} returns NaN inside of its support. Write a Density whose "
                 "log_prob is a number, or -inf, everywhere between the ends of support=(low, high)."
@@ -175,8 +178,7 @@ class Integrand:
     @torch.no_grad()
     def values(self, piece: Piece, t: Tensor, shift: Tensor | None) -> list[Tensor]:
         """Every sum's integrand (a LogAffinity: e^-shift times it), then p and q themselves."""
-        logs = self.logs(piece, t)
-        return self._terms(logs, self.dropped(logs, shift), shift)[0]
+        return self._terms(self.logs(piece, t), shift)[0]
 
     def differentiable(self, piece: Piece, t: Tensor, shift: Tensor | None, scan: Scan, off: Tensor) -> list[Tensor]:
         """The same with gradients, and 0 without gradient in the rows that are `off`."""
@@ -184,43 +186,50 @@ class Integrand:
             logs = self.logs(piece, t)
             gone = self.dropped(logs, shift)
             gone = (gone[0] | off, gone[1] | off)
-            _, overflown = self._terms(logs, gone, shift)
+            _, overflown = self._terms(_without(logs, gone), shift)
             none = [g | ~inside for g, inside in zip(gone, piece.inside, strict=True)]
             safe = [
                 torch.where(n, scan.t.gather(0, log.argmax(0, keepdim=True)), t)
                 for n, log in zip(none, (scan.log_p, scan.log_q), strict=True)
             ]
-        log_p, log_q, _ = self.logs(piece, t, (safe[0], safe[1]))
-        _, slope = piece.points(t)
-        return self._terms((log_p, log_q, slope), gone, shift, overflown)[0]
+        logs = self.logs(piece, t, (safe[0], safe[1]))
+        return self._terms(_without(logs, gone), shift, overflown)[0]
 
     def _terms(
-        self,
-        logs: tuple[Tensor, Tensor, Tensor],
-        gone: tuple[Tensor, Tensor],
-        shift: Tensor | None,
-        overflown: Tensor | None = None,
+        self, logs: tuple[Tensor, Tensor, Tensor], shift: Tensor | None, overflown: Tensor | None = None
     ) -> tuple[list[Tensor], Tensor]:
-        log_p, log_q = (torch.where(g, -math.inf, log) for g, log in zip(gone, logs[:2], strict=True))
+        log_p, log_q, log_slope = logs
         p, q = torch.exp(log_p), torch.exp(log_q)
         values = []
-        bad = torch.zeros_like(p, dtype=torch.bool)
+        bad = torch.zeros((), dtype=torch.bool)
         for total in self.sums:
             if isinstance(total, LogAffinity):
                 assert shift is not None
-                value = torch.exp(total.rows(_pair(p, log_p, q, log_q)) - shift)
+                nowhere = torch.isinf(log_p) | torch.isinf(log_q)
+                both = [torch.where(nowhere, 0.0, log) for log in (log_p, log_q)]
+                value = total.order * both[0] + (1.0 - total.order) * both[1] - shift
+                value = torch.where(nowhere, 0.0, torch.exp(value))
             else:
+                assert isinstance(total, GeneratorSum)
                 left, right = log_p, log_q
                 if self.raw_log_q:
-                    right = torch.where(log_q == -math.inf, -math.inf, log_q - logs[2])
+                    right = torch.where(log_q == -math.inf, -math.inf, log_q - log_slope)
                 if self.logarithmic and overflown is not None:
                     left, right = (torch.where(overflown, -math.inf, x) for x in (left, right))
-                value = total.rows(_pair(p, left, q, right))
+                value = total.terms(Pair(Weights(p, left), Weights(q, right))).value
                 if self.logarithmic and overflown is None:  # a power sum far away reads the logarithm instead
-                    bad |= ~torch.isfinite(value)
+                    bad = bad | ~torch.isfinite(value)
                     value = torch.where(torch.isfinite(value), value, 0.0)
             values.append(value)
         return [*values, p, q], bad
+
+
+def _without(
+    logs: tuple[Tensor, Tensor, Tensor], gone: tuple[Tensor, Tensor]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The logarithms without the cells that are gone."""
+    log_p, log_q = (torch.where(g, -math.inf, log) for g, log in zip(gone, logs[:2], strict=True))
+    return log_p, log_q, logs[2]
 
 
 def trusted(integrand: Integrand, log_p: Tensor, log_q: Tensor) -> Tensor:
@@ -249,8 +258,3 @@ def significance(integrand: Integrand, scan: Scan) -> Tensor:
             top = size.amax(0, keepdim=True) if growth.order is not None else 0.0
             level = torch.maximum(level, size - top)
     return level + _FADED
-
-
-def _pair(p: Tensor, log_p: Tensor, q: Tensor, log_q: Tensor) -> Pair:
-    return Pair(Weights(p.unsqueeze(-1), log_p.unsqueeze(-1)), Weights(q.unsqueeze(-1), log_q.unsqueeze(-1)))
-

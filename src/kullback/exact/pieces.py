@@ -35,7 +35,7 @@ class Piece:
     def points(self, t: Tensor) -> tuple[Place, Tensor]:
         """x(t) with its distances to the cuts, and log dx/dt; the cuts keep their gradients."""
         below, above = self.bounded
-        infinity = torch.full_like(t, math.inf)
+        infinity = torch.full((), math.inf, dtype=t.dtype)
         if below and above:
             width = self.high - self.low
             width = torch.where(width > 0, width, 1.0)

@@ -5,6 +5,7 @@ its distances to both ends, which hold any scale, and densities that are singula
 `torch.distributions` carries places back to its base exactly: below a sigmoid, y is log x - log(1 - x).
 """
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -38,7 +39,13 @@ class Place(NamedTuple):
 
 def place_of(x: Tensor, support: Support) -> Place:
     """A place whose distances are the rounded ones; 1 stands for a distance that is not positive."""
-    return Place(x, log_gap(x - support.low), log_gap(support.high - x))
+    return Place(x, _distance(x, support.low, 1.0), _distance(x, support.high, -1.0))
+
+
+def _distance(x: Tensor, end: Tensor, sign: float) -> Tensor:
+    if end.dim() == 0 and bool(torch.isinf(end)):
+        return torch.full((), math.inf, dtype=x.dtype)
+    return log_gap(sign * (x - end))
 
 
 def log_gap(gap: Tensor) -> Tensor:

@@ -37,6 +37,8 @@ _MAX_PANELS = 3000
 _MAX_ROUNDS = 60
 _FALL = 10.0  # e-folds that the logarithms of both weights change by over a panel, together
 _FEWEST, _MOST = 5, 64
+_CELLS = 1 << 15
+_STEPS = (1e-4, 1e-7)
 _STILL = 1e-8  # a logarithm that falls by less per unit of t does not fall
 
 _KRONROD = (
@@ -66,6 +68,11 @@ class Panels:
 
     def measure(self, start: Tensor, stop: Tensor) -> tuple[Tensor, Tensor]:
         """Integrals (quantities, panels, ...) over new panels, and error estimates."""
+        rows = max(start[0].numel(), 1)
+        several = max(_CELLS // (15 * rows), 1)
+        if start.shape[0] > several:  # in parts that stay in cache
+            parts = [self.measure(*part) for part in zip(start.split(several), stop.split(several), strict=True)]
+            return torch.cat([part[0] for part in parts], 1), torch.cat([part[1] for part in parts], 1)
         t, half = nodes(start, stop)
         f = torch.stack(self.integrand.values(self.piece, t, self.shift))
         kronrod, gauss = rule(K15, f), rule(G7, f)
@@ -187,7 +194,7 @@ def _ends(
     for piece, scan in zip(pieces, scans, strict=True):
         for outward in (-1.0, 1.0):
             end, last = _outermost(integrand, piece, scan, outward, whole=True)
-            left = [torch.exp(x[0]) / torch.where(x[0] < x[1], x[1] - x[0], 1e-6).clamp(min=1e-6) for x in last[:2]]
+            left = [torch.exp(x[0]) / _fall(x)[0].clamp(min=1e-6) for x in last[:2]]
             for k in range(len(integrand.sums)):
                 beyond[k] += left[0] + left[1]
             beyond[-2] += left[0]
@@ -201,18 +208,27 @@ def _ends(
                 scale = shift if growth.order is not None and shift is not None else torch.zeros_like(size[0])
                 there = (size[0] > -math.inf) & ~piece.empty
                 size = torch.where(there, size, scale - 1e5)
-                fall = size[1] - size[0]
-                still = (fall < _STILL) & (size[0] > scale - 1e4)
+                fall, steady = _fall(size)
+                still = steady & (size[0] > scale - 1e4)
                 infinite |= still
                 tail = torch.exp((size[0] - scale).clamp(max=700.0)) / fall.clamp(min=1e-6)
                 beyond[k] += torch.where(still | ~there, 0.0, tail)
     return infinite, beyond
 
 
+def _fall(log: Tensor) -> tuple[Tensor, Tensor]:
+    """How fast a logarithm falls per unit of t towards an end, from its values at and before it, and whether it does not.
+
+    The shorter step sees peaks that the longer one would step over.
+    """
+    far, near = ((log[k] - log[0]).nan_to_num(0.0) / step for k, step in ((1, _STEPS[0]), (2, _STEPS[1])))
+    return torch.maximum(far, near), (far < _STILL) & (near < 1e-3)
+
+
 def _outermost(
     integrand: Integrand, piece: Piece, scan: Scan, outward: float, *, whole: bool
 ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
-    """The last t towards one end, and the logarithms there and one step before (2, ...).
+    """The last t towards one end, and the logarithms there and a step before it (3, ...).
 
     whole: the end of the piece's reach. Otherwise the last t at which both logarithms are to be trusted.
     """
@@ -231,7 +247,7 @@ def _outermost(
                 fine = trusted(integrand, log_p, log_q)[0]
                 inner, outer = torch.where(fine, middle, inner), torch.where(fine, outer, middle)
         end = inner
-    return end, integrand.logs(piece, torch.stack([end, end - outward]))
+    return end, integrand.logs(piece, torch.stack([end, *(end - outward * step for step in _STEPS)]))
 
 
 def integrate(sums: tuple[Sum[Any], ...], p: Measurable, q: Measurable) -> list[Tensor]:
@@ -288,10 +304,8 @@ def _values(integrand: Integrand, found: Refined) -> list[Tensor]:
 def _wants_gradient(integrand: Integrand, parts: list[Panels]) -> bool:
     part = parts[0]
     middle = 0.5 * (part.start[:1] + part.stop[:1])
-    log_p, log_q, slope = integrand.logs(part.piece, middle)
-    return any(x.requires_grad for x in (log_p, log_q, slope)) or any(
-        x.requires_grad for other in parts for x in (other.piece.low, other.piece.high)
-    )
+    logs = integrand.logs(part.piece, middle, (middle, middle))
+    return any(x.requires_grad for x in logs) or any(x.requires_grad for p in parts for x in (p.piece.low, p.piece.high))
 
 
 def _check(integrand: Integrand, found: Refined, results: list[Tensor]) -> None:

@@ -1,6 +1,7 @@
 """Where a distribution lives, where its mass is, and its log-density there in float64."""
 
 import math
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import torch
@@ -185,42 +186,56 @@ def is_far(d: Measurable) -> bool:
     return isinstance(d, FROM_LOGARITHM) and type(d) in LOG_DENSITY
 
 
-def log_density(d: Measurable, at: Place) -> Tensor:
-    """log p at places inside the hull of the support of d; -inf in a gap between components."""
+def log_density(d: Measurable) -> Callable[[Place], Tensor]:
+    """log p of places inside the hull of the support of d; -inf in a gap between components."""
     if isinstance(d, MixtureSameFamily):
-        return _mixture(d, at)
+        return _mixture(d)
     formula = LOG_DENSITY.get(type(d))
     if formula is not None:
-        return formula(d, at)
-    if is_transformed(d):
-        steps = _steps(d)
-        if steps is not None:
-            slope = torch.zeros_like(at.x)
-            for t, support in reversed(steps[:-1]):
-                at, more = back(t, support, at)
-                slope = slope + more
-            return log_density(d.base_dist, at) - slope  # type: ignore[attr-defined]
-    value: Tensor = d.log_prob(at.x)
-    return value
+        return formula(d)
+    steps = _steps(d) if is_transformed(d) else None
+    if steps is None:
+        return lambda at: d.log_prob(at.x)
+    inner = log_density(d.base_dist)  # type: ignore[union-attr]
+    found = steps[-2::-1]
+
+    def read(at: Place) -> Tensor:
+        slope = torch.zeros((), dtype=torch.float64)
+        for t, support in found:
+            at, more = back(t, support, at)
+            slope = slope + more
+        return inner(at) - slope
+
+    return read
 
 
-def _mixture(d: Any, at: Place) -> Tensor:
+def _mixture(d: Any) -> Callable[[Place], Tensor]:
     part, hull = support_of(d.component_distribution), support_of(d)
     assert part is not None
     assert hull is not None
-    at = Place(*(v.unsqueeze(-1) for v in at))
+    inner = log_density(d.component_distribution)
+    weights = torch.log_softmax(d.mixture_distribution.logits, -1)
     low, high = part.low == hull.low.unsqueeze(-1), part.high == hull.high.unsqueeze(-1)
-    inside = (low | (at.x >= part.low.detach())) & (high | (at.x <= part.high.detach()))
+
+    if bool((low & high).all()):
+
+        def whole(at: Place) -> Tensor:
+            return torch.logsumexp(weights + inner(Place(*(v.unsqueeze(-1) for v in at))), -1)
+
+        return whole
+
     middle = landmarks(d.component_distribution)[0][0]
-    x = torch.where(inside, at.x, middle)
-    rough = place_of(x, part)
-    place = Place(
-        x,
-        torch.where(inside & low, at.above, rough.above),
-        torch.where(inside & high, at.below, rough.below),
-    )
-    terms = torch.log_softmax(d.mixture_distribution.logits, -1) + log_density(d.component_distribution, place)
-    terms = torch.where(inside, terms, -math.inf)
-    nothing = (terms == -math.inf).all(-1)
-    total = torch.logsumexp(torch.where(nothing.unsqueeze(-1), 0.0, terms), -1)
-    return torch.where(nothing, -math.inf, total)
+
+    def read(at: Place) -> Tensor:
+        at = Place(*(v.unsqueeze(-1) for v in at))
+        inside = (low | (at.x >= part.low.detach())) & (high | (at.x <= part.high.detach()))
+        x = torch.where(inside, at.x, middle)
+        rough = place_of(x, part)
+        above = torch.where(inside & low, at.above, rough.above)
+        place = Place(x, above, torch.where(inside & high, at.below, rough.below))
+        terms = torch.where(inside, weights + inner(place), -math.inf)
+        nothing = (terms == -math.inf).all(-1)
+        total = torch.logsumexp(torch.where(nothing.unsqueeze(-1), 0.0, terms), -1)
+        return torch.where(nothing, -math.inf, total)
+
+    return read
