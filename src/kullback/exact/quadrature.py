@@ -29,7 +29,8 @@ from kullback.core.reduction import GeneratorSum, LogAffinity, Sum
 from .growth import growth_of
 from .integrand import Integrand, Scan, significance, trusted
 from .pieces import Piece
-from .support import Measurable
+from .place import Place, place_of
+from .support import Measurable, log_density
 
 RELATIVE_TOLERANCE = 1e-10
 MASS_TOLERANCE = 1e-9
@@ -38,6 +39,7 @@ _MAX_ROUNDS = 60
 _FALL = 10.0  # e-folds that the logarithms of both weights change by over a panel, together
 _FEWEST, _MOST = 5, 64
 _CELLS = 1 << 15
+_DEEP = 60.0  # e-folds: where both densities are smaller, it does not matter which is larger
 _STEPS = (1e-4, 1e-7)
 _STILL = 1e-8  # a logarithm that falls by less per unit of t does not fall
 
@@ -261,8 +263,14 @@ def integrate(sums: tuple[Sum[Any], ...], p: Measurable, q: Measurable) -> list[
     if outer is not None and not any(isinstance(s, LogAffinity) for s in sums):
         whole = (*sums, LogAffinity(outer))
     integrand = Integrand(whole, p, q)
-    found = refine(integrand, integrand.pieces())  # the pieces keep the gradients of their ends
+    pieces = integrand.pieces()  # they keep the gradients of their ends
+    if any(_has_corner(total) for total in sums):
+        pieces = integrand.pieces(crossings(integrand, pieces))
+    found = refine(integrand, pieces)
     values = _values(integrand, found)
+    slivers = _slivers(integrand)
+    if slivers is not None:
+        values[: len(sums)] = [v + torch.where(found.infinite, 0.0, s) for v, s in zip(values, slivers, strict=False)]
     _check(integrand, found, values)
     results = [torch.where(found.infinite, math.inf, value) for value in values[:-2]]
     results = [torch.where(integrand.undefined, math.nan, value) for value in results]
@@ -271,6 +279,77 @@ def integrate(sums: tuple[Sum[Any], ...], p: Measurable, q: Measurable) -> list[
         assert total.power is not None
         return [_from_logarithm(total.power.scale, *results)]
     return results
+
+
+def _has_corner(total: Sum[Any]) -> bool:
+    """Whether the terms have a corner where p = q, as |p - q| has."""
+    return isinstance(total, GeneratorSum) and total.generator.corner and total.power is None
+
+
+def crossings(integrand: Integrand, pieces: list[Piece]) -> tuple[Tensor, ...]:
+    """Where p = q, +inf in rows that have fewer such points; they move with the parameters."""
+    found: list[Tensor] = []
+    for piece in pieces:
+        scan = integrand.scan(piece)
+        level = torch.minimum(scan.log_p, scan.log_q) > -_DEEP
+        sign = torch.sign(torch.where(level, scan.log_q - scan.log_p, 0.0))
+        turns = (sign[1:] * sign[:-1] < 0).to(torch.int8)
+        several = int(turns.sum(0).max()) if turns.numel() else 0
+        if several == 0:
+            continue
+        is_turn, at = turns.sort(dim=0, descending=True, stable=True)
+        is_turn, at = is_turn[:several].bool(), at[:several]
+        low, high = scan.t.gather(0, at), scan.t.gather(0, at + 1)
+        rising = sign.gather(0, at + 1) > 0
+        with torch.no_grad():
+            for _ in range(30):
+                middle = 0.5 * (low + high)
+                log_p, log_q, _ = integrand.logs(piece, middle)
+                above = (log_q > log_p) == rising
+                low, high = torch.where(above, low, middle), torch.where(above, middle, high)
+            t, step = 0.5 * (low + high), 1e-4 * (1.0 + low.abs())
+            around = [integrand.logs(piece, t + s * step) for s in (-1.0, 1.0)]
+            slope = ((around[1][1] - around[1][0]) - (around[0][1] - around[0][0])) / (2.0 * step)
+            good = is_turn & (slope != 0) & torch.isfinite(slope)
+            t = torch.where(good, t, scan.t[scan.t.shape[0] // 2])
+        log_p, log_q, _ = integrand.logs(piece, t, (t, t))
+        t = t - torch.where(good, (log_q - log_p) / torch.where(good, slope, 1.0), 0.0)  # Newton, with its gradient
+        x = piece.points(t)[0].x
+        found += list(torch.where(good, x, math.inf).unbind(0))
+    return tuple(found)
+
+
+def _slivers(integrand: Integrand) -> list[Tensor] | None:
+    """Nothing, with a slope: where an end of p lies on one of q and either may move, q's mass between them comes or goes.
+
+    As p lies inside of q, this is at_p_zero q(end) times the gap, for a density that is finite at its end.
+    """
+    left, right = integrand.supports
+    gaps = ((left.low - right.low, right.low, 1.0), (right.high - left.high, right.high, -1.0))
+    if not any(gap.requires_grad for gap, _, _ in gaps):
+        return None
+    total = torch.zeros(integrand.batch, dtype=torch.float64)
+    read = log_density(integrand.q)
+    for gap, end, inward in gaps:
+        touching = (gap == 0) & torch.isfinite(end)
+        if not gap.requires_grad or not bool(touching.any()):
+            continue
+        gap, end = torch.where(touching, gap, 0.0), torch.where(torch.isfinite(end), end, 0.0)
+        x = end + 0.5 * inward * gap
+        values = []
+        for near in (-700.0, -600.0):  # how the density depends on the distance to its end
+            rough = place_of(x + inward * math.exp(near), right)
+            close = torch.full_like(x, near)
+            place = Place(x, close, rough.below) if inward > 0 else Place(x, rough.above, close)
+            values.append(read(place))
+        regular = touching & ((values[0] - values[1]).abs() < 1e-6)
+        total = total + torch.where(regular, gap * torch.exp(torch.where(regular, values[0], 0.0)), 0.0)
+    return [
+        s.generator.at_p_zero * total
+        if isinstance(s, GeneratorSum) and s.generator.at_p_zero < math.inf
+        else torch.zeros_like(total)
+        for s in integrand.sums
+    ]
 
 
 def _from_logarithm(scale: float, near: Tensor, log_sum: Tensor) -> Tensor:
