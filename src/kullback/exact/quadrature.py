@@ -30,6 +30,7 @@ from .growth import growth_of
 from .integrand import Integrand, Scan, significance, trusted
 from .pieces import Piece
 from .place import Place, place_of
+from .summation import from_logarithm
 from .support import Measurable, log_density
 
 RELATIVE_TOLERANCE = 1e-10
@@ -277,7 +278,7 @@ def integrate(sums: tuple[Sum[Any], ...], p: Measurable, q: Measurable) -> list[
     if len(whole) > len(sums):
         (total,) = sums
         assert total.power is not None
-        return [_from_logarithm(total.power.scale, *results)]
+        return [from_logarithm(total.power.scale, *results)]
     return results
 
 
@@ -350,12 +351,6 @@ def _slivers(integrand: Integrand) -> list[Tensor] | None:
         else torch.zeros_like(total)
         for s in integrand.sums
     ]
-
-
-def _from_logarithm(scale: float, near: Tensor, log_sum: Tensor) -> Tensor:
-    """scale (S - 1): from log S where S is far from 1, and the canonical sum has overflowed or might."""
-    far = (log_sum.abs() > 0.5) & torch.isfinite(log_sum)
-    return torch.where(far, scale * torch.expm1(torch.where(far, log_sum, 0.0)), near)
 
 
 def _values(integrand: Integrand, found: Refined) -> list[Tensor]:
