@@ -1,4 +1,4 @@
-// The Python side. A plan holds what a pair of readings, dtypes and a sum decide; its calls take addresses and strides.
+// The Python side. A call holds what a pair of readings, dtypes and a sum decide; its methods take addresses and strides.
 // engines/cpu.py is the only caller and has checked tensors; what an address means is checked here by name.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/string.h>
@@ -69,10 +69,10 @@ void copy_strides(const Ints& from, int dims, int64_t* to) {
   for (int i = 0; i < dims; ++i) to[i] = from[size_t(i)];
 }
 
-struct Plan {
+struct Call {
   Job job{};
 
-  Plan(const std::string& formula, double parameter, const EdgeCode& edges, bool exact_normalizer, const SideCode& p,
+  Call(const std::string& formula, double parameter, const EdgeCode& edges, bool exact_normalizer, const SideCode& p,
        const SideCode& q, int64_t columns) {
     job.formula = find(kFormulas, formula);
     job.parameter = parameter;
@@ -141,6 +141,36 @@ struct Plan {
   }
 };
 
+// call, addresses and strides of p and of q, address and strides of the weights, output of p's gradient and of q's or -1
+using TermCode = std::tuple<const Call*, uintptr_t, Ints, uintptr_t, Ints, uintptr_t, Ints, int, int>;
+using OutputCode = std::tuple<std::string, uintptr_t>;  // dtype, address
+
+void total_bound(const Ints& shape, const std::vector<TermCode>& codes, const std::vector<OutputCode>& places, uintptr_t values,
+                 int threads) {
+  if (codes.empty() || codes.size() > size_t(kMaxTerms)) throw std::invalid_argument("kullback._cpu: 1 to 8 terms");
+  if (places.size() > size_t(kMaxOutputs)) throw std::invalid_argument("kullback._cpu: too many outputs");
+  std::vector<Term> terms;
+  for (const auto& [call, p, p_strides, q, q_strides, weights, weight_strides, to_p, to_q] : codes) {
+    Term term{};
+    term.job = call->over(shape, p, p_strides, q, q_strides);
+    if (term.job.formula == Formula::log_affinity || term.job.num_columns != std::get<0>(codes.front())->job.num_columns)
+      throw std::invalid_argument("kullback._cpu: these terms make no total");
+    Call::check_labels(term.job);
+    term.weights = at<const double>(weights);
+    copy_strides(weight_strides, term.job.dims, term.weight_strides);
+    for (const int output : {to_p, to_q})
+      if (output < -1 || output >= int(places.size())) throw std::invalid_argument("kullback._cpu: no such output");
+    term.outputs[0] = to_p;
+    term.outputs[1] = to_q;
+    terms.push_back(term);
+  }
+  std::vector<Output> outputs;
+  for (const auto& [dtype, address] : places) outputs.push_back({find(kDtypes, dtype), at<void>(address)});
+  const Total total{int(terms.size()), int(outputs.size()), terms.data(), outputs.data(), at<double>(values)};
+  nb::gil_scoped_release release;
+  kullback::total(*chosen, total, threads);
+}
+
 template <class Code>
 std::vector<std::string> listed(const Names<Code>& names) {
   std::vector<std::string> result;
@@ -151,13 +181,15 @@ std::vector<std::string> listed(const Names<Code>& names) {
 }  // namespace
 
 NB_MODULE(_cpu, m) {
-  nb::set_leak_warnings(false);  // plans are kept as long as the process lives
+  nb::set_leak_warnings(false);  // calls are kept as long as the process lives
   remember_forks();
   chosen = supported_kernels().front();
-  nb::class_<Plan>(m, "Plan")
+  nb::class_<Call>(m, "Call")
       .def(nb::init<const std::string&, double, const EdgeCode&, bool, const SideCode&, const SideCode&, int64_t>())
-      .def("forward", &Plan::forward)
-      .def("backward", &Plan::backward);
+      .def("forward", &Call::forward)
+      .def("backward", &Call::backward);
+  m.def("total", &total_bound);
+  m.attr("max_terms") = kMaxTerms;
   m.def("formulas", [] { return listed(kFormulas); });
   m.def("readings", [] { return listed(kReadings); });
   m.def("dtypes", [] { return listed(kDtypes); });

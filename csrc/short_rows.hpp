@@ -161,8 +161,9 @@ static void forward_lanes(const Job& job, int64_t first, int count) {
     if (t.alone[r]) {
       forward_long_row(job, first + r, nullptr);
     } else {
-      const Stats stats[2] = {{double(t.max[0][r]), t.log_sum_d[0][r], 0.0}, {double(t.max[1][r]), t.log_sum_d[1][r], 0.0}};
-      finish_row(job, first + r, stats, double(value[r]), double(x_p[r]), double(x_q[r]));
+      const Stats stats[2] = {{double(t.max[0][r]), t.log_sum_d[0][r], double(x_p[r])},
+                              {double(t.max[1][r]), t.log_sum_d[1][r], double(x_q[r])}};
+      finish_row(job, first + r, stats, double(value[r]));
     }
   }
 }

@@ -8,6 +8,7 @@ from .forms.empirical import Counts, LogRatios, Samples
 from .forms.finite import Labels, Logits, LogProbs, Probs
 from .forms.points import Points
 from .route import Route, explain
+from .total import Term, total
 from .verbs import (
     alpha,
     chi2,
@@ -40,6 +41,7 @@ __all__ = [
     "Probs",
     "Route",
     "Samples",
+    "Term",
     "ToleranceError",
     "alpha",
     "chi2",
@@ -55,6 +57,7 @@ __all__ = [
     "measure",
     "renyi",
     "skew",
+    "total",
     "triangular",
     "tsallis",
     "tv",

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 _Side = tuple[str, str, float, float, float]
 _Edges = tuple[float, float, float, float, float, float, bool]
 
-class Plan:
+class Call:
     def __init__(
         self, formula: str, parameter: float, edges: _Edges, exact_normalizer: bool, p: _Side, q: _Side, columns: int
     ) -> None: ...
@@ -40,6 +40,13 @@ class Plan:
         threads: int,
     ) -> None: ...
 
+_Term = tuple[Call, int, Sequence[int], int, Sequence[int], int, Sequence[int], int, int]
+
+max_terms: int
+
+def total(
+    shape: Sequence[int], terms: Sequence[_Term], outputs: Sequence[tuple[str, int]], values: int, threads: int
+) -> None: ...
 def formulas() -> list[str]: ...
 def readings() -> list[str]: ...
 def dtypes() -> list[str]: ...

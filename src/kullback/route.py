@@ -110,9 +110,9 @@ def route(divergence: Divergence, p: Any, q: Any, /, *, verb: str | None = None)
 
 def sides(verb: str, p: Any, q: Any) -> tuple[Side, Side]:
     """Two forms as the sides of a comparison, of one batch shape; or the error that says why there is none."""
-    for name, form in (("p", p), ("q", q)):
-        if not isinstance(form, FiniteForm):
-            raise FormError(_no_form(verb, name, form))
+    if not (isinstance(p, FiniteForm) and isinstance(q, FiniteForm)):
+        name, form = ("q", q) if isinstance(p, FiniteForm) else ("p", p)
+        raise FormError(_no_form(verb, name, form))
     if p.num_classes != q.num_classes:
         raise FormError(_different_v(p.num_classes, q.num_classes))
     if p.data.device != q.data.device:

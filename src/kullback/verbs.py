@@ -263,8 +263,10 @@ def measure(divergence: Divergence, p: Any, q: Any, /, *, base: float = math.e, 
     >>> measure(divergences.js(0.5), Probs([1.0, 0.0]), Probs([0.0, 1.0]), base=2)
     tensor(1.)
     """
-    unit = _log_base(base)
-    if exact.is_measurable(p) or exact.is_measurable(q):
+    unit = 1.0 if base is math.e else _log_base(base)
+    if not (isinstance(p, FiniteForm) and isinstance(q, FiniteForm)) and (
+        exact.is_measurable(p) or exact.is_measurable(q)
+    ):
         value = exact.measure(divergence, verb or divergence.family, p, q)
         return value if unit == 1.0 else value / unit
     left, right = sides(verb or divergence.family, p, q)

@@ -45,8 +45,8 @@ class Engine(Protocol):
         """Why this engine cannot serve a call, or None."""
         ...
 
-    def rows(self, call: Call, p: Side, q: Side, factor: float = 1.0, dtype: torch.dtype = torch.float64) -> Tensor:
-        """factor · value of every row, in a dtype; differentiable twice. Both sides share their batch shape."""
+    def prepare(self, call: Call) -> "Rows":
+        """All that can be decided before the tensors come."""
         ...
 
     def traced_rows(self, call: Call, p: Side, q: Side) -> Tensor:
@@ -55,6 +55,14 @@ class Engine(Protocol):
 
     def cost(self, call: Call, num_rows: int) -> Cost:
         """What `rows` and its backward pass will need."""
+        ...
+
+
+class Rows(Protocol):
+    """A call, prepared."""
+
+    def __call__(self, p: Side, q: Side, factor: float = 1.0, dtype: torch.dtype = torch.float64, /) -> Tensor:
+        """factor · value of every row, in a dtype; differentiable twice. Both sides share their batch shape."""
         ...
 
 

@@ -15,7 +15,7 @@ from kullback.core.readings import Side
 from kullback.divergences import Divergence
 
 from . import cpu, eager, triton
-from .call import Call, Engine
+from .call import Call, Engine, Rows
 
 ENGINES: tuple[Engine, ...] = (cpu, triton, eager)
 """Best first; the last one serves everything."""
@@ -58,8 +58,14 @@ def forget() -> None:
 class Decision:
     """Who computes the sums of a divergence, and why the others do not."""
 
+    divergence: Divergence
     engine: Engine
     calls: tuple[Call, ...]
+    prepared: tuple[Rows, ...]
+    factor: float | None
+    """factor · (the one sum) is the divergence; None: there are more, or more is done to it."""
+    dtype: torch.dtype
+    """Of the result."""
     not_taken: tuple[tuple[str, str], ...]
 
 
@@ -70,16 +76,17 @@ def decide(divergence: Divergence, p: Side, q: Side, num_classes: int) -> Decisi
     calls = tuple(Call(total, p.reading, q.reading, dtypes, device, num_classes) for total in divergence.sums)
     transformed = _transformed(data)
     reasons = {
-        engine: _not_forced(engine) or _first(engine.why_not(call) for call in calls) or transformed
+        engine.NAME: _not_forced(engine) or _first(engine.why_not(call) for call in calls) or transformed
         for engine in ENGINES[:-1]
     }
-    taken = next((engine for engine, reason in reasons.items() if reason is None), ENGINES[-1])
-    not_taken = [
-        (engine.NAME, reason or f"{taken.NAME} is faster") for engine, reason in reasons.items() if engine != taken
-    ]
-    if taken != ENGINES[-1]:
+    taken = next(engine for engine in ENGINES if reasons.get(engine.NAME) is None)
+    not_taken = [(name, reason or f"{taken.NAME} is faster") for name, reason in reasons.items() if name != taken.NAME]
+    if taken.NAME in reasons:
         not_taken.append((ENGINES[-1].NAME, "slower; it serves second derivatives and torch.func"))
-    return Decision(taken, calls, tuple(not_taken))
+    prepared = tuple(taken.prepare(call) for call in calls)
+    factor = None if divergence.linear is None else divergence.linear[1]
+    dtype = torch.float64 if torch.float64 in dtypes else torch.float32
+    return Decision(divergence, taken, calls, prepared, factor, dtype, tuple(not_taken))
 
 
 def _not_forced(engine: Engine) -> str | None:
@@ -92,40 +99,49 @@ def _first(reasons: Iterator[str | None]) -> str | None:
 
 def measure(divergence: Divergence, p: Side, q: Side, num_classes: int, unit: float = 1.0) -> Tensor:
     """One number per row of sides that share their batch shape, over `unit`: float64 if a tensor is, else float32."""
-    if torch.compiler.is_compiling() or not _ordinary(p.data) or not _ordinary(q.data) or _traced():
-        return _finished(divergence, decide(divergence, p, q, num_classes), p, q, unit, False)
-    data = (*p.data, *q.data)
-    key = (divergence, p.reading, q.reading, num_classes, *[x.dtype for x in data], data[0].device)
+    if torch.compiler.is_compiling() or not (ordinary(p[1]) and ordinary(q[1])) or traced():
+        decision = decide(divergence, p, q, num_classes)
+        engine = decision.engine
+        value = divergence.finish(*(engine.traced_rows(call, p, q) for call in decision.calls))
+        return (value if unit == 1.0 else value / unit).to(decision.dtype)
+    decision = kept_decision(divergence, p, q, num_classes)
+    if decision.factor is not None:
+        return decision.prepared[0](p, q, decision.factor / unit, decision.dtype)
+    value = divergence.finish(*(rows(p, q) for rows in decision.prepared))
+    return (value if unit == 1.0 else value / unit).to(decision.dtype)
+
+
+def kept_decision(divergence: Divergence, p: Side, q: Side, num_classes: int) -> Decision:
+    """`decide`, remembered; for ordinary tensors outside of every transform."""
+    (left, xs), (right, ys) = p, q
+    if len(xs) == len(ys) == 1:
+        x, y = xs[0], ys[0]
+        key: tuple[Any, ...] = (divergence, left, right, num_classes, x.dtype, y.dtype, x.is_cpu)
+    else:
+        key = (divergence, left, right, num_classes, *[x.dtype for x in (*xs, *ys)], xs[0].is_cpu)
     decision = _kept.get(key)
     if decision is None:
         if len(_kept) > 4096:
             _kept.clear()
         decision = _kept[key] = decide(divergence, p, q, num_classes)
-    return _finished(divergence, decision, p, q, unit, True)
+    return decision
 
 
 _kept: dict[tuple[Any, ...], Decision] = {}
 
 
-def _finished(divergence: Divergence, decision: Decision, p: Side, q: Side, unit: float, direct: bool) -> Tensor:
-    data, engine = (*p.data, *q.data), decision.engine
-    dtype = torch.float64 if any(x.dtype == torch.float64 for x in data) else torch.float32
-    linear = divergence.linear
-    if direct and linear is not None:
-        return engine.rows(decision.calls[0], p, q, linear[1] / unit, dtype)
-    rows = engine.rows if direct else engine.traced_rows
-    value = divergence.finish(*(rows(call, p, q) for call in decision.calls))
-    return (value if unit == 1.0 else value / unit).to(dtype)
-
-
 # ---------------------------------------------------------------- what PyTorch is doing
 
 
-def _ordinary(data: Sequence[Tensor]) -> bool:
-    return all(type(x) is Tensor or type(x) is torch.nn.Parameter for x in data)
+def ordinary(data: Sequence[Tensor]) -> bool:
+    """Whether these are plain tensors, and no subclasses that decide for themselves how they compute."""
+    for x in data:  # noqa: SIM110  (a generator costs more than the call)
+        if type(x) is not Tensor and type(x) is not torch.nn.Parameter:
+            return False
+    return True
 
 
-def _traced() -> bool:
+def traced() -> bool:
     """Whether someone watches operators go by, or a transform is at work: then no extension is called bare."""
     return (
         torch._C._len_torch_dispatch_stack() > 0
@@ -144,7 +160,7 @@ def _transformed(data: Sequence[Tensor]) -> str | None:
         return "inside a functorch transform (torch.func), which a custom operator cannot follow"
     if forward_ad._current_level >= 0:
         return "inside forward-mode differentiation, which a custom operator cannot follow"
-    if not torch.compiler.is_compiling() and not _ordinary(data) and torch._C._len_torch_dispatch_stack() == 0:
+    if not torch.compiler.is_compiling() and not ordinary(data) and torch._C._len_torch_dispatch_stack() == 0:
         return "a tensor subclass decides for itself how it computes"
     return None
 

@@ -7,13 +7,13 @@ operator with a fake kernel instead (`torch.compile`, export, `make_fx`, `jit.tr
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from kullback.core import generators, reduction
-from kullback.core.readings import LabelsReading, LogitsReading, LogProbsReading, Reading, Side
+from kullback.core.readings import LabelsReading, LogitsReading, LogProbsReading, ProbsReading, Reading, Side
 from kullback.core.reduction import GeneratorSum
 
 from . import operators
@@ -31,9 +31,10 @@ else:
     if {*_cpu.formulas()} != {*generators.NAMED, "log_affinity"}:
         ABSENT = "the C++ extension kullback._cpu was built from other sources; install kullback anew"
 
-# A short row has few cells for an error of its normaliser to average over: it takes it in double, unless two rows of
-# logits, near p = q, have most of that error in common. A generator with a corner at p = q always does: an error δ in
-# log Z costs a divergence δ²/2, but a distance δ. Elsewhere the exponentials are single and their sum is double.
+# Normalisers are single exponentials summed in double, which leaves an error δ in log Z. It costs a canonical sum δ²/2
+# where both sides sum to one, but δ where a generator has a corner at p = q, or where the other side comes normalised,
+# up to its rounding: then the exponentials are double. So they are in a short row, which has few cells for δ to average
+# over, unless both sides are logits, which have most of δ in common near p = q.
 SHORT = 512
 
 
@@ -76,22 +77,32 @@ def cost(call: Call, num_rows: int) -> Cost:
 # ---------------------------------------------------------------- calls as the extension takes them
 
 
-class _Served:
+class Served:
     """A call with the extension's plan of it."""
 
-    __slots__ = ("call", "columns", "labels", "plan")
+    __slots__ = ("call", "labels", "plan", "whole")
+
+    def __call__(self, p: Side, q: Side, factor: float = 1.0, dtype: torch.dtype = torch.float64, /) -> Tensor:
+        """factor · value of every row, in a dtype; differentiable twice. Both sides share their batch shape."""
+        x, y = p[1][0], q[1][0]
+        if (x.requires_grad or y.requires_grad) and torch.is_grad_enabled():
+            result: Tensor = _Rows.apply(x, y, self, factor, dtype)  # type: ignore[no-untyped-call]
+            return result
+        return self.forward(x, y, factor, dtype, False)[0]
 
     def __init__(self, call: Call) -> None:
         total, (x, y) = name_of_sum(call.total), call.dtypes
         assert total is not None
         in_common = isinstance(call.p, LogitsReading) and call.p == call.q
+        given = any(isinstance(reading, LogProbsReading | ProbsReading) for reading in (call.p, call.q))
         f = call.total.generator if isinstance(call.total, GeneratorSum) else generators.nothing(0.0)
         edges = (f.at_p_zero, f.at_q_zero, *f.plain, *f.slopes, f.log_q_slope)
-        exact = f.corner or (call.num_classes <= SHORT and not in_common)
-        self.call, self.columns = call, call.num_classes
+        exact = f.corner or given or (call.num_classes <= SHORT and not in_common)
+        self.call = call
         self.labels = isinstance(call.p, LabelsReading), isinstance(call.q, LabelsReading)
+        self.whole = [1 if self.labels[0] else call.num_classes], [1 if self.labels[1] else call.num_classes]
         sides = (_side(call.p, x), _side(call.q, y))
-        self.plan = _cpu.Plan(total.name, total.number, edges, exact, *sides, call.num_classes)
+        self.plan = _cpu.Call(total.name, total.number, edges, exact, *sides, call.num_classes)
 
     def forward(self, x: Tensor, y: Tensor, factor: float, dtype: torch.dtype, keep: bool) -> tuple[Tensor, Tensor]:
         """factor · value in a dtype, and what backward needs: n values, then n times `STATS` numbers."""
@@ -137,8 +148,7 @@ class _Served:
         """Batch axes and, for either side, its tensor and its strides along them; copied only where none will do."""
         x, y = lie(x, self.labels[0], batch), lie(y, self.labels[1], batch)
         if x.is_contiguous() and y.is_contiguous():
-            v = self.columns
-            return [batch.numel()], (x, [1 if self.labels[0] else v]), (y, [1 if self.labels[1] else v])
+            return [batch.numel()], (x, self.whole[0]), (y, self.whole[1])
         if not batch:
             return [1], (x, [0]), (y, [0])
         dims = len(batch)
@@ -163,15 +173,16 @@ def _side(reading: Reading, dtype: torch.dtype) -> tuple[str, str, float, float,
     return "log_probs" if isinstance(reading, LogProbsReading) else "probs", DTYPES[dtype], 1.0, 0.0, 0.0
 
 
-_served: dict[Call, _Served] = {}
+_prepared: dict[Call, Served] = {}
 
 
-def _serve(call: Call) -> _Served:
-    found = _served.get(call)
+def prepare(call: Call) -> Served:
+    """The extension's plan of a call, made once and kept."""
+    found = _prepared.get(call)
     if found is None:
-        if len(_served) > 4096:
-            _served.clear()
-        found = _served[call] = _Served(call)
+        if len(_prepared) > 4096:
+            _prepared.clear()
+        found = _prepared[call] = Served(call)
     return found
 
 
@@ -180,7 +191,7 @@ def _serve(call: Call) -> _Served:
 
 class _Rows(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, y: Tensor, served: _Served, factor: float, dtype: torch.dtype) -> Tensor:
+    def forward(ctx: Any, x: Tensor, y: Tensor, served: Served, factor: float, dtype: torch.dtype) -> Tensor:
         out, kept = served.forward(x, y, factor, dtype, True)
         ctx.save_for_backward(x, y, kept)
         ctx.served, ctx.factor = served, factor
@@ -200,13 +211,52 @@ class _Rows(torch.autograd.Function):
         return (*found, None, None, None)
 
 
-def rows(call: Call, p: Side, q: Side, factor: float = 1.0, dtype: torch.dtype = torch.float64) -> Tensor:
-    """factor · value of every row, in a dtype; differentiable twice. Both sides share their batch shape."""
-    (x,), (y,), served = p.data, q.data, _serve(call)
-    if torch.is_grad_enabled() and (x.requires_grad or y.requires_grad):
-        result: Tensor = _Rows.apply(x, y, served, factor, dtype)  # type: ignore[no-untyped-call]
-        return result
-    return served.forward(x, y, factor, dtype, False)[0]
+# ---------------------------------------------------------------- weighted sums over the rows of several terms
+
+
+class Part(NamedTuple):
+    """One term of a total: Σ_rows weights · value; weights in float64, of the batch shape or one number."""
+
+    served: Served
+    x: Tensor
+    y: Tensor
+    weights: Tensor
+
+
+def total(parts: Sequence[Part], wanted: Sequence[Tensor], out: Sequence[Tensor]) -> Tensor:
+    """Every part's sum, (K,) in float64; the gradient of their sum to each `wanted` tensor goes to its buffer in `out`.
+
+    The parts share their batch shape and number of classes. A row whose weight is 0 is not looked at.
+    """
+    first, values = parts[0], torch.empty(len(parts), dtype=torch.float64)
+    batch = first.x.shape if first.served.labels[0] else first.x.shape[:-1]
+    laid = [
+        (lie(part.x, part.served.labels[0], batch), lie(part.y, part.served.labels[1], batch), part.weights)
+        for part in parts
+    ]
+    whole = all(x.is_contiguous() and y.is_contiguous() and w.is_contiguous() for x, y, w in laid)
+    shape = [batch.numel()] if whole else list(batch) or [1]
+    places = {id(x): k for k, x in enumerate(wanted)}
+    codes = []
+    for part, (x, y, w) in zip(parts, laid, strict=True):
+        one_weight = w.dim() == 0
+        if whole:
+            strides = (*part.served.whole, [0] if one_weight else [1])
+        else:
+            found = [list(t.stride()[: len(batch)]) or [0] for t in (x, y, w)]
+            strides = found[0], found[1], [0] * len(shape) if one_weight else found[2]
+        codes.append(
+            (
+                part.served.plan, x.data_ptr(), strides[0], y.data_ptr(), strides[1], w.data_ptr(), strides[2],
+                places.get(id(part.x), -1), places.get(id(part.y), -1),
+            )
+        )  # fmt: skip
+    outputs = [(DTYPES[to.dtype], to.data_ptr()) for to in out]
+    _cpu.total(shape, codes, outputs, values.data_ptr(), torch.get_num_threads())
+    return values
+
+
+MAX_TERMS = 0 if _cpu is None else _cpu.max_terms
 
 
 def traced_rows(call: Call, p: Side, q: Side) -> Tensor:
@@ -217,7 +267,7 @@ def traced_rows(call: Call, p: Side, q: Side) -> Tensor:
 
 
 def _forward(call: Call, p: Side, q: Side, keep: bool) -> tuple[Tensor, Tensor]:
-    values, kept = _serve(call).forward(p.data[0], q.data[0], 1.0, torch.float64, keep)
+    values, kept = prepare(call).forward(p.data[0], q.data[0], 1.0, torch.float64, keep)
     return values, kept[values.numel() :].reshape(*values.shape, STATS) if keep else kept
 
 
@@ -225,7 +275,7 @@ def _backward(
     call: Call, p: Side, q: Side, values: Tensor, stats: Tensor, upstream: Tensor, wanted: tuple[bool, ...]
 ) -> tuple[Tensor, ...]:
     (x,), (y,), values, stats = p.data, q.data, values.contiguous(), stats.contiguous()
-    found = _serve(call).backward(x, y, values.data_ptr(), stats.data_ptr(), upstream, 1.0, wanted)
+    found = prepare(call).backward(x, y, values.data_ptr(), stats.data_ptr(), upstream, 1.0, wanted)
     return tuple(x.new_empty(0) if g is None else g for g, x in zip(found, (x, y), strict=True))
 
 

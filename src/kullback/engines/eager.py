@@ -6,6 +6,7 @@ every sum and every reading, of any number of tensors.
 """
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 from kullback.core import reduction
 from kullback.core.readings import Side
 
-from .call import Call, Cost
+from .call import Call, Cost, Rows
 
 NAME = "eager"
 BLOCK_CELLS = 1 << 17
@@ -40,6 +41,11 @@ def cost(call: Call, num_rows: int) -> Cost:
 def block_rows(num_classes: int) -> int:
     """How many rows go together."""
     return max(1, BLOCK_CELLS // max(num_classes, 1))
+
+
+def prepare(call: Call) -> Rows:
+    """Nothing is to be prepared."""
+    return partial(rows, call)
 
 
 def rows(call: Call, p: Side, q: Side, factor: float = 1.0, dtype: torch.dtype = torch.float64) -> Tensor:

@@ -143,6 +143,12 @@ class _Columns(FiniteForm):
     def batch_shape(self) -> torch.Size:
         return self.data.shape[:-1]
 
+    def side(self, batch_shape: torch.Size) -> Side:
+        data = self.data
+        if batch_shape != data.shape[:-1]:
+            data = data.expand(*batch_shape, data.shape[-1])
+        return Side(self.reading, (data,))
+
 
 _PLAIN_LOGITS = LogitsReading()
 

@@ -5,7 +5,7 @@ each requested gradient once. A second derivative goes through the eager definit
 """
 
 import os
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from kullback.core.readings import Side
 from kullback.engines import operators
-from kullback.engines.call import BYTES_SAVED_PER_ROW, Call, Cost, why_no_kernel
+from kullback.engines.call import BYTES_SAVED_PER_ROW, Call, Cost, Rows, why_no_kernel
 
 NAME = "triton"
 OLDEST = (3, 4)  # before it, float64 arguments reach a kernel as float32
@@ -59,6 +59,11 @@ def interpreted() -> bool:
 
 
 interpreted._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def prepare(call: Call) -> Rows:
+    """Nothing is to be prepared: Triton keeps its kernels."""
+    return partial(rows, call)
 
 
 def rows(call: Call, p: Side, q: Side, factor: float = 1.0, dtype: torch.dtype = torch.float64) -> Tensor:
