@@ -74,7 +74,7 @@ def decide(divergence: Divergence, p: Any, q: Any, *, verb: str | None = None) -
         else "it is not on the line or the integers, where a sum or an integral would serve"
     )
     raise NoExactMethod(
-        f"{name}: no closed form is known for {name_of(p)}‖{name_of(q)}, and {why}. {_estimator(divergence, p, q)}"
+        f"{name}: no closed form is known for {name_of(p)}‖{name_of(q)}, and {why}. {estimator(divergence, p, q)}"
     )
 
 
@@ -93,7 +93,7 @@ _MEANS = {
 }
 
 
-def _estimator(divergence: Divergence, p: Any, q: Any) -> str:
+def estimator(divergence: Divergence, p: Any, q: Any) -> str:
     """The call to write instead."""
     one, other = (tuple(getattr(d, "event_shape", ())) for d in (p, q))
     if one != other:
