@@ -55,7 +55,7 @@ def derivatives(row, verb, dtype):
 
 
 def errors(row, verb, dtype):
-    """Of the value, relative; of slope and curvature, relative to the largest of the three. inf: a wrong infinity or NaN."""
+    """Relative; of slope and curvature, to the largest of the three. inf: a wrong infinity or NaN."""
     truth, found = [float(x) for x in row[verb]], derivatives(row, verb, dtype)
     scale = max(abs(x) for x in truth if math.isfinite(x)) or 1.0
     result = []

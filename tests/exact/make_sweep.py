@@ -13,6 +13,7 @@ import argparse
 import json
 import math
 from concurrent.futures import ProcessPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 
 import mpmath as mp
@@ -37,82 +38,103 @@ def _exp(x):
 
 # family: log density of (x, log of its distance to the lower end, log of that to the upper end)
 LINE = {
-    "Normal": (lambda x, l, h, m, s: -(((x - m) / s) ** 2) / 2 - mp.log(s) - mp.log(2 * mp.pi) / 2, (0.3, 1.2), (-0.5, 0.7)),
-    "Laplace": (lambda x, l, h, m, b: -abs(x - m) / b - mp.log(2 * b), (0.3, 1.2), (-0.5, 1.7)),
-    "Cauchy": (lambda x, l, h, m, g: -mp.log(mp.pi * g * (1 + ((x - m) / g) ** 2)), (0.25, 1.1), (-0.5, 0.7)),
+    "Normal": (
+        lambda x, above, below, m, s: -(((x - m) / s) ** 2) / 2 - mp.log(s) - mp.log(2 * mp.pi) / 2,
+        (0.3, 1.2),
+        (-0.5, 0.7),
+    ),
+    "Laplace": (lambda x, above, below, m, b: -abs(x - m) / b - mp.log(2 * b), (0.3, 1.2), (-0.5, 1.7)),
+    "Cauchy": (lambda x, above, below, m, g: -mp.log(mp.pi * g * (1 + ((x - m) / g) ** 2)), (0.25, 1.1), (-0.5, 0.7)),
     "StudentT": (
-        lambda x, l, h, v, m, s: (
+        lambda x, above, below, v, m, s: (
             -(v + 1) / 2 * mp.log1p(((x - m) / s) ** 2 / v) - mp.log(s * mp.sqrt(v)) - _beta(v / 2, mp.mpf(1) / 2)
         ),
         (3.5, 0.2, 1.1),
         (5.0, -0.5, 0.8),
     ),
-    "Gumbel": (lambda x, l, h, m, b: -(x - m) / b - _exp(-(x - m) / b) - mp.log(b), (0.3, 1.2), (-0.5, 1.7)),
-    "Logistic": (lambda x, l, h: x - 2 * _softplus(x), (), ()),
+    "Gumbel": (lambda x, above, below, m, b: -(x - m) / b - _exp(-(x - m) / b) - mp.log(b), (0.3, 1.2), (-0.5, 1.7)),
+    "Logistic": (lambda x, above, below: x - 2 * _softplus(x), (), ()),
     "LogitRelaxedBernoulli": (
-        lambda x, l, h, t, z: mp.log(t) + z - t * x - 2 * _softplus(z - t * x),
+        lambda x, above, below, t, z: mp.log(t) + z - t * x - 2 * _softplus(z - t * x),
         (0.9, 0.4),
         (1.3, -0.5),
     ),
-}  # fmt: skip
+}
 HALF = {
-    "Exponential": (lambda x, l, h, r: mp.log(r) - r * _exp(l), (1.5,), (0.75,)),
-    "Gamma": (lambda x, l, h, a, r: a * mp.log(r) - mp.loggamma(a) + (a - 1) * l - r * _exp(l), (2.5, 1.5), (0.6, 0.75)),
-    "Chi2": (lambda x, l, h, n: -n / 2 * mp.log(2) - mp.loggamma(n / 2) + (n / 2 - 1) * l - _exp(l) / 2, (3.5,), (1.5,)),
+    "Exponential": (lambda x, above, below, r: mp.log(r) - r * _exp(above), (1.5,), (0.75,)),
+    "Gamma": (
+        lambda x, above, below, a, r: a * mp.log(r) - mp.loggamma(a) + (a - 1) * above - r * _exp(above),
+        (2.5, 1.5),
+        (0.6, 0.75),
+    ),
+    "Chi2": (
+        lambda x, above, below, n: -n / 2 * mp.log(2) - mp.loggamma(n / 2) + (n / 2 - 1) * above - _exp(above) / 2,
+        (3.5,),
+        (1.5,),
+    ),
     "InverseGamma": (
-        lambda x, l, h, a, r: a * mp.log(r) - mp.loggamma(a) - (a + 1) * l - r * _exp(-l),
+        lambda x, above, below, a, r: a * mp.log(r) - mp.loggamma(a) - (a + 1) * above - r * _exp(-above),
         (3.5, 2.0),
         (2.25, 0.75),
     ),
     "Weibull": (
-        lambda x, l, h, s, k: mp.log(k) - k * mp.log(s) + (k - 1) * l - _exp(k * (l - mp.log(s))),
+        lambda x, above, below, s, k: mp.log(k) - k * mp.log(s) + (k - 1) * above - _exp(k * (above - mp.log(s))),
         (1.1, 1.7),
         (2.0, 0.8),
     ),
     "HalfNormal": (
-        lambda x, l, h, s: -_exp(2 * l) / (2 * s * s) + mp.log(2 / mp.pi) / 2 - mp.log(s),
+        lambda x, above, below, s: -_exp(2 * above) / (2 * s * s) + mp.log(2 / mp.pi) / 2 - mp.log(s),
         (1.2,),
         (0.7,),
     ),
-    "HalfCauchy": (lambda x, l, h, g: -mp.log(mp.pi / 2 * g) - mp.log1p(_exp(2 * l) / g**2), (1.2,), (0.7,)),
+    "HalfCauchy": (
+        lambda x, above, below, g: -mp.log(mp.pi / 2 * g) - mp.log1p(_exp(2 * above) / g**2),
+        (1.2,),
+        (0.7,),
+    ),
     "LogNormal": (
-        lambda x, l, h, m, s: -(((l - m) / s) ** 2) / 2 - mp.log(s) - l - mp.log(2 * mp.pi) / 2,
+        lambda x, above, below, m, s: -(((above - m) / s) ** 2) / 2 - mp.log(s) - above - mp.log(2 * mp.pi) / 2,
         (0.3, 0.5),
         (-0.5, 0.7),
     ),
     "FisherSnedecor": (
-        lambda x, l, h, a, b: (
-            a / 2 * mp.log(a / b) + (a / 2 - 1) * l - (a + b) / 2 * mp.log1p(a / b * _exp(l)) - _beta(a / 2, b / 2)
+        lambda x, above, below, a, b: (
+            a / 2 * mp.log(a / b)
+            + (a / 2 - 1) * above
+            - (a + b) / 2 * mp.log1p(a / b * _exp(above))
+            - _beta(a / 2, b / 2)
         ),
         (3.0, 7.0),
         (4.5, 5.0),
     ),
-    "Pareto": (lambda x, l, h, s, a: mp.log(a) + a * mp.log(s) - (a + 1) * mp.log(x), (1.5, 3.5), (1.25, 2.0)),
+    "Pareto": (lambda x, above, below, s, a: mp.log(a) + a * mp.log(s) - (a + 1) * mp.log(x), (1.5, 3.5), (1.25, 2.0)),
     "GeneralizedPareto": (
-        lambda x, l, h, m, s, k: -(1 / k + 1) * mp.log1p(k * (x - m) / s) - mp.log(s),
+        lambda x, above, below, m, s, k: -(1 / k + 1) * mp.log1p(k * (x - m) / s) - mp.log(s),
         (0.25, 1.1, 0.15),
         (0.0, 0.9, 0.3),
     ),
-}  # fmt: skip
+}
 UNIT = {
-    "Uniform": (lambda x, l, h: mp.mpf(0), (), ()),
-    "Beta": (lambda x, l, h, a, b: (a - 1) * l + (b - 1) * h - _beta(a, b), (2.0, 1.5), (0.6, 0.75)),
+    "Uniform": (lambda x, above, below: mp.mpf(0), (), ()),
+    "Beta": (lambda x, above, below, a, b: (a - 1) * above + (b - 1) * below - _beta(a, b), (2.0, 1.5), (0.6, 0.75)),
     "Kumaraswamy": (
-        lambda x, l, h, a, b: mp.log(a * b) + (a - 1) * l + (b - 1) * mp.log(-mp.expm1(a * l)),
+        lambda x, above, below, a, b: mp.log(a * b) + (a - 1) * above + (b - 1) * mp.log(-mp.expm1(a * above)),
         (1.7, 2.5),
         (0.8, 0.6),
     ),
     "ContinuousBernoulli": (
-        lambda x, l, h, p: x * mp.log(p / (1 - p)) - mp.log((2 * p - 1) / (1 - p) / mp.log(p / (1 - p))),
+        lambda x, above, below, p: x * mp.log(p / (1 - p)) - mp.log((2 * p - 1) / (1 - p) / mp.log(p / (1 - p))),
         (0.3,),
         (0.85,),
     ),
     "RelaxedBernoulli": (
-        lambda x, l, h, t, z: mp.log(t) + z - t * (l - h) - 2 * _softplus(z - t * (l - h)) - l - h,
+        lambda x, above, below, t, z: (
+            mp.log(t) + z - t * (above - below) - 2 * _softplus(z - t * (above - below)) - above - below
+        ),
         (0.6, 0.4),
         (1.3, -0.5),
     ),
-}  # fmt: skip
+}
 COUNTS = {
     "Poisson": (lambda x, r: x * mp.log(r) - r - mp.loggamma(x + 1), (2.5,), (3.25,)),
     "Geometric": (lambda x, p: x * mp.log(1 - p) + mp.log(p), (0.3,), (0.45,)),
@@ -126,7 +148,7 @@ COUNTS = {
         (4, 0.3),
         (7, 0.55),
     ),
-}  # fmt: skip
+}
 SPACES = {"line": LINE, "half-line": HALF, "unit": UNIT, "integers": COUNTS}
 # parameters that stay: an end that moves out of the other's support would change the value at once
 FIXED = {("GeneralizedPareto", "q"): (0,), ("Binomial", "p"): (0,), ("Binomial", "q"): (0,)}
@@ -195,11 +217,11 @@ def nodes(low, high, step):
 
 def log_density(row, low, x, above, edge, below, top, a):
     """Of one family at a node whose distances to the piece's edges are known."""
-    if x <= low and not (edge == low):
+    if x <= low and edge != low:
         return -mp.inf
-    l = above if edge == low and above is not None else (mp.log(x - low) if low > -INF else None)
-    h = below if top == 1 and below is not None else None
-    return row(x, l, h, *a)
+    up = above if edge == low and above is not None else (mp.log(x - low) if low > -INF else None)
+    down = below if top == 1 and below is not None else None
+    return row(x, up, down, *a)
 
 
 def integrals(space, p, a, q, b, step):
@@ -209,7 +231,7 @@ def integrals(space, p, a, q, b, step):
     top = ends(space, p, a)[1]
     cuts = sorted({low_p, low_q, top, *kinks(p, a), *kinks(q, b)})
     kl = js = mp.mpf(0)
-    for low, high in zip(cuts, cuts[1:]):
+    for low, high in pairwise(cuts):
         for x, above, below, log_slope in nodes(low, high, step):
             lp = log_density(table[p][0], low_p, x, above, low, below, high, a) if low >= low_p else -mp.inf
             lq = log_density(table[q][0], low_q, x, above, low, below, high, b) if low >= low_q else -mp.inf
@@ -221,7 +243,7 @@ def integrals(space, p, a, q, b, step):
 
 
 def _term(lp, lq):
-    u, v = (mp.exp(x) if x > -10**6 else mp.mpf(0) for x in (lp, lq))
+    u, v = (mp.exp(x) if x > -(10**6) else mp.mpf(0) for x in (lp, lq))
     m = mp.log((u + v) / 2) if u + v > 0 else mp.mpf(0)
     kl = u * (lp - lq) - u + v if u and lq > -mp.inf else v
     return kl, ((u * (lp - m) if u else 0) + (v * (lq - m) if v else 0)) / 2

@@ -1,4 +1,4 @@
-"""What used to be wrong, refused or NaN in integrals and sums: supports, overflow, infinities, kinks, second gradients."""
+"""What was wrong, refused or NaN in integrals and sums: supports, overflow, infinities, kinks, second gradients."""
 
 import dataclasses
 import math
@@ -41,23 +41,31 @@ VALUES = {
     "logit of Beta": (normal(), logit(td.Beta(t(2.0), t(3.0))), 0.126450733745),
     "an inverse transform on the left": (LOGISTIC, normal(0.0, 2.0), 0.0233192304767),
     "logarithm of Gamma": (
-        td.TransformedDistribution(td.Gamma(t(2.0), t(1.0)), [td.ExpTransform().inv]), normal(0.0, 2.0), 0.560614466568,
+        td.TransformedDistribution(td.Gamma(t(2.0), t(1.0)), [td.ExpTransform().inv]),
+        normal(0.0, 2.0),
+        0.560614466568,
     ),
     "a log_prob that overflows": (
-        LogitRelaxedBernoulli(t(0.5), t(0.3)), LogitRelaxedBernoulli(t(2.0), t(0.6)), 3.18997114679,
+        LogitRelaxedBernoulli(t(0.5), t(0.3)),
+        LogitRelaxedBernoulli(t(2.0), t(0.6)),
+        3.18997114679,
     ),
     "the same in the unit interval": (
-        td.RelaxedBernoulli(t(0.5), t(0.3)), td.RelaxedBernoulli(t(2.0), t(0.6)), 3.18997114679,
+        td.RelaxedBernoulli(t(0.5), t(0.3)),
+        td.RelaxedBernoulli(t(2.0), t(0.6)),
+        3.18997114679,
     ),
     "mass beyond the last float below 1": (sigmoid(normal(0.0, 20.0)), td.Beta(t(0.1), t(0.1)), 0.169003388401),
     "a squashed policy": (
-        td.TransformedDistribution(normal(0.0, 5.0), [td.TanhTransform()]), td.Uniform(t(-1.0), t(1.0)), 4.38710243614,
+        td.TransformedDistribution(normal(0.0, 5.0), [td.TanhTransform()]),
+        td.Uniform(t(-1.0), t(1.0)),
+        4.38710243614,
     ),
     "two singular ends": (td.Beta(t(0.5), t(0.5)), td.Kumaraswamy(t(0.5), t(0.5)), 0.00501625748883),
     "mass below the smallest float": (td.Gamma(t(0.01), t(1.0)), td.Weibull(t(1.0), t(0.02)), 0.63787285076),
     "very singular ends": (td.Kumaraswamy(t(0.1), t(0.1)), td.Beta(t(0.2), t(0.2)), 0.40603442604),
     "infinite degrees of freedom": (td.StudentT(t(math.inf)), normal(), 0.0),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", VALUES)
@@ -117,14 +125,20 @@ def test_a_copy_of_a_row_behaves_as_the_row():
 
 
 INDEPENDENT = [
-    (td.Independent(td.Normal(t([0.0, 1.0]), t([1.0, 2.0])), 1), td.Independent(td.Normal(t([0.5, 1.0]), t([2.0, 1.0])), 1)),
-    (td.Independent(td.Gamma(t([2.0, 3.0]), t([1.0, 2.0])), 1), td.Independent(td.Gamma(t([1.0, 3.5]), t([2.0, 1.0])), 1)),
+    (
+        td.Independent(td.Normal(t([0.0, 1.0]), t([1.0, 2.0])), 1),
+        td.Independent(td.Normal(t([0.5, 1.0]), t([2.0, 1.0])), 1),
+    ),
+    (
+        td.Independent(td.Gamma(t([2.0, 3.0]), t([1.0, 2.0])), 1),
+        td.Independent(td.Gamma(t([1.0, 3.5]), t([2.0, 1.0])), 1),
+    ),
     (td.Independent(td.Laplace(t([0.0]), t([1.0])), 1), td.Independent(td.Normal(t([0.5]), t([1.5])), 1)),
     (
         td.MultivariateNormal(t([0.0, 1.0]), t([[2.0, 0.5], [0.5, 1.0]])),
         td.MultivariateNormal(t([0.5, 1.0]), t([[1.0, 0.2], [0.2, 1.5]])),
     ),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("p", "q"), INDEPENDENT, ids=lambda d: type(getattr(d, "base_dist", d)).__name__)
@@ -195,16 +209,31 @@ def test_gradients_of_a_density_that_underflows_twice_over_are_finite(verb, q, t
 
 
 MADE = {
-    "Normal": (0.3, 1.2), "StudentT": (3.0, 0.1, 1.1), "Cauchy": (0.1, 0.9), "Gumbel": (0.3, 1.2), "Laplace": (0.2, 0.8),
-    "InverseGamma": (3.0, 2.0), "Exponential": (0.7,), "Weibull": (1.1, 1.7), "HalfNormal": (1.3,), "HalfCauchy": (0.8,),
-    "GeneralizedPareto": (0.0, 1.0, 0.3), "Chi2": (3.0,),
-}  # fmt: skip
+    "Normal": (0.3, 1.2),
+    "StudentT": (3.0, 0.1, 1.1),
+    "Cauchy": (0.1, 0.9),
+    "Gumbel": (0.3, 1.2),
+    "Laplace": (0.2, 0.8),
+    "InverseGamma": (3.0, 2.0),
+    "Exponential": (0.7,),
+    "Weibull": (1.1, 1.7),
+    "HalfNormal": (1.3,),
+    "HalfCauchy": (0.8,),
+    "GeneralizedPareto": (0.0, 1.0, 0.3),
+    "Chi2": (3.0,),
+}
 SECOND = [
-    ("kl", "Normal", "StudentT"), ("kl", "Normal", "Cauchy"), ("kl", "Gumbel", "Laplace"),
+    ("kl", "Normal", "StudentT"),
+    ("kl", "Normal", "Cauchy"),
+    ("kl", "Gumbel", "Laplace"),
     *(("kl", "InverseGamma", q) for q in ("Exponential", "Weibull", "HalfNormal", "HalfCauchy", "Chi2")),
-    ("kl", "InverseGamma", "GeneralizedPareto"), ("kl", "Weibull", "HalfCauchy"), ("kl", "HalfNormal", "InverseGamma"),
-    ("kl", "HalfNormal", "HalfCauchy"), ("js", "Normal", "StudentT"), ("jeffreys", "Normal", "StudentT"),
-]  # fmt: skip
+    ("kl", "InverseGamma", "GeneralizedPareto"),
+    ("kl", "Weibull", "HalfCauchy"),
+    ("kl", "HalfNormal", "InverseGamma"),
+    ("kl", "HalfNormal", "HalfCauchy"),
+    ("js", "Normal", "StudentT"),
+    ("jeffreys", "Normal", "StudentT"),
+]
 
 
 @pytest.mark.parametrize(("verb", "p", "q"), SECOND)
@@ -247,9 +276,7 @@ def test_js_of_multinomials_is_summed_over_their_outcomes():
 
 def test_the_error_for_vectors_names_a_call_that_works():
     torch.manual_seed(0)
-    p, q = (
-        td.Independent(td.Normal(t([0.0, shift]), t([1.0, scale])), 1) for shift, scale in ((0.0, 1.0), (1.0, 1.5))
-    )
+    p, q = (td.Independent(td.Normal(t([0.0, shift]), t([1.0, scale])), 1) for shift, scale in ((0.0, 1.0), (1.0, 1.5)))
     n = 400_000
     truths = {"tv": None, "js": None, "hellinger": kb.hellinger(p, q).item()}
     for verb, truth in truths.items():

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from sweep import ROWS, errors, name_of
 
 # the integrals' tolerance is 1e-10 for the value; panels are chosen for the value, derivatives lose some digits.

@@ -224,9 +224,7 @@ class Integrand:
         return [*values, p, q], bad
 
 
-def _without(
-    logs: tuple[Tensor, Tensor, Tensor], gone: tuple[Tensor, Tensor]
-) -> tuple[Tensor, Tensor, Tensor]:
+def _without(logs: tuple[Tensor, Tensor, Tensor], gone: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     """The logarithms without the cells that are gone."""
     log_p, log_q = (torch.where(g, -math.inf, log) for g, log in zip(gone, logs[:2], strict=True))
     return log_p, log_q, logs[2]
@@ -251,9 +249,7 @@ def _middle(s: Support) -> Tensor:
 def significance(integrand: Integrand, scan: Scan) -> Tensor:
     """How far each probe is above the level where nothing counts, (M, ...); <= 0: it does not count."""
     level = torch.maximum(scan.log_p, scan.log_q)
-    for growth, size in zip(
-        integrand.growth, integrand.sizes((scan.log_p, scan.log_q, scan.log_slope)), strict=True
-    ):
+    for growth, size in zip(integrand.growth, integrand.sizes((scan.log_p, scan.log_q, scan.log_slope)), strict=True):
         if size is not None:
             top = size.amax(0, keepdim=True) if growth.order is not None else 0.0
             level = torch.maximum(level, size - top)

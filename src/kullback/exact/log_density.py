@@ -183,7 +183,7 @@ def _pareto(d: Any) -> Read:
 
 
 def _generalized_pareto(d: Any) -> Read:
-    """Regular at its lower end, where z is (x - loc) / scale; at an upper end 1 + shape z = -shape (high - x) / scale."""
+    """Regular at its lower end, in z = (x - loc) / scale; at an upper one 1 + shape z = -shape (high - x) / scale."""
     shape, log_scale = d.concentration, torch.log(d.scale)
     heavy, bounded = shape > 0, shape < 0
     k, j = torch.where(heavy, shape, 1.0), torch.where(bounded, -shape, 1.0)

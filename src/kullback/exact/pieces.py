@@ -71,7 +71,9 @@ class Piece:
         log = torch.where(here, known, log_gap(gap))
         if torch.is_grad_enabled() and apart.requires_grad:
             loose = (apart == 0) & ~own
-            log = log + torch.where(loose, torch.log1p(torch.where(loose, apart, 0.0) * torch.exp(-torch.where(loose, known, 0.0))), 0.0)
+            log = log + torch.where(
+                loose, torch.log1p(torch.where(loose, apart, 0.0) * torch.exp(-torch.where(loose, known, 0.0))), 0.0
+            )
         return log
 
     def position(self, x: Tensor) -> Tensor:
@@ -115,14 +117,19 @@ _LOGARITHMIC = 1e6
 
 @dataclass(frozen=True)
 class Cut:
-    """A place where the line is cut: an end of p's support (0), of q's (1), or a kink (2), moving with its gradients."""
+    """Where the line is cut: an end of p's support (0), of q's (1), or a kink (2); it moves with its gradients."""
 
     x: Tensor
     owner: int
 
 
 def cut(
-    supports: tuple[Support, Support], lows: list[Cut], highs: list[Cut], batch: torch.Size, center: Tensor, width: Tensor
+    supports: tuple[Support, Support],
+    lows: list[Cut],
+    highs: list[Cut],
+    batch: torch.Size,
+    center: Tensor,
+    width: Tensor,
 ) -> list[Piece]:
     """The pieces in which at least one density lives. At one place, an end of p lies inside of one of q."""
     ordered = [*lows, *highs]

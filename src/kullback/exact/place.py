@@ -57,7 +57,7 @@ def log_gap(gap: Tensor) -> Tensor:
 class _Line(NamedTuple):
     """A monotone map y ↦ x: where an end goes, and how a place comes back, with log|dx/dy|.
 
-    `back` takes the transform, the support of y and a place of x whose distances are to the ends of that support's image.
+    `back` takes the transform, the support of y, and a place of x measured from the ends of that support's image.
     """
 
     image: Callable[[Any, Tensor], Tensor]

@@ -3,7 +3,7 @@
 The line is cut at the ends of both supports and at the kinks of both densities. Each piece is mapped to t so that both
 tails become short (x = c + s sinh t, low + s e^t, or low + (high - low) σ(t)), looked at once to see where mass is, cut
 into panels over each of which the logarithms change by about as much, and integrated by the Gauss-Kronrod rule of 7 and
-15 points; the panels with the largest errors are halved until the sum of the error estimates is below the tolerance, for
+15 points; panels with the largest errors are halved until the sum of the error estimates is below the tolerance, for
 every row of the batch at once. The integrand is the canonical generator of the divergence (`core.generators`), which is
 >= 0: small values keep their digits. Where it overflows, a power sum is read from its logarithm instead.
 
@@ -130,7 +130,9 @@ def first_edges(level: Tensor, scan: Scan) -> Tensor:
     flat, t = sums.reshape(len(sums), -1).T.contiguous(), scan.t.reshape(len(sums), -1).T
     above = torch.searchsorted(flat, wanted, right=False).clamp(1, flat.shape[1] - 1)
     # the first edge is where the share begins, not where the probes do
-    above[:, 0] = torch.searchsorted(flat, torch.zeros_like(wanted[:, :1]), right=True).clamp(1, flat.shape[1] - 1)[:, 0]
+    above[:, 0] = torch.searchsorted(flat, torch.zeros_like(wanted[:, :1]), right=True).clamp(1, flat.shape[1] - 1)[
+        :, 0
+    ]
     low, high = flat.gather(1, above - 1), flat.gather(1, above)
     part = torch.where(high > low, (wanted - low) / (high - low).clamp(min=1e-300), 0.0).clamp(0.0, 1.0)
     left, right = t.gather(1, above - 1), t.gather(1, above)
@@ -183,9 +185,7 @@ def _shift(integrand: Integrand, scans: list[Scan]) -> Tensor | None:
     return torch.where(torch.isfinite(best), best, 0.0)
 
 
-def _ends(
-    integrand: Integrand, pieces: list[Piece], scans: list[Scan], shift: Tensor | None
-) -> tuple[Tensor, Tensor]:
+def _ends(integrand: Integrand, pieces: list[Piece], scans: list[Scan], shift: Tensor | None) -> tuple[Tensor, Tensor]:
     """Rows that are infinite, and what may lie beyond the ends (quantities, ...), as an error.
 
     Infinite: one side has mass where a sum has no room for it, or a sum's size does not fall towards an end.
@@ -196,7 +196,7 @@ def _ends(
     beyond = torch.zeros(len(integrand.sums) + 2, *batch, dtype=torch.float64)
     for piece, scan in zip(pieces, scans, strict=True):
         for outward in (-1.0, 1.0):
-            end, last = _outermost(integrand, piece, scan, outward, whole=True)
+            last = _outermost(integrand, piece, scan, outward, whole=True)
             left = [torch.exp(x[0]) / _fall(x)[0].clamp(min=1e-6) for x in last[:2]]
             for k in range(len(integrand.sums)):
                 beyond[k] += left[0] + left[1]
@@ -204,7 +204,7 @@ def _ends(
             beyond[-1] += left[1]
             if all(growth.bounded for growth in integrand.growth):
                 continue
-            end, last = _outermost(integrand, piece, scan, outward, whole=False)
+            last = _outermost(integrand, piece, scan, outward, whole=False)
             for k, (growth, size) in enumerate(zip(integrand.growth, integrand.sizes(last), strict=True)):
                 if size is None:
                     continue
@@ -220,7 +220,7 @@ def _ends(
 
 
 def _fall(log: Tensor) -> tuple[Tensor, Tensor]:
-    """How fast a logarithm falls per unit of t towards an end, from its values at and before it, and whether it does not.
+    """How fast a logarithm falls per unit of t towards an end, from values at and before it; whether it does not.
 
     The shorter step sees peaks that the longer one would step over.
     """
@@ -230,8 +230,8 @@ def _fall(log: Tensor) -> tuple[Tensor, Tensor]:
 
 def _outermost(
     integrand: Integrand, piece: Piece, scan: Scan, outward: float, *, whole: bool
-) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
-    """The last t towards one end, and the logarithms there and a step before it (3, ...).
+) -> tuple[Tensor, Tensor, Tensor]:
+    """At the last t towards one end, and a step before it, twice: the logarithms (3, ...).
 
     whole: the end of the piece's reach. Otherwise the last t at which both logarithms are to be trusted.
     """
@@ -250,7 +250,7 @@ def _outermost(
                 fine = trusted(integrand, log_p, log_q)[0]
                 inner, outer = torch.where(fine, middle, inner), torch.where(fine, outer, middle)
         end = inner
-    return end, integrand.logs(piece, torch.stack([end, *(end - outward * step for step in _STEPS)]))
+    return integrand.logs(piece, torch.stack([end, *(end - outward * step for step in _STEPS)]))
 
 
 def integrate(sums: tuple[Sum[Any], ...], p: Measurable, q: Measurable) -> list[Tensor]:
@@ -321,7 +321,7 @@ def crossings(integrand: Integrand, pieces: list[Piece]) -> tuple[Tensor, ...]:
 
 
 def _slivers(integrand: Integrand) -> list[Tensor] | None:
-    """Nothing, with a slope: where an end of p lies on one of q and either may move, q's mass between them comes or goes.
+    """Nothing, with a slope: where an end of p lies on one of q and either moves, q's mass between them comes or goes.
 
     As p lies inside of q, this is at_p_zero q(end) times the gap, for a density that is finite at its end.
     """
@@ -379,7 +379,9 @@ def _wants_gradient(integrand: Integrand, parts: list[Panels]) -> bool:
     part = parts[0]
     middle = 0.5 * (part.start[:1] + part.stop[:1])
     logs = integrand.logs(part.piece, middle, (middle, middle))
-    return any(x.requires_grad for x in logs) or any(x.requires_grad for p in parts for x in (p.piece.low, p.piece.high))
+    return any(x.requires_grad for x in logs) or any(
+        x.requires_grad for p in parts for x in (p.piece.low, p.piece.high)
+    )
 
 
 def _check(integrand: Integrand, found: Refined, results: list[Tensor]) -> None:

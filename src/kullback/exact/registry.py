@@ -99,7 +99,7 @@ def probabilities(distribution: Any) -> tuple[Tensor, Tensor]:
 
 
 def logits(distribution: Any) -> Tensor:
-    """log(probs / (1 - probs)) in float64, from whichever was given: η of the continuous Bernoulli e^(η x) on [0, 1]."""
+    """log(probs / (1 - probs)), from whichever was given: η of the continuous Bernoulli e^(η x) on [0, 1]."""
     if given_as_probs(distribution):
         (probs,) = doubles(distribution, "probs")
         return torch.log(probs) - torch.log1p(-probs)

@@ -42,9 +42,8 @@ from torch.distributions import (
 )
 
 from kullback._errors import NoExactMethod, ToleranceError
-from kullback.core import generators
 from kullback.core.readings import Weights
-from kullback.core.reduction import GeneratorSum, LogAffinity, Pair, Sum
+from kullback.core.reduction import LogAffinity, Pair, Sum
 
 from .growth import growth_of
 from .registry import doubles, given_as_probs, probabilities
@@ -290,7 +289,9 @@ def _unbounded(sums: tuple[Sum[Any], ...], p: Distribution, q: Distribution, kno
             target = torch.minimum(0.5 * torch.where(allowed > 0, allowed, 1e-300), target)
     else:
         raise ToleranceError("summation: the tail cannot be bounded to 1e-14 of the value.")
-    wanted = torch.is_grad_enabled() and any(x.requires_grad for x in (log_mass(d, torch.zeros(1).double()) for d in (p, q)))
+    wanted = torch.is_grad_enabled() and any(
+        x.requires_grad for x in (log_mass(d, torch.zeros(1).double()) for d in (p, q))
+    )
     if wanted:
         values = _rows(sums, p, q, start, stop)
     return [torch.where(never, math.inf, value) for value in values]

@@ -167,7 +167,9 @@ def _pushed_landmarks(d: Any) -> tuple[Tensor, Tensor]:
     """Those of the base, where the transforms bring them."""
     with torch.no_grad():
         c, w = landmarks(d.base_dist)
-        middle, low, high = (_moved(d, x).nan_to_num(0.0, 1e140, -1e140).clamp(-1e140, 1e140) for x in (c, c - w, c + w))
+        middle, low, high = (
+            _moved(d, x).nan_to_num(0.0, 1e140, -1e140).clamp(-1e140, 1e140) for x in (c, c - w, c + w)
+        )
         width = torch.maximum((high - middle).abs(), (middle - low).abs())
         return together(middle, torch.where(width > 0, width, 1e-3 * middle.abs() + 1e-9).clamp(1e-290, 1e130))
 
