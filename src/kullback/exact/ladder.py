@@ -62,7 +62,7 @@ def measure(divergence: Divergence, verb: str, p: Any, q: Any) -> Tensor:
 
 def decide(divergence: Divergence, p: Any, q: Any, *, verb: str | None = None) -> Decision:
     """The first method that serves the pair; `measure` does what it says, `explain` prints it."""
-    for rung in (_finite, _structural, _closed, _shifted, _outside, _summed, _enumerated, _integrated):
+    for rung in (_finite, _turned_round, _structural, _closed, _shifted, _outside, _summed, _enumerated, _integrated):
         found = rung(divergence, p, q)
         if found is not None:
             return found
@@ -109,7 +109,7 @@ def estimator(divergence: Divergence, p: Any, q: Any) -> str:
     if mean is None:
         return f"KL can be estimated: write {call.format('p', 'q')}."
     given = "" if divergence.parameter is None else f"{'w' if 'w' in mean else 'a'} = {divergence.parameter:g}; "
-    ratio = "r = (q.log_prob(x) - p.log_prob(x)).exp(); " if "r" in mean.replace("cross", "") else ""
+    ratio = "r = (q.log_prob(x) - p.log_prob(x)).exp(); " if "_prob" not in mean else ""
     return f"To estimate it from draws, write {given}x = p.sample((n,)); {ratio}{mean}"
 
 
@@ -126,6 +126,14 @@ def _finite(divergence: Divergence, p: Any, q: Any) -> Decision | None:
         return choice.measure(divergence, p_side, q_side, left.num_classes)
 
     return Decision("exact sum over the classes, canonical terms, float64", "rounding of float64", value)
+
+
+def _turned_round(divergence: Divergence, p: Any, q: Any) -> Decision | None:
+    """Order 0 of α, which is KL(q‖p)."""
+    if divergence.linear != divergences.alpha(0.0).linear:
+        return None
+    inner = decide(divergences.KL, q, p)
+    return Decision(f"KL from q: {inner.method}", inner.error, inner.value)
 
 
 def _structural(divergence: Divergence, p: Any, q: Any) -> Decision | None:
