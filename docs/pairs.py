@@ -1,7 +1,7 @@
 """Writes docs/pairs.md: the closed forms, their measured errors, and PyTorch's beside them.
 
-    python docs/pairs.py            write
-    python docs/pairs.py --check    fail if the file names other pairs than the registry
+    python docs/pairs.py [--jobs N]  write, on N processes
+    python docs/pairs.py --check     fail if the file names other pairs than the registry
 
 Errors are the worst relative errors over the rows of tests/exact/closed_forms.json and vectors.json (mpmath; interior,
 boundary, nearly equal and extreme parameters), for parameters of that dtype. A wrong infinity, NaN or refusal is
@@ -12,6 +12,7 @@ import json
 import math
 import sys
 import warnings
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import torch
@@ -137,14 +138,22 @@ def worst(function, rows, dtype):
     return "**wrong**" if max(errors) == math.inf else f"{max(errors):.0e}" if max(errors) else "0"
 
 
-def swept():
+def swept_row(row):
+    """Worst of KL and JS in value, slope and curvature, float64 and then float32."""
+    torch.set_num_threads(1)
+    cells = []
+    for dtype in (torch.float64, torch.float32):
+        found = [sweep.errors(row, verb, dtype) for verb in ("kl", "js")]
+        cells += [max(pair) for pair in zip(*found, strict=True)]
+    return cells
+
+
+def swept(jobs):
     """The table of tests/exact/sweep.json."""
+    with ProcessPoolExecutor(jobs) as pool:
+        rows = list(pool.map(swept_row, sweep.ROWS, chunksize=4))
     lines, all_worst = [], [0.0] * 6
-    for row in sweep.ROWS:
-        cells = []
-        for dtype in (torch.float64, torch.float32):
-            found = [sweep.errors(row, verb, dtype) for verb in ("kl", "js")]
-            cells += [max(pair) for pair in zip(*found, strict=True)]
+    for row, cells in zip(sweep.ROWS, rows, strict=True):
         all_worst = [max(pair) for pair in zip(all_worst, cells, strict=True)]
         text = [f"{e:.0e}" if e else "0" for e in cells]
         value = "inf" if row["kl"][0] == "inf" else f"{float(row['kl'][0]):.4g}"
@@ -200,7 +209,14 @@ def main():
     served = {entry.types for entry in entries}
     rest = [f"| {p.__name__}‖{q.__name__} | {by(p, q)} |" for p, q in _KL_REGISTRY if (p, q) not in served]
     powers = POWERS.format(entropies=names("entropy"), affinities=names("log_affinity"), large=low_rank.LARGE)
-    text = [HEAD.rstrip(), *lines, powers.rstrip(), TAIL.rstrip(), *sorted(rest), swept()]
+    text = [
+        HEAD.rstrip(),
+        *lines,
+        powers.rstrip(),
+        TAIL.rstrip(),
+        *sorted(rest),
+        swept(int(sys.argv[-1]) if "--jobs" in sys.argv else 1),
+    ]
     (ROOT / "docs" / "pairs.md").write_text("\n".join(text) + "\n")
 
 
