@@ -155,7 +155,8 @@ def swept(jobs):
     lines, all_worst = [], [0.0] * 6
     for row, cells in zip(sweep.ROWS, rows, strict=True):
         all_worst = [max(pair) for pair in zip(all_worst, cells, strict=True)]
-        text = [f"{e:.0e}" if e else "0" for e in cells]
+        jobs = int(sys.argv[sys.argv.index("--jobs") + 1]) if "--jobs" in sys.argv else 1
+    text = [f"{e:.0e}" if e else "0" for e in cells]
         value = "inf" if row["kl"][0] == "inf" else f"{float(row['kl'][0]):.4g}"
         name = f"{row['p']}‖{row['q']}"
         lines.append(f"| {name} | {row['space']} | {value} | {', '.join(text[:3])} | {', '.join(text[3:])} |")
@@ -215,7 +216,7 @@ def main():
         powers.rstrip(),
         TAIL.rstrip(),
         *sorted(rest),
-        swept(int(sys.argv[-1]) if "--jobs" in sys.argv else 1),
+        swept(jobs),
     ]
     (ROOT / "docs" / "pairs.md").write_text("\n".join(text) + "\n")
 

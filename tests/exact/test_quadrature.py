@@ -253,7 +253,7 @@ def test_second_gradients_are_finite_and_symmetric(verb, p, q):
 
 def test_infinities_come_from_mass_or_from_tails():
     """∫ p(0) b/x dx diverges like a logarithm; a light tail against a lighter one does not; JS never does."""
-    gap = Density(lambda x: torch.where(x.abs() > 1.0, 0.5 * (1.0 - x.abs()) - math.log(4.0), -math.inf))  # no mass in [-1, 1]
+    gap = Density(lambda x: torch.where(x.abs() > 1.0, 0.5 * (1.0 - x.abs()) - math.log(4.0), -math.inf))
     assert kl(td.HalfNormal(t(1.3)), td.InverseGamma(t(3.0), t(2.0))).item() == math.inf
     assert kl(td.Laplace(t(0.0), t(1.0)), td.Gumbel(t(0.0), t(0.9))).item() == math.inf
     assert math.isfinite(kl(td.Laplace(t(0.0), t(1.0)), td.Gumbel(t(0.0), t(1.1))).item())
