@@ -155,8 +155,7 @@ def swept(jobs):
     lines, all_worst = [], [0.0] * 6
     for row, cells in zip(sweep.ROWS, rows, strict=True):
         all_worst = [max(pair) for pair in zip(all_worst, cells, strict=True)]
-        jobs = int(sys.argv[sys.argv.index("--jobs") + 1]) if "--jobs" in sys.argv else 1
-    text = [f"{e:.0e}" if e else "0" for e in cells]
+        text = [f"{e:.0e}" if e else "0" for e in cells]
         value = "inf" if row["kl"][0] == "inf" else f"{float(row['kl'][0]):.4g}"
         name = f"{row['p']}‖{row['q']}"
         lines.append(f"| {name} | {row['space']} | {value} | {', '.join(text[:3])} | {', '.join(text[3:])} |")
@@ -210,6 +209,7 @@ def main():
     served = {entry.types for entry in entries}
     rest = [f"| {p.__name__}‖{q.__name__} | {by(p, q)} |" for p, q in _KL_REGISTRY if (p, q) not in served]
     powers = POWERS.format(entropies=names("entropy"), affinities=names("log_affinity"), large=low_rank.LARGE)
+    jobs = int(sys.argv[sys.argv.index("--jobs") + 1]) if "--jobs" in sys.argv else 1
     text = [
         HEAD.rstrip(),
         *lines,
