@@ -9,7 +9,14 @@ from typing import Annotated, Any, cast, get_args
 import typer
 
 from kullback._errors import BadInput
-from kullback.estimate import JEFFREYS_PRIOR, KRICHEVSKY_TROFIMOV_PRIOR, LAPLACE_PRIOR, DirichletPrior, MillerMadow, PlugIn
+from kullback.estimate import (
+    JEFFREYS_PRIOR,
+    KRICHEVSKY_TROFIMOV_PRIOR,
+    LAPLACE_PRIOR,
+    DirichletPrior,
+    MillerMadow,
+    PlugIn,
+)
 from kullback.kit.ending import ending
 from kullback.kit.files import check_file, write_bytes
 from kullback.kit.tables import is_number, shortened
