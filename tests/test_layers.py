@@ -18,7 +18,7 @@ LAYERS = (
     ("engines",),
     ("exact",),
     ("route",),
-    ("verbs", "total"),
+    ("verbs", "terms"),
     ("extend", "testing"),
     ("estimate",),
     ("losses", "torch_compat"),
