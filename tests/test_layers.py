@@ -135,8 +135,6 @@ PRIVATE_NAMES_STILL_IMPORTED = {
     "exact.quadrature._nodes in exact/transport.py",
     "exact.quadrature._rule in exact/transport.py",
     "forms.finite._floating in forms/points.py",
-    "forms.finite._readable in losses/gaussian.py",
-    "forms.finite._readable in losses/vae.py",
 }
 PRIVATE_MODULES = {"_errors", "_cpu"}
 
