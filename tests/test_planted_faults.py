@@ -41,7 +41,7 @@ FAULTS = {
         "core/normalizer.py",
         "m = scores.amax(-1, keepdim=True)",
         "m = 0.0 * scores.amax(-1, keepdim=True)",
-        (VALUE, "test_value and eager-kl"),
+        ("laws/test_normalizer.py", "wherever_the_scores_lie"),
     ),
     "a merge that forgets to rescale": Fault(
         "core/normalizer.py",

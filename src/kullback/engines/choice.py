@@ -4,7 +4,7 @@ reads both sides, sums and finishes.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -61,12 +61,13 @@ class Decision:
     divergence: Divergence
     engine: Engine
     calls: tuple[Call, ...]
-    prepared: tuple[Rows, ...]
     factor: float | None
     """factor · (the one sum) is the divergence; None: there are more, or more is done to it."""
     dtype: torch.dtype
     """Of the result."""
     not_taken: tuple[tuple[str, str], ...]
+    prepared: tuple[Rows, ...] = ()
+    """`calls`, for whoever may call the engine bare."""
 
 
 def decide(divergence: Divergence, p: Side, q: Side, num_classes: int) -> Decision:
@@ -83,10 +84,9 @@ def decide(divergence: Divergence, p: Side, q: Side, num_classes: int) -> Decisi
     not_taken = [(name, reason or f"{taken.NAME} is faster") for name, reason in reasons.items() if name != taken.NAME]
     if taken.NAME in reasons:
         not_taken.append((ENGINES[-1].NAME, "slower; it serves second derivatives and torch.func"))
-    prepared = tuple(taken.prepare(call) for call in calls)
     factor = None if divergence.linear is None else divergence.linear[1]
     dtype = torch.float64 if torch.float64 in dtypes else torch.float32
-    return Decision(divergence, taken, calls, prepared, factor, dtype, tuple(not_taken))
+    return Decision(divergence, taken, calls, factor, dtype, tuple(not_taken))
 
 
 def _not_forced(engine: Engine) -> str | None:
@@ -123,7 +123,9 @@ def kept_decision(divergence: Divergence, p: Side, q: Side, num_classes: int) ->
     if decision is None:
         if len(_kept) > 4096:
             _kept.clear()
-        decision = _kept[key] = decide(divergence, p, q, num_classes)
+        decision = decide(divergence, p, q, num_classes)
+        decision = replace(decision, prepared=tuple(decision.engine.prepare(call) for call in decision.calls))
+        _kept[key] = decision
     return decision
 
 

@@ -5,7 +5,7 @@ N·V, so they stay in cache; inside `torch.compile` the whole tensor goes at onc
 every sum and every reading, of any number of tensors.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -19,6 +19,7 @@ from .call import Call, Cost, Rows
 
 NAME = "eager"
 BLOCK_CELLS = 1 << 17
+_TENSORS = 6  # of both sides together: an autograd function that Dynamo traces has a fixed number of arguments
 _TEMPORARIES = 32  # float64 values per cell alive at once: at most 29 measured (js, forward)
 
 
@@ -51,7 +52,9 @@ def prepare(call: Call) -> Rows:
 def rows(call: Call, p: Side, q: Side, factor: float = 1.0, dtype: torch.dtype = torch.float64) -> Tensor:
     """factor · value of every row, in a dtype; differentiable twice. Both sides share their batch shape."""
     function = _Rows if torch.compiler.is_compiling() else _RowsBothModes
-    values: Tensor = function.apply(call, len(p.data), *p.data, *q.data)  # type: ignore[no-untyped-call]
+    data = (*p.data, *q.data)
+    padded = (*data, *(None,) * (_TENSORS - len(data)))
+    values: Tensor = function.apply(*padded, call, len(p.data))  # type: ignore[no-untyped-call]
     return (values if factor == 1.0 else factor * values).to(dtype)
 
 
@@ -60,7 +63,8 @@ def traced_rows(call: Call, p: Side, q: Side) -> Tensor:
     return rows(call, p, q)
 
 
-def _sides(call: Call, num_p: int, data: tuple[Tensor, ...]) -> tuple[Side, Side]:
+def _sides(call: Call, num_p: int, padded: Sequence[Tensor | None]) -> tuple[Side, Side]:
+    data = tuple(x for x in padded if x is not None)
     return Side(call.p, data[:num_p]), Side(call.q, data[num_p:])
 
 
@@ -68,8 +72,17 @@ class _Rows(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(call: Call, num_p: int, *data: Tensor) -> Tensor:
-        p, q = _sides(call, num_p, data)
+    def forward(
+        a: Tensor | None,
+        b: Tensor | None,
+        c: Tensor | None,
+        d: Tensor | None,
+        e: Tensor | None,
+        f: Tensor | None,
+        call: Call,
+        num_p: int,
+    ) -> Tensor:
+        p, q = _sides(call, num_p, (a, b, c, d, e, f))
         if torch.compiler.is_compiling():
             return reduction.rows(call.total, p, q)
         blocks = [reduction.rows(call.total, *sides) for sides, _ in _blocks(call.num_classes, p, q)]
@@ -77,28 +90,27 @@ class _Rows(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.call, ctx.num_p, *data = inputs
+        *padded, ctx.call, ctx.num_p = inputs
+        data = [x for x in padded if x is not None]
         ctx.save_for_backward(*data, output)
         ctx.save_for_forward(*data, output)
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         *data, value = ctx.saved_tensors
-        wanted, total = ctx.needs_input_grad[2:], ctx.call.total
-        p, q = _sides(ctx.call, ctx.num_p, tuple(data))
+        total, none = ctx.call.total, (None,) * (_TENSORS + 2 - len(data))
+        wanted = ctx.needs_input_grad[: len(data)]
+        p, q = _sides(ctx.call, ctx.num_p, data)
         if torch.is_grad_enabled() or torch.compiler.is_compiling():  # create_graph: keep it differentiable
-            return None, None, *reduction.gradients(total, p, q, value, upstream, wanted)
+            return *reduction.gradients(total, p, q, value, upstream, wanted), *none
         blocks = _blocks(ctx.call.num_classes, p, q, value, upstream)
         parts = [reduction.gradients(total, *sides, v, g, wanted) for sides, (v, g) in blocks]
         dims = (*p.reading.event_dims, *q.reading.event_dims)
-        return (
-            None,
-            None,
-            *(
-                _joined(part, x, shared is None)
-                for part, x, shared in zip(zip(*parts, strict=True), data, dims, strict=True)
-            ),
+        joined = (
+            _joined(part, x, shared is None)
+            for part, x, shared in zip(zip(*parts, strict=True), data, dims, strict=True)
         )
+        return *joined, *none
 
 
 class _RowsBothModes(_Rows):
@@ -107,13 +119,13 @@ class _RowsBothModes(_Rows):
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
         *data, value = ctx.saved_tensors
-        moving = tuple(tangent is not None for tangent in tangents[2:])
-        p, q = _sides(ctx.call, ctx.num_p, tuple(data))
+        moving = tuple(tangent is not None for tangent in tangents[: len(data)])
+        p, q = _sides(ctx.call, ctx.num_p, data)
         if any(dims is None for dims in (*p.reading.event_dims, *q.reading.event_dims)):
             raise NotImplementedError("forward mode needs readings whose tensors all have rows")
         slopes = reduction.gradients(ctx.call.total, p, q, value, torch.ones_like(value), moving)
         change = torch.zeros_like(value)
-        for slope, tangent in zip(slopes, tangents[2:], strict=True):
+        for slope, tangent in zip(slopes, tangents, strict=False):
             if slope is not None and tangent is not None:
                 moved = slope.double() * tangent.double()
                 change = change + moved.reshape(*value.shape, -1).sum(-1)

@@ -213,7 +213,7 @@ class LogProbs(_Columns):
     def __post_init__(self) -> None:
         data = floating_tensor("LogProbs", self.x)
         object.__setattr__(self, "data", data)
-        if self.validate and _readable(data):
+        if self.validate and readable(data):
             _check_rows_sum_to_one(
                 "LogProbs",
                 data,
@@ -257,7 +257,7 @@ class Probs(_Columns):
     def __post_init__(self) -> None:
         data = floating_tensor("Probs", self.x)
         object.__setattr__(self, "data", data)
-        if self.validate and _readable(data):
+        if self.validate and readable(data):
             seen = data.detach()
             _refuse_row(
                 seen < 0,
@@ -346,7 +346,7 @@ class Labels(FiniteForm):
         object.__setattr__(self, "data", data)
         object.__setattr__(self, "num_classes", num_classes)
         object.__setattr__(self, "smoothing", float(self.smoothing))
-        if self.validate and _readable(data):
+        if self.validate and readable(data):
             outside = (data < 0) | (data >= num_classes)
             _refuse_row(
                 outside.unsqueeze(-1),
@@ -435,7 +435,7 @@ def floating_tensor(owner: str, x: Any) -> Tensor:
     return data
 
 
-def _readable(data: Tensor) -> bool:
+def readable(data: Tensor) -> bool:
     """Whether the values may be looked at: not while tracing, and not inside a functorch transform."""
     if torch.compiler.is_compiling() or data.is_meta:
         return False
