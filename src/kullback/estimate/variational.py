@@ -24,9 +24,10 @@ from kullback.forms.empirical import Samples
 
 from .draws import permutation, source_of
 from .result import Estimate
-from .tails import HEAVY, pareto_shape
+from .tails import pareto_shape
 
 _SMALLEST = 50  # draws of each sample, below which there is nothing to fit and to hold out
+_HEAVY = 0.25  # the tail shape of e^T from which on it has no fourth moment, and its own standard error none either
 _EVERY = 50  # steps between looks at the validation part
 
 
@@ -138,7 +139,7 @@ class _Critic:
 def _verdict(value: float, shape: float, m: int) -> str:
     if value > 0.8 * math.log(m):
         return f"near log(m) = {math.log(m):.3g}, above which m draws of q cannot show a divergence"
-    if shape > HEAVY:
+    if shape > _HEAVY:
         return (
             f"p/q under q has tails as heavy as a Pareto law of shape {shape:.2g}: the draws that matter may be missing"
         )
