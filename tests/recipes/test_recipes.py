@@ -13,8 +13,9 @@ for package in ("gymnasium", "matplotlib", "rich", "sklearn", "statsmodels"):
 
 from typer.testing import CliRunner  # noqa: E402
 
-from kullback.distill import errors  # noqa: E402
-from kullback.recipes import NAMES, _show, command  # noqa: E402
+from kullback._errors import MissingExtra  # noqa: E402
+from kullback.kit import extras  # noqa: E402
+from kullback.recipes import NAMES, command, shared  # noqa: E402
 
 FEW = {
     "seq2seq_label_smoothing": {"steps": 30},
@@ -41,9 +42,9 @@ def test_a_few_steps(name, tmp_path):
             continue
         part = max(1, len(losses) // 4)
         assert sum(losses[-part:]) < sum(losses[:part]), f"the loss of {method} does not fall"
-    mean, error = result.difference
+    mean = result.difference.mean
     assert math.isfinite(mean)
-    assert math.isnan(error)  # one seed has none
+    assert result.difference.stderr is None  # one seed has none
     column, ours, baseline = result.compare
     assert f"{ours} less {baseline}" in result.headline
     assert mean == pytest.approx(result.rows[ours][0][column] - result.rows[baseline][0][column])
@@ -96,8 +97,8 @@ def test_a_run_from_the_command_line(tmp_path):
         (("run", "nothing_like_it"), "there is no recipe 'nothing_like_it'"),
         (("run", "two_modes", "--steps", "0"), "--steps is 0"),
         (("run", "two_modes", "--seeds", "-1"), "--seeds is -1"),
-        (("run", "two_modes", "--out", "a.txt"), "end it in .svg"),
-        (("run", "two_modes", "--out", "no/such/folder/a.svg"), "does not exist"),
+        (("run", "two_modes", "--out", "a.txt"), "must end in .svg"),
+        (("run", "two_modes", "--out", "no/such/folder/a.svg"), "there is no folder"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(words, told):
@@ -111,16 +112,14 @@ def test_a_missing_package_says_what_to_install(monkeypatch):
     def absent(name):
         raise ModuleNotFoundError(f"No module named {name!r}", name=name.partition(".")[0])
 
-    monkeypatch.setattr(errors.importlib, "import_module", absent)
-    with pytest.raises(
-        errors.MissingExtra, match=r"'sklearn' is not installed; write: pip install 'kullback\[recipes\]'"
-    ):
-        _show.extra("sklearn.datasets")
+    monkeypatch.setattr(extras.importlib, "import_module", absent)
+    with pytest.raises(MissingExtra, match=r"'sklearn' is not installed; write: pip install 'kullback\[recipes\]'"):
+        shared.extra("sklearn.datasets")
 
 
 def test_differences_are_paired_by_seed():
     rows = {"ours": [{"x": 1.0}, {"x": 5.0}], "baseline": [{"x": 0.0}, {"x": 4.0}]}
-    result = _show.Result("r", "d", {}, {"x": ".1f"}, rows, ("x", "ours", "baseline"))
-    assert result.difference == (1.0, 0.0)
-    assert result.mean("ours", "x") == pytest.approx((3.0, 2.0))
+    result = shared.Result("r", "d", {}, {"x": ".1f"}, rows, ("x", "ours", "baseline"))
+    assert (result.difference.mean, result.difference.stderr) == (1.0, 0.0)
+    assert (result.mean("ours", "x").mean, result.mean("ours", "x").stderr) == pytest.approx((3.0, 2.0))
     assert result.headline == "x: ours less baseline = +1.0 ± 0.0 (paired, seeds: 2)"

@@ -1,21 +1,21 @@
-"""The pictures of a run, as SVG: mid-grey ink on a clear ground, which reads on light and on dark."""
+"""The pictures of a run, as SVG."""
 
-import io
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+from kullback.kit.pictures import BLUE, GREEN, INK, ORANGE, PURPLE, chart, drawn, short
+
 from . import measures
-from .errors import extra
-from .job import Results, kl_rows
+from .extras import extra
+from .results import Results, kl_rows
 from .training import KINDS, Kind
 
-INK = "#7a828c"
 SMALLEST_BIN = 10  # rows; smaller bins scatter too much to be drawn
-COLOURS: dict[str, str] = {"labels": "#d9822b", "teacher": "#8a63d2", "both": "#2a93d5", "the teacher": "#3a9d6b"}
-NAMES: dict[Kind, str] = {"labels": "labels only", "teacher": "teacher only", "both": "teacher and labels"}
-MARKS: dict[Kind, str] = {"labels": "s", "teacher": "^", "both": "o"}
+COLOURS: dict[str, str] = {"labels only": ORANGE, "teacher only": PURPLE, "both": BLUE, "the teacher": GREEN}
+MARKS: dict[Kind, str] = {"labels only": "s", "teacher only": "^", "both": "o"}
+CURVE_ROWS = 10_000  # held-out rows that the curves are measured on, at most
 
 
 def summary_picture(results: Results) -> str:
@@ -39,9 +39,9 @@ def summary_picture(results: Results) -> str:
             pad=26,
         )
         axes.text(0, 1.035, many, transform=axes.transAxes, fontsize=10.5, color=INK)
-        axes.legend(loc="lower right", frameon=False, labelcolor=INK, fontsize=11.5)
+        axes.legend(loc="lower right", fontsize=11.5)
 
-    return _figure(draw, (8.0, 4.3), "summary")
+    return _chart(draw, (8.0, 4.3), "summary")
 
 
 def loss_picture(results: Results) -> str:
@@ -56,9 +56,9 @@ def loss_picture(results: Results) -> str:
         axes.set_ylabel("held-out NLL (nats)")
         axes.yaxis.set_major_formatter(extra("matplotlib.ticker").FuncFormatter(lambda v, _: f"{v:g}"))
         axes.yaxis.set_minor_formatter(extra("matplotlib.ticker").FuncFormatter(_one_two_five))
-        axes.legend(frameon=False, labelcolor=INK)
+        axes.legend()
 
-    return _figure(draw, (6.0, 4.0), "loss")
+    return _chart(draw, (6.0, 4.0), "loss")
 
 
 def temperature_picture(results: Results) -> str:
@@ -76,7 +76,7 @@ def temperature_picture(results: Results) -> str:
         axes.set_ylabel("held-out accuracy")
         _percent(axes)
 
-    return _figure(draw, (6.0, 4.0), "temperature")
+    return _chart(draw, (6.0, 4.0), "temperature")
 
 
 def reliability_picture(results: Results) -> str:
@@ -93,15 +93,15 @@ def reliability_picture(results: Results) -> str:
                 marker=MARKS[kind],
                 markersize=5,
                 linewidth=1.6,
-                label=NAMES[kind],
+                label=kind,
             )
         axes.set_xlabel("confidence (probability of the class named)")
         axes.set_ylabel("held-out accuracy")
         axes.set_xlim(0, 1.02)
         axes.set_ylim(0, 1.02)
-        axes.legend(frameon=False, labelcolor=INK, loc="upper left")
+        axes.legend(loc="upper left")
 
-    return _figure(draw, (6.0, 4.0), "reliability")
+    return _chart(draw, (6.0, 4.0), "reliability")
 
 
 def class_picture(results: Results) -> str:
@@ -120,16 +120,16 @@ def class_picture(results: Results) -> str:
                 color=COLOURS[kind],
                 ecolor=INK,
                 error_kw={"linewidth": 1},
-                label=NAMES[kind],
+                label=kind,
             )
         shown = place[:: max(1, len(place) // 20)]
-        axes.set_xticks(shown, [_short(names[i]) for i in shown], rotation=0 if len(names) <= 10 else 45)
+        axes.set_xticks(shown, [short(names[i]) for i in shown], rotation=0 if len(names) <= 10 else 45)
         axes.set_xlabel("class")
         axes.set_ylabel("KL(teacher‖student), nats")
         axes.set_ylim(0, axes.get_ylim()[1] * 1.22)
-        axes.legend(frameon=False, labelcolor=INK, ncols=3, loc="upper left", fontsize=9.5, columnspacing=1.2)
+        axes.legend(ncols=3, loc="upper left", fontsize=9.5, columnspacing=1.2)
 
-    return _figure(draw, (6.0, 4.0), "classes")
+    return _chart(draw, (6.0, 4.0), "classes")
 
 
 def example_rows(results: Results, count: int = 6) -> list[int]:
@@ -139,7 +139,7 @@ def example_rows(results: Results, count: int = 6) -> list[int]:
     assert results.teacher is not None
     said = measures.probabilities(results.teacher.said)[results.split.held_out]
     hesitates = said.max(-1).values.argsort().tolist()
-    apart = kl_rows(results, results.of("labels")[0]).argsort(descending=True).tolist()
+    apart = kl_rows(results, "labels only").argsort(descending=True).tolist()
     turns = [i for pair in zip(hesitates, apart, strict=True) for i in pair]
     return list(dict.fromkeys(turns))[:count]
 
@@ -150,15 +150,15 @@ def image_picture(results: Results, position: int) -> str:
     row = int(results.split.held_out[position])
     sides = [("teacher", COLOURS["the teacher"], measures.probabilities(results.teacher.said)[row])]
     sides += [
-        (NAMES[kind], COLOURS[kind], measures.probabilities(results.of(kind)[0].said)[position])
-        for kind in ("labels", "both")
+        (kind, COLOURS[kind], measures.probabilities(results.said(kind))[position])
+        for kind in KINDS
+        if kind != "teacher only"
     ]
-    matplotlib = extra("matplotlib")
-    with matplotlib.rc_context(_STYLE | {"svg.hashsalt": f"image{position}"}):
-        figure = extra("matplotlib.figure").Figure(figsize=(6.0, 2.7), layout="constrained")
+
+    def draw(figure: Any) -> None:
         picture, *charts = figure.subplots(1, 4, gridspec_kw={"width_ratios": [1.1, 1, 1, 1]})
         picture.imshow(results.table.features[row].reshape(results.table.image_shape), cmap="gray_r")
-        picture.set_title(f"row {row}: a {results.table.class_names[results.table.classes[row]]}", fontsize=10.5)
+        picture.set_title(f"row {row}: a {short(results.table.class_names[results.table.classes[row]])}", fontsize=10.5)
         picture.set_xticks([])
         picture.set_yticks([])
         places = np.arange(results.table.num_classes)
@@ -166,11 +166,13 @@ def image_picture(results: Results, position: int) -> str:
             axes.barh(places, p.numpy(), color=colour)
             axes.set_xlim(0, 1)
             axes.set_xticks([0, 1], ["0", "1"])
-            axes.set_yticks(places, results.table.class_names if axes is charts[0] else [], fontsize=8)
+            axes.set_yticks(
+                places, [short(n) for n in results.table.class_names] if axes is charts[0] else [], fontsize=8
+            )
             axes.invert_yaxis()
             axes.set_title(name, fontsize=10.5)
-            axes.spines[["top", "right"]].set_visible(False)
-        return _svg(figure)
+
+    return drawn(draw, size=(6.0, 2.7), of="distill", salt=f"image{position}").decode()
 
 
 def _curves(results: Results, axes: Any, measure: str) -> None:
@@ -182,7 +184,7 @@ def _curves(results: Results, axes: Any, measure: str) -> None:
             mean,
             color=COLOURS[kind],
             linewidth=2,
-            label=NAMES[kind],
+            label=kind,
             marker=MARKS[kind],
             markevery=max(1, len(epochs) // 8),
             markersize=5,
@@ -202,40 +204,11 @@ def _percent(axes: Any) -> None:
     axes.yaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{100 * value:.3g} %"))
 
 
-_STYLE = {
-    "svg.fonttype": "path",
-    "font.family": "DejaVu Sans",
-    "font.size": 11,
-    **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
-    "axes.facecolor": "none",
-    "figure.facecolor": "none",
-    "savefig.facecolor": "none",
-}
-
-
-def _figure(draw: Callable[[Any], None], size: tuple[float, float], salt: str) -> str:
-    matplotlib = extra("matplotlib")
-    with matplotlib.rc_context(_STYLE | {"svg.hashsalt": salt}):
-        figure = extra("matplotlib.figure").Figure(figsize=size, layout="constrained")
-        axes = figure.subplots()
-        axes.grid(visible=True, axis="y", color=INK, alpha=0.22, linewidth=0.8)
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
-        draw(axes)
-        return _svg(figure)
-
-
-def _svg(figure: Any) -> str:
-    text = io.StringIO()
-    figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
-    return text.getvalue()
+def _chart(draw: Callable[[Any], None], size: tuple[float, float], salt: str) -> str:
+    return chart(draw, size=size, of="distill", salt=salt)
 
 
 def _one_two_five(value: float, _: int) -> str:
     """Label 2 and 5 of each decade, so that a short logarithmic axis has numbers to read."""
     leading = f"{value:e}"[0]
     return f"{value:g}" if leading in "25" else ""
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= 10 else name[:9] + "…"

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from kullback import Labels, Logits, Probs, chi2, cross_entropy, kl
 from kullback.losses import average
 
-from ._show import BLUE, GREEN, GREY, ORANGE, Clock, Result, check, extra, picture, progress, seeded
+from .shared import BLUE, GREEN, INK, ORANGE, Clock, Result, check, extra, picture, progress, seeded
 
 CLASSES, WINDOW, STRIDE, REFERENCE = 10, 100, 25, 1000
 BEFORE, AFTER, STREAMS = 1000, 400, 40  # rows of a stream before and after the change; streams of a seed
@@ -158,22 +158,25 @@ def draw(
 ) -> None:
     """Left what every rule finds and wrongly raises, right the Nile with its windowed KL."""
     left, right = figure.subplots(1, 2)
-    for (method, each), colour in zip(rows.items(), (BLUE, ORANGE, GREEN, GREY), strict=True):
+    for (method, each), colour in zip(rows.items(), (BLUE, ORANGE, GREEN, INK), strict=True):
         wrong, found = ([row[name] for row in each] for name in ("false alarms a window ↓", "changes found ↑"))
         left.plot(wrong, found, "o", color=colour, label=method, alpha=0.8)
-    left.axvline(RATE, color=GREY, linestyle=":")
-    left.text(RATE, 0.45, " chosen rate", color=GREY, fontsize=8)
+    left.axvline(RATE, color=INK, linestyle=":")
+    left.text(RATE, 0.42, " chosen rate", fontsize=8)
     left.set(title="Digits, one point a seed", xlabel="false alarms a window", ylabel="changes found")
     left.set(xlim=(0, None), ylim=(0, 1.05))
     left.legend(fontsize=8, loc="center right")
     ends, flow, score, limit, alarm = river
-    right.plot(ends, score, color=BLUE, label="2nm/(n+m) · KL of ten years")
+    right.plot(ends, score, color=BLUE, label="of ten years")
     right.axhline(limit, color=ORANGE, linestyle="--", label="χ² threshold")
-    right.axvline(1898, color=GREY, linestyle=":")
+    right.axvline(1898, color=INK, linestyle=":")
+    right.set(title=f"Nile: fell in 1898, alarm in {alarm}", xlabel="year, end of the window", ylim=(0, 27))
+    right.set(ylabel="2nm/(n+m) · KL, nats")
     other = right.twinx()
-    other.plot(range(ends[-1] - len(flow) + 1, ends[-1] + 1), flow, color="#bbbbbb", linewidth=0.8)
-    other.set(yticks=[], ylim=(0, 1500))
-    right.set(title=f"Nile: fell in 1898, alarm in {alarm}", xlabel="year, end of the window", ylim=(0, 20))
-    right.set_zorder(other.get_zorder() + 1)
-    right.patch.set_visible(False)
-    right.legend(fontsize=8, loc="upper right")
+    other.plot(range(ends[-1] - len(flow) + 1, ends[-1] + 1), flow, color=INK, linewidth=0.8, label="flow")
+    other.set(ylim=(0, 2100), yticks=(0, 500, 1000, 1500), ylabel="flow, 10⁸ m³ a year")
+    other.spines["right"].set_visible(True)
+    handles, labels = (
+        a + b for a, b in zip(right.get_legend_handles_labels(), other.get_legend_handles_labels(), strict=True)
+    )
+    right.legend(handles, labels, fontsize=8, loc="upper right", ncols=3)

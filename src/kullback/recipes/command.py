@@ -4,17 +4,16 @@ import difflib
 import importlib
 import inspect
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from kullback._errors import BadInput, KullbackError
+from kullback._errors import BadInput
+from kullback.kit.ending import ending
 
 from . import NAMES
-from ._show import Result, extra, show
+from .shared import Result, one_thread, show
 
 
 def register(app: typer.Typer) -> None:
@@ -44,7 +43,8 @@ def run_recipe(name: str, *, seeds: int | None = None, steps: int | None = None,
         guess = f"did you mean {near[0]!r}? " if near else ""
         raise BadInput(f"there is no recipe {name!r}; {guess}Recipes: {', '.join(NAMES)}")
     given = {key: value for key, value in (("seeds", seeds), ("steps", steps)) if value is not None}
-    result: Result = _module(name).run(**given, out=out)
+    with one_thread():
+        result: Result = _module(name).run(**given, out=out)
     return result
 
 
@@ -56,15 +56,15 @@ def listing(
     """List the recipes."""
     if context.invoked_subcommand is not None:
         return
-    with _one_line_errors():
+    with ending("kullback recipes"):
         lines = describe()
         if as_json:
-            typer.echo(json.dumps(lines, indent=2, ensure_ascii=False))
+            print(json.dumps(lines, indent=2, ensure_ascii=False))
             return
         width = max(map(len, lines))
         for name, line in lines.items():
-            typer.echo(f"{name:<{width}}  {line}")
-        typer.echo("\nRun one with: kullback recipes run NAME")
+            print(f"{name:<{width}}  {line}")
+        print("\nRun one with: kullback recipes run NAME")
 
 
 @recipes.command("run")
@@ -76,24 +76,15 @@ def run_command(
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Run one recipe: train, compare with the baseline, print a table, write a picture."""
-    with _one_line_errors():
+    with ending("kullback recipes"):
         target = Path(f"{name}.svg") if out is None and name in NAMES else out
         result = run_recipe(name, seeds=seeds, steps=steps, out=target)
         if as_json:
-            typer.echo(json.dumps({**result.to_json(), "picture": str(target)}, indent=2, ensure_ascii=False))
+            print(json.dumps({**result.to_json(), "picture": str(target)}, indent=2, ensure_ascii=False))
             return
         show(result)
-        extra("rich.console").Console(soft_wrap=True).print(f"Picture: {target}", highlight=False)
+        print(f"Picture: {target}")
 
 
 def _module(name: str) -> Any:
     return importlib.import_module(f"{__package__}.{name}")
-
-
-@contextmanager
-def _one_line_errors() -> Iterator[None]:
-    try:
-        yield
-    except KullbackError as error:
-        typer.echo(f"kullback recipes: {error}", err=True)
-        raise typer.Exit(2) from None

@@ -18,7 +18,22 @@ from torch import Tensor, nn
 from kullback import Probs, js
 from kullback.losses import FGAN, fgan
 
-from ._show import BLUE, GREEN, GREY, ORANGE, PINK, Clock, Result, check, extra, picture, progress, seeded, smooth
+from .shared import (
+    BLUE,
+    GREEN,
+    INK,
+    ORANGE,
+    PINK,
+    PURPLE,
+    Clock,
+    Result,
+    check,
+    extra,
+    picture,
+    progress,
+    seeded,
+    smooth,
+)
 
 DIGITS = (3, 4, 7)
 COLUMNS = {"energy distance ↓": ".4f", "binned JS ↓": ".4f"}
@@ -59,7 +74,7 @@ def train(method: str, data: Tensor, steps: int, seed: int, tick: Any) -> tuple[
             fake = make(torch.randn(128, 4, generator=generator))
             loss = loss_of(real=critic(real), fake=critic(fake.detach()))
             critic_step.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(critic.parameters(), 1.0)  # exp() in KL's conjugate
             critic_step.step()
             make_step.zero_grad()
@@ -139,7 +154,7 @@ def run(seeds: int = 3, steps: int = 1000, out: Path | None = None) -> Result:
 def draw(figure: Any, curves: dict[str, list[float]], clouds: dict[str, Tensor]) -> None:
     """The way down, then the held-out points and the draws of every method."""
     panels = figure.subplots(2, 4, height_ratios=[1, 1]).flatten()
-    colours = dict(zip(("held out", GAUSSIAN, *METHODS), ("black", GREY, BLUE, ORANGE, GREEN, PINK), strict=True))
+    colours = dict(zip(("held out", GAUSSIAN, *METHODS), (PURPLE, INK, BLUE, ORANGE, GREEN, PINK), strict=True))
     for method, distances in curves.items():
         steps, means = smooth(distances, 5)
         panels[0].semilogy(

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from kullback import Logits, kl
 from kullback.losses import DoubleHalveKL, EarlyStop, PolicyKL, average
 
-from ._show import BLUE, GREEN, GREY, ORANGE, PINK, Clock, Result, check, extra, picture, progress, seeded
+from .shared import BLUE, GREEN, INK, ORANGE, PINK, Clock, Result, check, extra, picture, progress, seeded
 
 ENVIRONMENTS, LENGTH, EPOCHS, PARTS = 16, 128, 6, 4  # 2048 transitions an iteration, 24 gradient steps
 DISCOUNT, TRACE, TARGET = 0.99, 0.95, 0.01
@@ -191,11 +191,11 @@ def run(seeds: int = 3, steps: int = 20, out: Path | None = None) -> Result:
 def draw(figure: Any, every: dict[str, list[list[float]]], rows: dict[str, list[dict[str, float]]]) -> None:
     """Left the mean return by iteration, right the largest step and the end of every seed."""
     left, right = figure.subplots(1, 2)
-    for (method, curves), colour in zip(every.items(), (ORANGE, BLUE, GREEN, PINK, GREY), strict=True):
+    for (method, curves), colour in zip(every.items(), (ORANGE, BLUE, GREEN, PINK, INK), strict=True):
         left.plot([sum(values) / len(values) for values in zip(*curves, strict=True)], color=colour, label=method)
         for number, row in enumerate(rows[method]):
             label = method if number == 0 else None
             right.semilogx(row["largest KL ↓"], row["return, last quarter ↑"], "o", color=colour, label=label)
-    left.set(title="Mean return", xlabel="iteration", ylim=(0, 510))
+    left.set(title="While learning", xlabel="iteration", ylabel="mean return", ylim=(0, 510))
     right.set(title="One point a seed", xlabel="largest KL of an update", ylabel="return, last quarter", ylim=(0, 510))
     right.legend(fontsize=8, loc="lower left")

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from kullback.losses import RDrop
 
-from ._show import BLUE, GREY, ORANGE, Clock, Result, check, extra, picture, progress, seeded, smooth
+from .shared import BLUE, INK, ORANGE, Clock, Result, check, extra, picture, progress, seeded, smooth
 
 LABELS, HELD_OUT = 100, 1000
 COLUMNS = {"accuracy ↑": ".4f", "nats a digit ↓": ".3f", "passes apart ↓": ".4f"}
@@ -51,7 +51,7 @@ def train(method: str, data: tuple[Tensor, Tensor], steps: int, seed: int, tick:
             first, second = model(pictures[rows]), model(pictures[rows])
             loss = loss_of(first=first, second=second, labels=digits[rows])
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             losses.append(loss.item())
             tick()
@@ -103,10 +103,10 @@ def run(seeds: int = 5, steps: int = 500, out: Path | None = None) -> Result:
 def draw(figure: Any, curves: dict[str, list[float]], rows: dict[str, list[dict[str, float]]]) -> None:
     """Left the training losses, right accuracy and likelihood of every seed."""
     left, right = figure.subplots(1, 2)
-    for (method, losses), colour in zip(curves.items(), (GREY, ORANGE, BLUE), strict=True):
+    for (method, losses), colour in zip(curves.items(), (INK, ORANGE, BLUE), strict=True):
         left.semilogy(*smooth(losses, 20), color=colour, label=method)
         accuracy, nats = ([row[name] for row in rows[method]] for name in ("accuracy ↑", "nats a digit ↓"))
         right.plot(accuracy, nats, "o", color=colour, label=method)
-    left.set(title="Training loss", xlabel="step")
+    left.set(title="Training loss", xlabel="step", ylabel="nats")
     right.set(title="Held out, one point a seed", xlabel="accuracy", ylabel="nats a digit")
     left.legend()

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from kullback.losses import LabelSmoothing
 
-from ._show import BLUE, GREY, ORANGE, Clock, Result, check, picture, progress, seeded, smooth
+from .shared import BLUE, INK, ORANGE, Clock, Result, check, picture, progress, seeded, smooth
 
 ALPHABET = "abcdefghijklmnopqrstuvwxyz_"
 PAD, START, END = 0, 1, 2  # letters count from 3
@@ -101,7 +101,7 @@ def train(
             rows = torch.randint(len(source), (64,), generator=generator)
             loss = loss_of(model(source[rows], target[rows, :-1]), target[rows, 1:])
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
             losses.append(loss.item())
@@ -168,10 +168,10 @@ def run(
 def draw(figure: Any, curves: dict[str, list[float]], reliability: dict[str, list[tuple[float, float]]]) -> None:
     """Left the training losses, right the reliability of the letters."""
     left, right = figure.subplots(1, 2)
-    for (method, losses), colour in zip(curves.items(), (ORANGE, BLUE, GREY), strict=False):
+    for (method, losses), colour in zip(curves.items(), (ORANGE, BLUE, INK), strict=False):
         left.semilogy(*smooth(losses, 20), color=colour, label=method)
         right.plot(*zip(*reliability[method], strict=True), "o-", color=colour, label=method)
-    left.set(title="Training loss: KL(smoothed label ‖ model)", xlabel="step")
-    right.plot([0.3, 1], [0.3, 1], ":", color=GREY)
+    left.set(title="Training loss", xlabel="step", ylabel="KL(smoothed label ‖ model), nats")
+    right.plot([0.3, 1], [0.3, 1], ":", color=INK)
     right.set(title="Held-out letters: confidence and truth", xlabel="confidence", ylabel="share right")
     left.legend()

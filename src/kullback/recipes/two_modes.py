@@ -19,9 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from kullback import Probs, kl
+from kullback.kit.threads import one_thread
 from kullback.losses import ForwardKL, FullGaussian, ReverseKL
 
-from ._show import BLUE, GREEN, ORANGE, Clock, Result, check, extra, picture, progress, seeded, smooth
+from .shared import BLUE, GREEN, INK, ORANGE, Clock, Result, check, extra, picture, progress, seeded, smooth
 
 BANDWIDTH = 0.3  # cm
 LOW, HIGH, CELLS = (-2.0, -2.0), (10.0, 5.0), (240, 140)  # the grid of the exact numbers, 0.05 cm
@@ -82,7 +83,7 @@ def train(method: str, target: Target, steps: int, seed: int, tick: Any) -> tupl
                 z = proposal.rsample((256,), generator=generator)
                 loss = forward(log_q=fit().log_prob(z), log_weights=target.log_p(z) - proposal.log_prob(z))
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
             losses.append(loss.item())
@@ -123,7 +124,7 @@ def run(seeds: int = 6, steps: int = 600, out: Path | None = None) -> Result:
     rows: dict[str, list[dict[str, float]]] = {name: [] for name in METHODS}
     curves: dict[str, list[float]] = {}
     fits: dict[str, list[FullGaussian]] = {name: [] for name in METHODS}
-    with progress("two_modes", seeds * 2 * steps) as tick:
+    with one_thread(), progress("two_modes", seeds * 2 * steps) as tick:
         for seed in range(seeds):
             for method in METHODS:
                 if method == METHODS[0]:
@@ -147,20 +148,30 @@ def draw(figure: Any, curves: dict[str, list[float]], fits: dict[str, list[FullG
     """Left the losses, right the target with the fitted ellipses of two standard deviations."""
     left, right = figure.subplots(1, 2, width_ratios=[2, 3])
     colours = dict(zip(METHODS, (GREEN, BLUE, ORANGE), strict=True))
+    colors = extra("matplotlib.colors")
     for method, losses in curves.items():
         left.plot(*smooth(losses, 10), color=colours[method], label=method)
-    left.set(title="Training loss (up to a constant)", xlabel="step")
+    left.set(title="Training loss", xlabel="step", ylabel="nats, up to a constant")
     left.legend()
     p = target.log_p(grid()).exp().view(CELLS).T.numpy()
-    right.imshow(p, cmap="Greys", origin="lower", extent=(LOW[0], HIGH[0], LOW[1], HIGH[1]), aspect="auto")
+    faint = (*colors.to_rgb(INK), 0.0)
+    shade = colors.LinearSegmentedColormap.from_list("density", [faint, INK])
+    right.imshow(p, cmap=shade, origin="lower", extent=(LOW[0], HIGH[0], LOW[1], HIGH[1]), aspect="auto")
     turn = torch.linspace(0, 2 * math.pi, 40)
     circle = torch.stack([turn.cos(), turn.sin()])
     for method in METHODS:
         for number, q in enumerate(fits[method]):
             x, y = 2 * q.scale_tril @ circle + q.mu.unsqueeze(-1)
-            style = "--" if method == METHODS[0] else "-"
-            right.plot(x, y, style, color=colours[method], label=method if number == 0 else None, linewidth=1.2)
+            exact = method == METHODS[0]
+            if exact and number:
+                continue
+            style = {"linestyle": (0, (4, 3)), "linewidth": 2.4, "zorder": 3} if exact else {"linewidth": 1.2}
+            right.plot(x, y, color=colours[method], label=method if number == 0 else None, **style)
     right.set(
-        title="Fits from every start (2 σ)", xlabel="petal length (cm)", ylabel="width", xlim=(-1, 9), ylim=(-1, 4)
+        title="Fits from every start (2 σ)",
+        xlabel="petal length (cm)",
+        ylabel="petal width (cm)",
+        xlim=(-1, 9),
+        ylim=(-1, 4),
     )
     right.legend(fontsize=8, loc="upper left")

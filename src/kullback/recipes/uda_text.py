@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from kullback._errors import BadInput
 from kullback.losses import UDA
 
-from ._show import BLUE, GREY, ORANGE, Clock, Result, check, extra, picture, progress, seeded, smooth
+from .shared import BLUE, INK, ORANGE, Clock, Result, check, extra, picture, progress, seeded, smooth
 
 CLASSES = ("interpolate", "linalg", "optimize", "signal", "sparse", "spatial", "stats")
 LONGEST = 80  # words of a text
@@ -128,7 +128,7 @@ def train(
                 pair = {"original": model(original), "augmented": model(augment(original, texts.idf, 0.4, generator))}
             loss = loss_of(logits=model(words), labels=texts.classes[rows], **pair)
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             losses.append(loss.item())
             tick()
@@ -179,11 +179,13 @@ def run(seeds: int = 3, steps: int = 400, out: Path | None = None, labels: int =
 def draw(figure: Any, rows: dict[str, list[dict[str, float]]], curves: dict[str, list[float]], labels: int) -> None:
     """Left the training losses, right the accuracy of every seed."""
     left, right = figure.subplots(1, 2)
-    for place, (method, colour) in enumerate(zip(METHODS, (ORANGE, GREY, BLUE), strict=True)):
+    for place, (method, colour) in enumerate(zip(METHODS, (ORANGE, INK, BLUE), strict=True)):
         left.plot(*smooth(curves[method], 20), color=colour, label=method)
         values = [row["accuracy ↑"] for row in rows[method]]
         right.bar(place, sum(values) / len(values), 0.6, color=colour, alpha=0.5)
         right.plot([place] * len(values), values, "o", color=colour)
-    left.set(title="Training loss", xlabel="step")
+    left.set(title="Training loss", xlabel="step", ylabel="nats")
     left.legend()
-    right.set(title=f"Held-out accuracy, {labels} labels a class", xticks=range(3), xticklabels=METHODS)
+    right.set(
+        title=f"Held-out accuracy, {labels} labels a class", xticks=range(3), xticklabels=METHODS, ylabel="accuracy"
+    )

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from kullback.losses import DiagonalGaussian, VAELoss, cyclical, gaussian_kl_per_dimension, reconstruction_nll
 
-from ._show import BLUE, GREEN, GREY, ORANGE, PINK, Clock, Result, check, extra, picture, progress, seeded, smooth
+from .shared import BLUE, GREEN, INK, ORANGE, PINK, Clock, Result, check, extra, picture, progress, seeded, smooth
 
 LATENT = 10
 HELD_OUT = 500
@@ -64,7 +64,7 @@ def train(method: str, data: Tensor, steps: int, seed: int, tick: Any) -> tuple[
             decoded = model.decoder(posterior.rsample(generator=generator))
             loss = loss_of(decoded=decoded, target=x, posterior=posterior, beta=beta(step, steps))
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             losses.append(loss.item())
             tick()
@@ -138,9 +138,9 @@ def sample(model: VAE) -> Tensor:
 def draw(figure: Any, curves: dict[str, list[float]], samples: dict[str, Tensor]) -> None:
     """Left the training losses, right digits decoded from draws of the prior."""
     left, right = figure.subplots(1, 2, width_ratios=[2, 3])
-    for (method, losses), colour in zip(curves.items(), (ORANGE, BLUE, GREEN, GREY, PINK), strict=True):
+    for (method, losses), colour in zip(curves.items(), (ORANGE, BLUE, GREEN, INK, PINK), strict=True):
         left.plot(*smooth(losses, 50), color=colour, label=method)
-    left.set(title="Training loss (nats)", xlabel="step", ylim=(0, 45))
+    left.set(title="Training loss", xlabel="step", ylabel="nats a digit", ylim=(0, 45))
     left.legend(fontsize=8, ncols=2)
     framed = [nn.functional.pad(tiles, (1, 1, 1, 1)) for tiles in samples.values()]
     shown = torch.cat([torch.cat(list(tiles), 1) for tiles in framed], 0)
