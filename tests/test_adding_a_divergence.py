@@ -26,7 +26,7 @@ BY_HAND = {
             '''def _larger_chi2(c: Cells, _: float) -> Terms:
     """(p - q)² / max(p, q)."""
     g, up = growth(c.p, c.q, c.d), c.d > 0
-    t = torch.where(up, -torch.expm1(-c.d.abs()), torch.expm1(-c.d.abs()))  # (q - p) / max(p, q)
+    t = torch.where(up, -torch.expm1(-c.d.clamp(min=0.0)), torch.expm1(c.d.clamp(max=0.0)))  # (q - p) / max(p, q)
     return Terms(g * t, -c.p * torch.where(up, 2.0 * t, t * (2.0 + t)), c.q * torch.where(up, t * (2.0 - t), 2.0 * t))
 
 
