@@ -95,7 +95,8 @@ struct skew_kl {
   KULLBACK_INLINE Terms<T> at(const skew_kl& g, Cells<T> c) {
     const T w = T(g.w), u = T(g.u);
     const T m = w * c.p + u * c.q, y = log_mix(w, u, c.d);
-    const T back = m > T(0) ? c.p / m : m;  // p/m, at most 1/w; where both have underflowed nothing counts
+    // p/m, at most 1/w: subnormal numbers have lost digits, which only double keeps; where both are 0 nothing counts
+    const T back = sizeof(T) == 8 ? exp(-y) : m > T(0) ? c.p / m : m;
     const T from_p = growth(c.p, c.p * back, -y), from_q = growth(c.q, c.q * back, -y);
     return {excess(c.p, m, y), -c.p * y - w * from_p, -u * from_q};
   }

@@ -86,7 +86,8 @@ Worst relative errors of KL and of JS for every pair of families on the line, th
 integers, in value, slope and curvature along one direction through all parameters of both sides (the latter two
 relative to the largest of the three), against mpmath (`tests/exact/make_sweep.py`, `tests/exact/sweep.json`), for
 parameters of that dtype. In float32 they are mostly the rounding of the parameters. "inf": KL is infinite there, which
-is what is found; JS is what the errors are of. {count} pairs; the worst of all: {worst}.
+is what is found; JS is what the errors are of. {count} pairs; the worst of all:
+{worst}.
 
 | pair | space | KL | float64: value, slope, curvature | float32: value, slope, curvature |
 | --- | --- | --- | --- | --- |

@@ -101,27 +101,6 @@ def test_a_missing_package_of_the_extra_is_one_line(table, monkeypatch):
     assert "pip install 'kullback[distill]'" in result.stderr
 
 
-def test_a_write_that_fails_is_one_line(table, tmp_path, monkeypatch):
-    """C10: the disk is full when the predictions are written; the folder holds what was finished."""
-    import errno
-    from pathlib import Path
-
-    replace = Path.replace
-
-    def full(self, target):
-        if Path(target).name == "predictions.parquet":
-            raise OSError(errno.ENOSPC, "No space left on device", str(self))
-        return replace(self, target)
-
-    monkeypatch.setattr(Path, "replace", full)
-    result = call(table, "--target", "kind", *SMALL, "--out", "here")
-    assert result.exit_code == 2
-    lines = [line for line in result.stderr.splitlines() if line.strip()]
-    assert lines == ["kullback distill: here/predictions.parquet: No space left on device"]
-    document = json.loads((tmp_path / "cwd" / "here" / "results.json").read_text())
-    assert document["status"] == "incomplete"
-
-
 @pytest.mark.skipif(os.name == "nt", reason="signals")
 @pytest.mark.parametrize("kind", ["SIGINT", "SIGTERM"])
 def test_a_signal_leaves_a_valid_folder_says_how_to_go_on_and_ends_with_130(table, tmp_path, kind):

@@ -8,7 +8,7 @@ from .forms.empirical import Counts, LogRatios, Samples
 from .forms.finite import Labels, Logits, LogProbs, Probs
 from .forms.points import Points
 from .route import Route, explain
-from .total import Term, total
+from .terms import Term, total
 from .verbs import (
     alpha,
     chi2,

@@ -15,9 +15,9 @@ from kullback.forms.density import Density
 from .doubled import doubled
 from .growth import growth_of, log_size
 from .pieces import Cut, Piece, cut
-from .place import Place, place_of
+from .place import Place, Support, place_of
 from .shapes import batch_of
-from .support import Measurable, Support, ends, is_far, is_sharp, kinks, landmarks, log_density, support_of
+from .support import Measurable, ends, is_far, is_sharp, kinks, landmarks, log_density, support_of
 
 NEGLIGIBLE = -690.0  # a weight of e^-690 counts for nothing, whatever multiplies it
 _FLOOR = -1e300  # where a density in closed form overflows; it is not zero there

@@ -83,7 +83,7 @@ def _student(d: Any) -> Read:
         return lambda at: power * _log1p_square((at.x - d.loc) / width) + constant
 
     def read(at: Place) -> Tensor:
-        z = (at.x - d.loc) / width
+        z: Tensor = (at.x - d.loc) / width
         return torch.where(normal, -0.5 * z * z, power * _log1p_square(z)) + constant
 
     return read
@@ -93,7 +93,7 @@ def _gumbel(d: Any) -> Read:
     constant = torch.log(d.scale)
 
     def read(at: Place) -> Tensor:
-        y = (at.x - d.loc) / d.scale
+        y: Tensor = (at.x - d.loc) / d.scale
         return -y - torch.exp(-y) - constant
 
     return read
@@ -151,7 +151,8 @@ def _weibull(d: Any) -> Read:
 
     def read(at: Place) -> Tensor:
         z = k * (at.above - log_scale)
-        return log_k + z - torch.exp(z) - at.above
+        value: Tensor = log_k + z - torch.exp(z) - at.above
+        return value
 
     return read
 
@@ -177,7 +178,8 @@ def _pareto(d: Any) -> Read:
     def read(at: Place) -> Tensor:
         wide = at.above > _WIDE
         log_x = torch.where(wide, at.above, torch.log(torch.where(wide, 1.0, at.x)))
-        return log_alpha - log_scale - (d.alpha + 1.0) * (log_x - log_scale)
+        value: Tensor = log_alpha - log_scale - (d.alpha + 1.0) * (log_x - log_scale)
+        return value
 
     return read
 
@@ -215,7 +217,8 @@ def _fisher(d: Any) -> Read:
 
     def read(at: Place) -> Tensor:
         u = at.above + shift
-        return a * u - (a + b) * log1pexp(u) - constant - at.above
+        value: Tensor = a * u - (a + b) * log1pexp(u) - constant - at.above
+        return value
 
     return read
 
@@ -241,7 +244,9 @@ def _kumaraswamy(d: Any) -> Read:
             torch.log(-torch.where(low, at.above, -1.0)),
             log_log1p_minus(torch.where(low, -1.0, at.below)),
         )
-        return log_a + log_b + (a - 1.0) * at.above + (b - 1.0) * log1mexp_log(log_a + log_minus_log)
+        rest = (b - 1.0) * log1mexp_log(log_a + log_minus_log)
+        value: Tensor = log_a + log_b + (a - 1.0) * at.above + rest
+        return value
 
     return read
 

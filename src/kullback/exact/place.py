@@ -133,7 +133,8 @@ def _softplus(t: Any, s: Support, at: Place) -> tuple[Place, Tensor]:
 
 def _any(t: Transform, s: Support, at: Place) -> tuple[Place, Tensor]:
     y = t.inv(at.x)
-    return place_of(y, s), t.log_abs_det_jacobian(y, at.x)
+    slope: Tensor = t.log_abs_det_jacobian(y, at.x)  # type: ignore[no-untyped-call]
+    return place_of(y, s), slope
 
 
 _INVERSE = type(ExpTransform().inv)

@@ -74,7 +74,8 @@ class Panels:
         rows = max(start[0].numel(), 1)
         several = max(_CELLS // (15 * rows), 1)
         if start.shape[0] > several:  # in parts that stay in cache
-            parts = [self.measure(*part) for part in zip(start.split(several), stop.split(several), strict=True)]
+            starts, stops = torch.split(start, several), torch.split(stop, several)
+            parts = [self.measure(*part) for part in zip(starts, stops, strict=True)]
             return torch.cat([part[0] for part in parts], 1), torch.cat([part[1] for part in parts], 1)
         t, half = nodes(start, stop)
         f = torch.stack(self.integrand.values(self.piece, t, self.shift))

@@ -125,7 +125,7 @@ def kinks(d: Measurable) -> list[Tensor]:
     if isinstance(d, MixtureSameFamily):
         return [x for part in kinks(d.component_distribution) for x in part.expand(_components(d)).unbind(-1)]
     if is_transformed(d) and type(d) not in LOG_DENSITY:
-        return [_moved(d, kink) for kink in kinks(d.base_dist)]  # type: ignore[attr-defined]
+        return [_moved(d, kink) for kink in kinks(d.base_dist)]  # type: ignore[union-attr]
     return []
 
 
@@ -171,7 +171,8 @@ def _pushed_landmarks(d: Any) -> tuple[Tensor, Tensor]:
             _moved(d, x).nan_to_num(0.0, 1e140, -1e140).clamp(-1e140, 1e140) for x in (c, c - w, c + w)
         )
         width = torch.maximum((high - middle).abs(), (middle - low).abs())
-        return together(middle, torch.where(width > 0, width, 1e-3 * middle.abs() + 1e-9).clamp(1e-290, 1e130))
+        width = torch.where(width > 0, width, 1e-3 * middle.abs() + 1e-9).clamp(1e-290, 1e130)
+        return middle, width.expand_as(middle)
 
 
 def is_sharp(d: Measurable) -> bool:

@@ -57,10 +57,11 @@ def row_weights(
     num_items: int | Tensor | None = None,
     reduction: Literal["mean", "sum"] = "mean",
     scale: float = 1.0,
-) -> Tensor:
+) -> Tensor | float:
     """What each row counts for, known before its value is: scale · average(values) = Σ weights · values.
 
-    The sum runs over the rows whose weight is not 0; the others hold anything. Returns float64, (...).
+    The sum runs over the rows whose weight is not 0; the others hold anything. Returns float64, (...), or one number
+    where every row counts alike.
 
     >>> values = torch.tensor([1.0, 3.0, float("nan")])
     >>> weights = row_weights(tensors("loss", values=values), keep=~values.isnan())
@@ -68,8 +69,10 @@ def row_weights(
     tensor([0.5000, 0.5000, 0.0000], dtype=torch.float64)
     """
     check_num_items(num_items, reduction)
-    one = torch.ones(rows.shape, dtype=torch.float64, device=rows.device) if keep is None else keep.double()
-    return one * scale if reduction == "sum" else one * scale / _denominator(rows.shape, keep, num_items)
+    over = 1 if reduction == "sum" else _denominator(rows.shape, keep, num_items)
+    if keep is None:
+        return scale / over.double() if isinstance(over, Tensor) else scale / over
+    return keep.double() * (scale / over.double() if isinstance(over, Tensor) else scale / over)
 
 
 def check_reduction(owner: str, reduction: str) -> None:

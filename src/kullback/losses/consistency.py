@@ -13,7 +13,7 @@ from .average import average, check_num_items
 from .base import Loss, LossOfParts
 from .inputs import a_divergence, forms, integer, not_negative, one_of, positive, share
 from .schedules import training_signal
-from .terms import Divergence, Term
+from .terms import Divergence, Term, loss_of
 
 
 class Consistency(Loss):
@@ -81,7 +81,7 @@ class Consistency(Loss):
             num_items = max(rows.shape.numel(), 1) if counted is None else counted.sum().clamp(min=1)
         p = target.detach().tempered(self.target_temperature)
         q = prediction.tempered(self.prediction_temperature)
-        return Term(rows, self.divergence, p, q, keep, num_items).value()
+        return loss_of(Term(rows, self.divergence, p, q, keep, num_items))
 
     def _confident(self, target: FiniteForm, counted: Tensor | None) -> Tensor | None:
         """The rows that count and whose largest probability exceeds the threshold."""

@@ -10,7 +10,7 @@ from kullback.verbs import js, kl, skew
 from .average import Reduction, check_reduction
 from .base import Loss
 from .inputs import flag, forms, one_of, positive, share
-from .terms import Term
+from .terms import Term, loss_of
 
 
 class TwoModels(Loss):
@@ -35,7 +35,7 @@ class TwoModels(Loss):
         """The loss; see the class."""
         rows, (q, p) = forms(type(self).__name__, student=student, teacher=teacher)
         p, q = p.detach().tempered(self.temperature), q.tempered(self.temperature)
-        return Term(rows, self._divergence, p, q, rows.mask(mask), num_items).value(self.reduction)
+        return loss_of(Term(rows, self._divergence, p, q, rows.mask(mask), num_items), self.reduction)
 
     def _divergence(self, p: FiniteForm, q: FiniteForm) -> Tensor:
         """One number per row; p the teacher, q the student."""

@@ -5,6 +5,7 @@ tensor holds the same rows: `labels` (8, 1) beside a student of 8 rows would mak
 without a word.
 """
 
+import functools
 import math
 import operator
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from torch import Tensor
 
 import kullback.verbs
 from kullback._errors import FormError
+from kullback.divergences import Divergence
 from kullback.forms.finite import FiniteForm, Logits
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -205,7 +207,9 @@ def one_of(owner: str, name: str, value: object, allowed: tuple[object, ...]) ->
 
 
 def a_divergence(owner: str, value: F) -> F:
-    """`value`, which takes two forms and gives one number per row: a verb, or a callable of one's own."""
+    """`value`, which takes two forms and gives one number per row: a verb, a row of the table, or one's own."""
+    if isinstance(value, Divergence):
+        return functools.partial(kullback.verbs.measure, value)
     if callable(value):
         return value
     if isinstance(value, str) and callable(getattr(kullback.verbs, value, None)) and not value.startswith("_"):

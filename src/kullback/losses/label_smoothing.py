@@ -11,7 +11,7 @@ from kullback.verbs import kl
 
 from .base import Loss
 from .inputs import a_divergence, a_tensor, flag, forms, integer, one_of, share
-from .terms import Divergence, Term
+from .terms import Divergence, Term, loss_of
 
 
 class LabelSmoothing(Loss):
@@ -82,7 +82,7 @@ class LabelSmoothing(Loss):
         labels, keep = rows.labels(target, self.padding_idx, name="target")
         if num_items is None and not self.normalize_length:
             num_items = max(target.shape[0], 1) if target.dim() > 0 else 1
-        return Term(rows, self.divergence, self._labels(labels), form, keep, num_items).value()
+        return loss_of(Term(rows, self.divergence, self._labels(labels), form, keep, num_items))
 
     def _labels(self, target: Tensor) -> Labels:
         return Labels(target, self.size, self.smoothing, self.spread)
