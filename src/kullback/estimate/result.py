@@ -29,7 +29,7 @@ class Corrected(NamedTuple):
     >>> from kullback.estimate import Estimate
     >>> low, high = Estimate(0.5, 0.1, 100, "none", "by hand", corrected=Corrected(0.6, 0.1)).interval()
     >>> round(low, 2), round(high, 2)
-    (0.32, 0.78)
+    (0.33, 0.77)
     """
 
     value: float
