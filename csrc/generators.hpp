@@ -1,5 +1,23 @@
-// core/generators.py, transcribed under the same names (the list is in job.hpp). The formulas are explained there.
+// core/generators.py, transcribed under the same names The formulas are explained there.
 #pragma once
+
+// The list of generators: a struct of each name stands below, and core/generators.py has one of the same name. Enumeration,
+// dispatch and the names that Python compares with its own come from here.
+#define KULLBACK_GENERATORS(X) \
+  X(kl)                        \
+  X(reverse_kl)                \
+  X(jeffreys)                  \
+  X(js)                        \
+  X(skew_kl)                   \
+  X(alpha)                     \
+  X(tv)                        \
+  X(squared_hellinger)         \
+  X(chi2)                      \
+  X(triangular)                \
+  X(nothing)                   \
+  X(cross_entropy)
+
+#ifdef KULLBACK_ISA  // the rest is for kernels alone
 
 #include "math.hpp"
 
@@ -211,3 +229,5 @@ KULLBACK_INLINE bool with(double parameter, Act act) {
 
 }  // namespace KULLBACK_ISA
 }  // namespace kullback
+
+#endif  // KULLBACK_ISA

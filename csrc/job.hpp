@@ -3,6 +3,8 @@
 
 #include <stdint.h>
 
+#include "generators.hpp"
+
 namespace kullback {
 
 enum class Dtype : int { float64 = 0, float32 = 1, bfloat16 = 2, float16 = 3 };
@@ -12,23 +14,7 @@ static inline int64_t size_of(Dtype dtype) { return dtype == Dtype::float64 ? 8 
 // core/readings.py
 enum class Reading : int { logits = 0, log_probs = 1, probs = 2, labels = 3 };
 
-// The list of generators: a struct of each name stands in generators.hpp, and core/generators.py has one of that name.
-// Enumeration, dispatch and the names that Python compares with its own come from here. log_affinity is
-// core/reduction.py's other sum.
-#define KULLBACK_GENERATORS(X) \
-  X(kl)                        \
-  X(reverse_kl)                \
-  X(jeffreys)                  \
-  X(js)                        \
-  X(skew_kl)                   \
-  X(alpha)                     \
-  X(tv)                        \
-  X(squared_hellinger)         \
-  X(chi2)                      \
-  X(triangular)                \
-  X(nothing)                   \
-  X(cross_entropy)
-
+// The generators that generators.hpp lists, and core/reduction.py's other sum.
 #define KULLBACK_ENUMERATOR(name) name,
 enum class Formula : int { KULLBACK_GENERATORS(KULLBACK_ENUMERATOR) log_affinity };
 #undef KULLBACK_ENUMERATOR

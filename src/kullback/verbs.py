@@ -25,6 +25,24 @@ from .forms.density import Measured
 from .forms.finite import FiniteForm
 from .route import sides
 
+__all__ = [
+    "alpha",
+    "chi2",
+    "contributions",
+    "cross_entropy",
+    "entropy",
+    "hellinger",
+    "jeffreys",
+    "js",
+    "kl",
+    "measure",
+    "renyi",
+    "skew",
+    "triangular",
+    "tsallis",
+    "tv",
+]
+
 
 def kl(p: Measured, q: Measured, /, *, base: float = math.e) -> Tensor:
     """Relative entropy KL(p‖q) = Σ_v p_v log(p_v / q_v): what it costs to take q for p.
