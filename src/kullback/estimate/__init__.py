@@ -2,7 +2,7 @@
 
 >>> from kullback import Counts, estimate
 >>> print(estimate.kl(Counts([50, 30, 20]), Counts([30, 60, 10]), base=2))
-0.231213 bits ± 0.119 (95 %: -0.001856 to 0.4643), PlugIn(correction=MillerMadow()), n=100, m=100; bias: O(1/n²)
+0.231213 bits ± 0.117 (95 %: 0.08494 to 0.5917), PlugIn(correction=MillerMadow()), n=100, m=100; bias: O(1/n²)
 """
 
 from kullback.forms.empirical import Counts, LogRatios, Samples

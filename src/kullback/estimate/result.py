@@ -24,7 +24,13 @@ class Interval(NamedTuple):
 
 
 class Corrected(NamedTuple):
-    """A second estimate, with less bias and more variance."""
+    """A second estimate, with less bias and more variance: the interval covers a truth anywhere between both.
+
+    >>> from kullback.estimate import Estimate
+    >>> low, high = Estimate(0.5, 0.1, 100, "none", "by hand", corrected=Corrected(0.6, 0.1)).interval()
+    >>> round(low, 2), round(high, 2)
+    (0.33, 0.77)
+    """
 
     value: float
     stderr: float
