@@ -59,5 +59,5 @@ $(VENV)/.demo: $(BUILT_FROM)
 	@touch $@
 
 $(VENV)/.test: $(BUILT_FROM)
-	$(BIN)/python -m pip install -q -e '.[distill,recipes,transport,triton,test,check]'
+	$(BIN)/python -m pip install -q -e '.[data,distill,recipes,transport,triton,test,check]'
 	@touch $@

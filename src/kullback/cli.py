@@ -15,12 +15,14 @@ def app() -> "typer.Typer":
     import typer
 
     from .compare.command import kl
+    from .data.command import drift
     from .distill.command import distill
     from .recipes.command import register as register_recipes
 
     commands = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
     commands.command()(distill)
     commands.command()(kl)
+    commands.add_typer(drift, name="drift")
     register_recipes(commands)
 
     @commands.callback()

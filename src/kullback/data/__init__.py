@@ -9,26 +9,32 @@
 | `pairing` | the counts of two sides over the same cells |
 | `statistics` | the test, the effects, their intervals |
 | `clusters`, `joint` | rows that belong together; where joint drift comes from |
-| `job` | `drift` and `profile` |
+| `job`, `watching` | `drift` and `profile`; `watch` and `Monitor` |
+| `report`, `demo`, `command` | the page, real data, the sub-commands |
 """
 
 from .job import Cell, ColumnDrift, Drift, Rule, drift, profile
 from .joint import Joint, Part
 from .profiles import Counted, Profile, merge
 from .statistics import Effect, Test
+from .watching import Alarm, Monitor, Watch, watch
 
 __all__ = [
+    "Alarm",
     "Cell",
     "ColumnDrift",
     "Counted",
     "Drift",
     "Effect",
     "Joint",
+    "Monitor",
     "Part",
     "Profile",
     "Rule",
     "Test",
+    "Watch",
     "drift",
     "merge",
     "profile",
+    "watch",
 ]

@@ -3,9 +3,11 @@
 Everything but the quantiles goes through narwhals. A table is never read into Python: what crosses over is counts.
 """
 
+import atexit
 import glob
 import math
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -46,6 +48,7 @@ class Source:
         skipped: those that cannot, with their type.
         engine: duckdb, spark, pandas, polars or pyarrow.
         label: what the user called it.
+        names: of all columns of the table, used or not.
         stamp: size and time of the files behind it, to see that they stay as they are.
     """
 
@@ -54,9 +57,9 @@ class Source:
     skipped: dict[str, str]
     engine: str
     label: str
+    names: tuple[str, ...] = ()
     stamp: tuple[Any, ...] = ()
     files: tuple[str, ...] = ()
-    connection: Any = None
 
     def total(self, condition: Any) -> Any:
         """How often a condition holds, as an expression. Spark cannot add booleans up."""
@@ -98,6 +101,7 @@ class Place:
             except duckdb.Error as error:
                 raise BadInput(f"--database {self.database}: {_first_line(error)}") from None
             made.execute("SET TimeZone = 'UTC'")
+            atexit.register(_let_go)
             made.execute("BEGIN TRANSACTION")
             self._open.append(made)
         return self._open[0]
@@ -106,6 +110,15 @@ class Place:
         """Close the connection. A Spark session stays: it is shared by the process."""
         while self._open:
             self._open.pop().close()
+
+
+def _let_go() -> None:
+    """At the end of the process: narwhals' tables hold DuckDB's types, and where torch is loaded, too, they outlive
+    DuckDB's module, which then writes a page about leaks to standard error.
+    """
+    utils = sys.modules.get("narwhals._duckdb.utils")
+    if utils is not None:
+        vars(utils).clear()
 
 
 @contextmanager
@@ -149,8 +162,7 @@ def open_source(data: Any, place: Place, columns: Sequence[str] = (), drop: Sequ
         expressions = [_plain(nw.col(one.name), one, schema[one.name], engine) for one in found.values()]
         # a frame without columns has no rows to count
         frame = frame.select(*(expressions or [nw.lit(1).alias("c0")]))
-    connection = place.connection() if engine == "duckdb" and not hasattr(data, "columns") else None
-    return Source(frame, found, skipped, engine, label, stamp, files, connection)
+    return Source(frame, found, skipped, engine, label, tuple(schema), stamp, files)
 
 
 def kind_of(dtype: Any) -> Kind | None:
@@ -256,10 +268,9 @@ def _plain(expression: Any, column: Column, dtype: Any, engine: str) -> Any:
 def _chosen(label: str, names: list[str], columns: Sequence[str], drop: Sequence[str]) -> list[str]:
     from kullback.kit.ending import near
 
-    for option, wanted in (("--columns", columns), ("--drop", drop)):
-        for name in wanted:
-            if name not in names:
-                raise BadInput(f"{label}: there is no column {name!r} ({option}); did you mean {near(name, names)}?")
+    for name in columns:
+        if name not in names:
+            raise BadInput(f"{label}: there is no column {name!r}; did you mean {near(name, names)}?")
     kept = list(dict.fromkeys(columns)) or names
     return [name for name in kept if name not in drop]
 
@@ -332,7 +343,6 @@ def _spark_read(text: str, place: Place) -> tuple[Any, str, str, tuple[str, ...]
 def spark_session(master: str) -> Any:
     """The process's Spark session, made with quiet settings where there is none. Raises: BadInput without Java."""
     import shutil
-    import sys
 
     sql = extra("pyspark.sql", of="spark")
     running = sql.SparkSession.getActiveSession()

@@ -189,6 +189,9 @@ def drift(
     place = Place(database, spark)
     try:
         left, right = _opened(reference, place, columns, drop), _opened(current, place, columns, drop)
+        for name in drop:
+            if name not in (*_names(left), *_names(right)):
+                raise BadInput(f"--drop {_quoted(name)}: there is no such column in {_label(left)} or {_label(right)}")
         _comparable(left, right, columns)
         tell(0, 4, "reading the reference")
         if isinstance(left, Profile):
@@ -343,7 +346,7 @@ def _one(
             # a column keeps its draws whatever stands beside it
             seed=seed + zlib.crc32(f"{name}\0{group}".encode()),
             level=rule.level,
-            smallest_p=rule.alpha / tests,
+            smallest_p=rule.alpha / (1 if rule.adjust == "none" else tests),
             clusters=clusters,
         )
         low = min(n, m)
@@ -419,11 +422,15 @@ def _opened(data: Data, place: Place, columns: Sequence[str], drop: Sequence[str
 
 
 def _cut(one: Profile, columns: Sequence[str], drop: Sequence[str]) -> Profile:
-    for name in [*columns, *drop]:
+    for name in columns:
         if name not in one.columns:
             raise BadInput(f"{one.source}: the profile has no column {name!r}")
     kept = {k: v for k, v in one.columns.items() if (not columns or k in columns) and k not in drop}
     return Profile(one.rows, kept, one.source, one.engine)
+
+
+def _names(side: Source | Profile) -> tuple[str, ...]:
+    return tuple(side.columns) if isinstance(side, Profile) else side.names
 
 
 def _comparable(left: Source | Profile, right: Source | Profile, asked: Sequence[str]) -> None:

@@ -21,7 +21,7 @@ from .bins import Bins
 from .counting import code
 from .engines import Source, collect, speaking
 from .profiles import design
-from .statistics import DRAWS, Floats, mid_p, relabelled_rows, smoothed
+from .statistics import BLOCK, DRAWS, Floats, mid_p, relabelled_rows, smoothed
 
 JOINT_BINS = 5
 MOST_CELLS = 20_000
@@ -84,9 +84,9 @@ def joint(left: Source, right: Source, columns: Sequence[str], *, seed: int = 0)
     new = np.any(np.cumsum(np.diff(table, axis=0) != 0, axis=1)[:, :, None] > 0, axis=2)
     starts = [np.concatenate([[0], 1 + np.flatnonzero(new[:, k])]) for k in range(len(names))]
     rng = np.random.default_rng([seed, zlib.crc32("\0".join(names).encode())])
-    null = relabelled_rows(a, b, DRAWS, rng)
+    null = relabelled_rows(a, b, min(DRAWS, max(199, BLOCK * 4 // len(codes))), rng)
     observed = _chain(a, b, starts)
-    by_chance = np.concatenate([_chain(*pair, starts) for pair in null])
+    by_chance = _chain(*null, starts)
     p_values = [mid_p(by_chance[:, k], observed[0, k]) for k in range(len(names))]
     parts = tuple(
         Part(name, tuple(names[:k]), float(observed[0, k] - by_chance[:, k].mean()), float(observed[0, k]), p_values[k])

@@ -1,8 +1,11 @@
 """Two counted columns over the same cells, ready for a test: rare cells joined, categories matched by name.
 
-Which cells are joined depends on the pooled counts alone, so that under "no difference", given the pooled counts, the
-choice says nothing about who holds them. Choosing by the reference's counts would favour what the reference happens to
-hold much of, and flag columns of many rare categories without any drift.
+Which categories count by name depends on the pooled counts alone, so that under "no difference", given the pooled
+counts, the choice says nothing about who holds them. Choosing by the reference's counts would favour what the reference
+happens to hold much of, and flag columns of many rare categories without any drift.
+
+Between quantiles of the reference its counts are fixed, and a choice by pooled counts would be one by the current
+counts. There cells are joined only where the reference has fewer than 5 rows, which its own quantiles do not leave.
 """
 
 from collections.abc import Sequence
@@ -10,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .bins import OTHER, Bins, Categories
+from .bins import OTHER, Bins, Categories, Numbers
 from .profiles import Counted
 from .statistics import Floats
 
@@ -44,14 +47,15 @@ def pair(reference: Counted, current: Counted) -> Paired:
         return _categories(reference, current)
     x, y = np.array(reference.counts, dtype=np.float64), np.array(current.counts, dtype=np.float64)
     labels = reference.bins.labels
-    groups = _joined(reference.bins, x + y)
+    weights = np.maximum(x / 5.0, y / FEWEST) if isinstance(reference.bins, Numbers) else (x + y) / FEWEST
+    groups = _joined(reference.bins, weights, x + y)
     joined = tuple(
         "NaN or null" if {labels[i] for i in g} == {"NaN", "null"} else _span(labels, g, reference.bins) for g in groups
     )
     marks = []
     regular = list(reference.bins.ordered)
     if regular and sum(1 for g in groups if g[0] in regular) < sum(1 for i in regular if x[i] + y[i] > 0):
-        marks.append("cells with fewer than 10 rows are joined with their neighbours")
+        marks.append("cells with few rows are joined with their neighbours")
     sums = [(sum(x[i] for i in g), sum(y[i] for i in g)) for g in groups]
     return Paired(
         joined,
@@ -64,11 +68,11 @@ def pair(reference: Counted, current: Counted) -> Paired:
     )
 
 
-def _joined(bins: Bins, pooled: Floats) -> tuple[tuple[int, ...], ...]:
+def _joined(bins: Bins, enough: Floats, pooled: Floats) -> tuple[tuple[int, ...], ...]:
     """The cells in groups: special cells alone, neighbours together until a group has enough; empty ones nowhere."""
     groups: list[list[int]] = [[i] for i in bins.ordered]
-    weights = [float(pooled[i]) for i in bins.ordered]
-    while len(groups) > 1 and min(weights) < FEWEST:
+    weights = [float(enough[i]) for i in bins.ordered]
+    while len(groups) > 1 and min(weights) < 1.0:
         i = weights.index(min(weights))
         # to the poorer neighbour, so that the rich keep their detail
         j = i + 1 if i == 0 or (i + 1 < len(weights) and weights[i + 1] < weights[i - 1]) else i - 1

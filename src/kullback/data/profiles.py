@@ -14,6 +14,7 @@ from .counting import Tally, frequencies, most_frequent, tally
 from .engines import Column, Source, collect, quantiles, sampled, speaking
 
 SCHEMA = 1
+FEWEST = 10  # rows of the reference in a cell between its own quantiles
 FORMAT = "kullback drift profile"
 
 
@@ -153,8 +154,9 @@ def design(source: Source, *, bins: int, categories: int) -> tuple[dict[str, Bin
     ends += [nw.col(c.alias).max().alias(f"{c.alias}_hi") for c in times]
     with speaking(source.label):
         found = collect(source.frame.select(nw.len().alias("n"), *ends))
-        levels = [0.0, *(i / bins for i in range(1, bins))]
         rows = int(found["n"][0])
+        many = max(2, min(bins, rows // FEWEST))
+        levels = [0.0, *(i / many for i in range(1, many))]
         cuts = quantiles(source, numbers, levels, rows)
     origin = "quantiles of a sample" if sampled(source, rows) else "exact quantiles"
     made: dict[str, Bins] = {}
