@@ -3,17 +3,19 @@
 Exit codes: 0 no drift, 1 drift, 2 error.
 """
 
-import gc
+import atexit
+import os
+import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from kullback._errors import BadInput, KullbackError
+from kullback._errors import BadInput
 from kullback.kit.ending import ending
 from kullback.kit.files import check_file, dump_json, new_folder, write_bytes, write_json
 from kullback.kit.progress import progress
@@ -30,7 +32,6 @@ from .watching import Watch
 from .watching import watch as watch_table
 
 DRIFT = 1
-Made = TypeVar("Made")
 _RULE = Rule()
 
 Columns = Annotated[
@@ -104,6 +105,7 @@ def tables(
 ) -> None:
     """Compare two tables column by column. This is what `kullback drift REFERENCE CURRENT` does."""
     start = time.monotonic()
+    _quiet_end()
     with ending("kullback drift"):
         rule = Rule(alpha, adjust, measure, smallest, level)
         if demo:
@@ -119,8 +121,7 @@ def tables(
 
             check_free(out)
         with progress("kullback drift", of="data") as job:
-            found = _run(
-                compare_tables,
+            found = compare_tables(
                 reference,
                 current,
                 columns=_names(columns),
@@ -163,6 +164,7 @@ def make_profile(
     spark: Spark = None,
 ) -> None:
     """Count a table once, and keep cells and counts; or add profiles up: days into months."""
+    _quiet_end()
     with ending("kullback drift profile"):
         check_file("--out", out, (".json",))
         if all(name.lower().endswith(".json") for name in data):
@@ -174,8 +176,7 @@ def make_profile(
             )
         else:
             with progress("kullback drift profile", of="data"):
-                made = _run(
-                    profile_table,
+                made = profile_table(
                     data[0],
                     columns=_names(columns),
                     drop=_names(drop),
@@ -209,9 +210,9 @@ def watch_windows(
     as_json: AsJson = False,
 ) -> None:
     """Compare sliding windows of a table with a reference, with one false-alarm rate for the whole run."""
+    _quiet_end()
     with ending("kullback drift watch"), progress("kullback drift watch", of="data"):
-        found = _run(
-            watch_table,
+        found = watch_table(
             reference,
             data,
             time=time,
@@ -269,16 +270,16 @@ def _keep(found: Drift, out: Path) -> Path:
     return folder
 
 
-def _run(work: Callable[..., Made], *given: Any, **settings: Any) -> Made:
-    """Do the work; an error comes out as if new. The frames of the old one would hold objects of the engine to the very
-    end, where DuckDB complains about them at length on standard error.
+def _quiet_end() -> None:
+    """Where torch is loaded as well, DuckDB 2.0 ends every process with a page about leaks of its own on standard error.
+    By then everything has been said.
     """
-    try:
-        return work(*given, **settings)
-    except KullbackError as error:
-        failure = type(error)(str(error))
-    gc.collect()
-    raise failure
+
+    def hush() -> None:
+        sys.stderr.flush()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+
+    atexit.register(hush)
 
 
 def _names(given: Sequence[str] | None) -> list[str]:

@@ -3,7 +3,6 @@
 Everything but the quantiles goes through narwhals. A table is never read into Python: what crosses over is counts.
 """
 
-import atexit
 import glob
 import math
 import os
@@ -13,6 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+
+import numpy as np
 
 from kullback._errors import BadInput
 from kullback.kit.extras import extra
@@ -101,7 +102,6 @@ class Place:
             except duckdb.Error as error:
                 raise BadInput(f"--database {self.database}: {_first_line(error)}") from None
             made.execute("SET TimeZone = 'UTC'")
-            atexit.register(_let_go)
             made.execute("BEGIN TRANSACTION")
             self._open.append(made)
         return self._open[0]
@@ -110,15 +110,6 @@ class Place:
         """Close the connection. A Spark session stays: it is shared by the process."""
         while self._open:
             self._open.pop().close()
-
-
-def _let_go() -> None:
-    """At the end of the process: narwhals' tables hold DuckDB's types, and where torch is loaded, too, they outlive
-    DuckDB's module, which then writes a page about leaks to standard error.
-    """
-    utils = sys.modules.get("narwhals._duckdb.utils")
-    if utils is not None:
-        vars(utils).clear()
 
 
 @contextmanager
@@ -194,11 +185,9 @@ def quantiles(source: Source, columns: Sequence[Column], levels: Sequence[float]
     found: dict[str, list[float]] = {}
     for column in columns:
         value = nw.col(column.alias).cast(nw.Float64)
-        finite = frame.filter(value.is_finite()).select(x=value)
-        exprs = [nw.col("x").quantile(q, interpolation="linear").alias(f"q{i}") for i, q in enumerate(levels)]
-        row = collect(finite.select(*exprs))
-        values = [row[f"q{i}"][0] for i in range(len(levels))]
-        found[column.name] = [] if any(v is None or math.isnan(v) for v in values) else [float(v) for v in values]
+        # what lies in this process already is sorted once for all levels; narwhals would sort for each
+        values = frame.filter(value.is_finite()).select(x=value).collect("pyarrow").to_native()["x"].to_numpy()
+        found[column.name] = np.quantile(values, levels).tolist() if len(values) else []
     return found
 
 
@@ -260,6 +249,8 @@ def _plain(expression: Any, column: Column, dtype: Any, engine: str) -> Any:
         expression = expression.cast(nw.Float64)
     elif column.kind == "category" and dtype != nw.String:
         expression = expression.cast(nw.String)
+    elif dtype == nw.Date and engine in ("pandas", "polars", "pyarrow"):
+        expression = expression.cast(nw.Datetime("us"))
     elif column.zoned and engine in ("pandas", "polars", "pyarrow"):  # the others compare moments as they are
         expression = expression.dt.convert_time_zone("UTC")
     return expression.alias(column.alias)

@@ -10,7 +10,7 @@ from typing import Any
 import kullback
 from kullback._errors import BadInput
 
-from .bins import Bins, Categories
+from .bins import Bins, Categories, Numbers
 from .clusters import Clustered, clustered
 from .engines import Place, Source, open_source
 from .joint import Joint, joint
@@ -373,6 +373,8 @@ def _one(
 
 def _remarks(bins: Bins, a: Counted, b: Counted, paired: Paired, n: int, m: int) -> list[str]:
     said = []
+    if isinstance(bins, Numbers) and "; " in bins.origin:
+        said.append(bins.origin.partition("; ")[2])
     for what, side, total, categories in (
         ("new", "current", m, paired.new),
         ("vanished", "reference", n, paired.vanished),

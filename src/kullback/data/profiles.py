@@ -159,6 +159,8 @@ def design(source: Source, *, bins: int, categories: int) -> tuple[dict[str, Bin
         levels = [0.0, *(i / many for i in range(1, many))]
         cuts = quantiles(source, numbers, levels, rows)
     origin = "quantiles of a sample" if sampled(source, rows) else "exact quantiles"
+    if many < bins:
+        origin += f"; {rows:,} rows are enough for {many} cells, not {bins}"
     made: dict[str, Bins] = {}
     unnamed: dict[str, int] = {}
     for column in columns:
