@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta, timezone
 from itertools import pairwise
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from kullback._errors import BadInput
 
@@ -37,7 +37,7 @@ class Numbers:
     edges: tuple[float, ...]
     whole: bool = False
     origin: str = "exact quantiles"
-    kind: ClassVar[str] = "number"
+    kind: ClassVar[Literal["number"]] = "number"
     special: ClassVar[int] = 3  # cells at the end that are no interval
 
     @property
@@ -60,7 +60,7 @@ class Times:
 
     edges: tuple[datetime, ...]
     period: str
-    kind: ClassVar[str] = "time"
+    kind: ClassVar[Literal["time"]] = "time"
     special: ClassVar[int] = 1
 
     @property
@@ -84,7 +84,7 @@ class Categories:
     """
 
     names: tuple[str, ...]
-    kind: ClassVar[str] = "category"
+    kind: ClassVar[Literal["category"]] = "category"
     special: ClassVar[int] = 2
 
     @property
@@ -104,7 +104,7 @@ class Booleans:
     ('false', 'true', 'null')
     """
 
-    kind: ClassVar[str] = "boolean"
+    kind: ClassVar[Literal["boolean"]] = "boolean"
     special: ClassVar[int] = 1
     labels: tuple[str, ...] = field(default=("false", "true", NULL), init=False)
     ordered: range = field(default=range(0), init=False)

@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -68,6 +68,25 @@ class Source:
 
         return (condition.cast(nw.Int64) if self.engine in ("spark", "pyarrow") else condition).sum()
 
+    def recast(self, name: str, kind: Kind) -> bool:
+        """Take a column without any value for one of another kind; whether it was one."""
+        import narwhals as nw
+
+        column = self.columns[name]
+        value = nw.col(column.alias)
+        with speaking(self.label):
+            found = collect(self.frame.select(n=nw.len(), nulls=self.total(value.is_null())))
+            if int(found["n"][0]) == 0:
+                raise BadInput(f"{self.label}: holds no rows")
+            if int(found["n"][0]) > int(found["nulls"][0] or 0):
+                return False
+            dtype = {"number": nw.Float64, "category": nw.String, "boolean": nw.Boolean, "time": nw.Datetime("us")}[
+                kind
+            ]
+            self.frame = self.frame.with_columns(value.cast(dtype).alias(column.alias))
+        self.columns[name] = replace(column, kind=kind, whole=False, zoned=False)
+        return True
+
     def check_unchanged(self) -> None:
         """Raises: BadInput: a file is not what it was when it was opened."""
         if self.files and _stamp(self.files) != self.stamp:
@@ -118,6 +137,10 @@ def speaking(label: str) -> Iterator[None]:
     try:
         yield
     except (BadInput, ImportError, KeyboardInterrupt, MemoryError):
+        raise
+    except RuntimeError as error:
+        if "interrupted" in str(error):  # DuckDB's word for a signal that came during a query
+            raise KeyboardInterrupt from None
         raise
     except Exception as error:
         if type(error).__module__.partition(".")[0] in ("duckdb", "_duckdb", "pyspark", "py4j", "narwhals", "polars"):

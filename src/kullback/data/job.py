@@ -12,7 +12,7 @@ from kullback._errors import BadInput
 
 from .bins import Bins, Categories, Numbers
 from .clusters import Clustered, clustered
-from .engines import Place, Source, open_source
+from .engines import Kind, Place, Source, open_source
 from .joint import Joint, joint
 from .pairing import Paired, pair
 from .profiles import Counted, Profile, known, make, make_groups
@@ -212,6 +212,9 @@ def drift(
             currents = make_groups(
                 right, bins=bins, categories=categories, like=shape, by=_column(right, by), limit=GROUPS
             )
+        for side, counted in ((left, references), (right, currents)):
+            if sum(one.rows for one in counted.values()) == 0:
+                raise BadInput(f"{_label(side)}: holds no rows")
         if by is None and isinstance(left, Source):
             references = {None: known(left, references[None], currents[None])}
         tell(2, 4, "comparing")
@@ -451,7 +454,11 @@ def _comparable(left: Source | Profile, right: Source | Profile, asked: Sequence
     if not left.columns:
         raise BadInput(f"{_label(left)}: has no column that can be compared")
     for name in left.columns:
-        _same_kind(name, _kind(left, name), _kind(right, name), _label(left), _label(right))
+        a, b = _kind(left, name), _kind(right, name)
+        if a != b and not any(
+            isinstance(side, Source) and side.recast(name, kind) for side, kind in ((left, b), (right, a))
+        ):
+            _same_kind(name, a, b, _label(left), _label(right))
 
 
 def _same_kind(name: str, a: str, b: str, left: str, right: str) -> None:
@@ -463,7 +470,7 @@ def _same_kind(name: str, a: str, b: str, left: str, right: str) -> None:
         )
 
 
-def _kind(side: Source | Profile, name: str) -> str:
+def _kind(side: Source | Profile, name: str) -> Kind:
     return side.columns[name].bins.kind if isinstance(side, Profile) else side.columns[name].kind
 
 
