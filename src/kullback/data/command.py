@@ -271,8 +271,8 @@ def _keep(found: Drift, out: Path) -> Path:
 
 
 def _quiet_end() -> None:
-    """Where torch is loaded as well, DuckDB 2.0 ends every process with a page about leaks of its own on standard error.
-    By then everything has been said.
+    """Where torch is loaded as well, DuckDB 2.0 ends a process with a page about leaks of its own on standard error. By
+    then everything has been said.
     """
 
     def hush() -> None:

@@ -80,10 +80,13 @@ class Source:
                 raise BadInput(f"{self.label}: holds no rows")
             if int(found["n"][0]) > int(found["nulls"][0] or 0):
                 return False
-            dtype = {"number": nw.Float64, "category": nw.String, "boolean": nw.Boolean, "time": nw.Datetime("us")}[
-                kind
-            ]
-            self.frame = self.frame.with_columns(value.cast(dtype).alias(column.alias))
+            types: dict[Kind, Any] = {
+                "number": nw.Float64,
+                "category": nw.String,
+                "boolean": nw.Boolean,
+                "time": nw.Datetime("us"),
+            }[kind]
+            self.frame = self.frame.with_columns(value.cast(types[kind]).alias(column.alias))
         self.columns[name] = replace(column, kind=kind, whole=False, zoned=False)
         return True
 
