@@ -30,8 +30,9 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 from kullback.core.readings import LabelsReading, LogitsReading, LogProbsReading, ProbsReading, Reading
-from kullback.core.reduction import GeneratorSum, LogAffinity, Sum
+from kullback.core.reduction import Sum
 from kullback.divergences import TABLE
+from kullback.engines.call import Call
 from kullback.engines.triton import launch
 
 TARGETS = {
@@ -85,8 +86,8 @@ def variants(quick: bool) -> Iterator[Variant]:
     seen = {("kl", "fp32")}
     for total in (total for divergence in TABLE for total in divergence.sums):
         # another order or weight is another constant, not other code
-        width = launch.settings(total, logits, logits, torch.bfloat16, torch.bfloat16, LONG_ROW)["T"].name
-        key = _name(total).partition("(")[0], width
+        width = launch.settings(_call(total, logits, logits, torch.bfloat16, LONG_ROW))["T"].name
+        key = str(total).partition("(")[0], width
         if key not in seen:
             seen.add(key)
             yield Variant(total, logits, logits, torch.bfloat16)
@@ -102,14 +103,9 @@ def variants(quick: bool) -> Iterator[Variant]:
         yield Variant(kl, logits, tempered, torch.float16, num_columns)
 
 
-def _name(total: Sum) -> str:
-    if isinstance(total, LogAffinity):
-        return f"log_affinity({total.order:g})"
-    assert isinstance(total, GeneratorSum)
-    generator = total.generator
-    number = getattr(generator, "order", getattr(generator, "weight", None))
-    name = getattr(generator, "__name__", type(generator).__name__)
-    return name if number is None else f"{name}({number:g})"
+def _call(total: Sum, left: Reading, right: Reading, dtype: torch.dtype, num_columns: int) -> Call:
+    dtypes = tuple(torch.int64 if isinstance(side, LabelsReading) else dtype for side in (left, right))
+    return Call(total, left, right, dtypes, "cuda", num_columns)
 
 
 class NoDriver:
@@ -154,13 +150,12 @@ def taken(target: str, variant: Variant) -> list[Taken]:
         for side in (left, right)
     )
     wanted = x.is_floating_point(), y.is_floating_point()
+    call = _call(total, left, right, dtype, num_columns)
     with instead_of_launching(target) as compiled:
-        values, stats = launch.forward(total, left, right, x, y, num_columns, True)
+        values, stats = launch.forward(call, x, y, True)
         upstream = torch.ones_like(values)
-        launch.backward(total, left, right, x, y, num_columns, values, stats, upstream, wanted)
-    size = launch.tile(
-        num_columns, launch.settings(total, left, right, x.dtype, y.dtype, num_columns), x.dtype, y.dtype
-    )
+        launch.backward(call, x, y, values, stats, upstream, wanted)
+    size = launch.tile(num_columns, launch.settings(call), x.dtype, y.dtype)
     readings = "/".join(type(side).__name__.removesuffix("Reading") for side in (left, right))
     if any(getattr(side, "temperature", 1.0) != 1.0 for side in (left, right)):
         readings += ", tempered"
@@ -171,7 +166,7 @@ def taken(target: str, variant: Variant) -> list[Taken]:
         single = len(re.findall(r"\bf32\b|xf32\b", kernel.asm["ttir"]))
         found.append(
             Taken(
-                target, name, _name(total), readings, str(dtype).removeprefix("torch."), num_columns, size.rows,
+                target, name, str(total), readings, str(dtype).removeprefix("torch."), num_columns, size.rows,
                 size.columns, size.warps, registers, spills, kernel.metadata.shared, single,
             )
         )  # fmt: skip

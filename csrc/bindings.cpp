@@ -1,4 +1,5 @@
-// The Python side: addresses and codes in, nothing out. engines/cpu.py is the only caller and has checked everything.
+// The Python side. A call holds what a pair of readings, dtypes and a sum decide; its methods take addresses and strides.
+// engines/cpu.py is the only caller and has checked tensors; what an address means is checked here by name.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
@@ -9,6 +10,7 @@
 #include <stdexcept>
 #include <string>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "threads.hpp"
@@ -19,13 +21,27 @@ using namespace kullback;
 namespace {
 
 using Ints = std::vector<int64_t>;
-using Reals = std::vector<double>;
-// reading, dtype, address, strides, (inverse temperature, on, off)
-using SideCode = std::tuple<int, int, uintptr_t, Ints, Reals>;
-// formula, exact_normalizer, (parameter, at_p_zero, at_q_zero, plain p, plain q, slope p, slope q, log_q_slope)
-using SumCode = std::tuple<int, bool, Reals>;
+// reading, dtype, temperature, weight at the label, weight elsewhere
+using SideCode = std::tuple<std::string, std::string, double, double, double>;
+// at_p_zero, at_q_zero, plain of p and q, slope of p and q, log_q_slope
+using EdgeCode = std::tuple<double, double, double, double, double, double, bool>;
 
 const Kernels* chosen = nullptr;
+
+template <class Code>
+using Names = std::vector<std::pair<const char*, Code>>;
+
+#define KULLBACK_NAMED(name) {#name, Formula::name},
+const Names<Formula> kFormulas = {KULLBACK_GENERATORS(KULLBACK_NAMED){"log_affinity", Formula::log_affinity}};
+const Names<Reading> kReadings = {{"logits", Reading::logits}, {"log_probs", Reading::log_probs}, {"probs", Reading::probs}, {"labels", Reading::labels}};
+const Names<Dtype> kDtypes = {{"float64", Dtype::float64}, {"float32", Dtype::float32}, {"bfloat16", Dtype::bfloat16}, {"float16", Dtype::float16}};
+
+template <class Code>
+Code find(const Names<Code>& names, const std::string& name) {
+  for (const auto& [known, code] : names)
+    if (name == known) return code;
+  throw std::invalid_argument("kullback._cpu: no code for " + name);
+}
 
 template <class T>
 T* at(uintptr_t address) {
@@ -34,79 +50,149 @@ T* at(uintptr_t address) {
 
 double log_of(double w) { return w > 0.0 ? std::log(w) : -INFINITY; }
 
+Side side_of(const SideCode& code) {
+  const auto& [reading, dtype, temperature, on, off] = code;
+  Side side{};
+  side.reading = find(kReadings, reading);
+  side.dtype = side.reading == Reading::labels ? Dtype::float64 : find(kDtypes, dtype);
+  if (!(temperature > 0.0)) throw std::invalid_argument("kullback._cpu: a temperature is above 0");
+  side.inverse_temperature = 1.0 / temperature;
+  side.on = on;
+  side.off = off;
+  side.log_on = log_of(on);
+  side.log_off = log_of(off);
+  return side;
+}
+
 void copy_strides(const Ints& from, int dims, int64_t* to) {
   if (int(from.size()) != dims) throw std::invalid_argument("kullback._cpu: strides do not fit the shape");
   for (int i = 0; i < dims; ++i) to[i] = from[size_t(i)];
 }
 
-Side side_of(const SideCode& code, int dims) {
-  const auto& [reading, dtype, address, strides, numbers] = code;
-  Side side{};
-  side.reading = Reading(reading);
-  side.dtype = Dtype(dtype);
-  side.data = at<const void>(address);
-  copy_strides(strides, dims, side.strides);
-  side.inverse_temperature = numbers.at(0);
-  side.on = numbers.at(1);
-  side.off = numbers.at(2);
-  side.log_on = log_of(side.on);
-  side.log_off = log_of(side.off);
-  return side;
-}
-
-Job job_of(const SumCode& sum, const Ints& shape, int64_t columns, const SideCode& p, const SideCode& q) {
-  const auto& [formula, exact, numbers] = sum;
-  if (shape.empty() || shape.size() > size_t(kMaxDims)) throw std::invalid_argument("kullback._cpu: 1 to 16 batch axes");
+struct Call {
   Job job{};
-  job.formula = Formula(formula);
-  job.exact_normalizer = exact;
-  job.parameter = numbers.at(0);
-  job.edges = {{numbers.at(1), numbers.at(2)}, {numbers.at(3), numbers.at(4)}, {numbers.at(5), numbers.at(6)}, numbers.at(7) != 0.0};
-  job.dims = int(shape.size());
-  job.num_rows = 1;
-  for (int i = 0; i < job.dims; ++i) {
-    job.shape[i] = shape[size_t(i)];
-    job.num_rows *= shape[size_t(i)];
+
+  Call(const std::string& formula, double parameter, const EdgeCode& edges, bool exact_normalizer, const SideCode& p,
+       const SideCode& q, int64_t columns) {
+    job.formula = find(kFormulas, formula);
+    job.parameter = parameter;
+    const auto& [p_zero, q_zero, plain_p, plain_q, slope_p, slope_q, log_q_slope] = edges;
+    job.edges = {{p_zero, q_zero}, {plain_p, plain_q}, {slope_p, slope_q}, log_q_slope};
+    job.exact_normalizer = exact_normalizer;
+    job.sides[0] = side_of(p);
+    job.sides[1] = side_of(q);
+    if (columns < 1) throw std::invalid_argument("kullback._cpu: at least one column");
+    job.num_columns = columns;
+    job.scale = 1.0;
   }
-  job.num_columns = columns;
-  job.sides[0] = side_of(p, job.dims);
-  job.sides[1] = side_of(q, job.dims);
-  return job;
+
+  Job over(const Ints& shape, uintptr_t p, const Ints& p_strides, uintptr_t q, const Ints& q_strides) const {
+    if (shape.empty() || shape.size() > size_t(kMaxDims)) throw std::invalid_argument("kullback._cpu: 1 to 16 batch axes");
+    Job called = job;
+    called.dims = int(shape.size());
+    called.num_rows = 1;
+    for (int i = 0; i < called.dims; ++i) {
+      called.shape[i] = shape[size_t(i)];
+      called.num_rows *= shape[size_t(i)];
+    }
+    called.sides[0].data = at<const void>(p);
+    called.sides[1].data = at<const void>(q);
+    copy_strides(p_strides, called.dims, called.sides[0].strides);
+    copy_strides(q_strides, called.dims, called.sides[1].strides);
+    return called;
+  }
+
+  void forward(const Ints& shape, uintptr_t p, const Ints& p_strides, uintptr_t q, const Ints& q_strides, uintptr_t values,
+               uintptr_t stats, uintptr_t out, bool out_is_double, double scale, int threads) const {
+    Job called = over(shape, p, p_strides, q, q_strides);
+    called.values = at<double>(values);
+    called.stats = at<Stats>(stats);
+    called.out = at<void>(out);
+    called.out_is_double = out_is_double;
+    called.scale = scale;
+    check_labels(called);
+    nb::gil_scoped_release release;
+    kullback::forward(*chosen, called, threads);
+  }
+
+  void backward(const Ints& shape, uintptr_t p, const Ints& p_strides, uintptr_t q, const Ints& q_strides, uintptr_t values,
+                uintptr_t stats, uintptr_t upstream, const Ints& upstream_strides, bool upstream_is_double, double scale,
+                uintptr_t to_p, uintptr_t to_q, int threads) const {
+    Job called = over(shape, p, p_strides, q, q_strides);
+    if (values == 0 || stats == 0 || upstream == 0) throw std::invalid_argument("kullback._cpu: a pointer is missing");
+    called.values = at<double>(values);
+    called.stats = at<Stats>(stats);
+    called.upstream = at<const void>(upstream);
+    called.upstream_is_double = upstream_is_double;
+    called.scale = scale;
+    copy_strides(upstream_strides, called.dims, called.upstream_strides);
+    called.gradients[0] = at<void>(to_p);
+    called.gradients[1] = at<void>(to_q);
+    nb::gil_scoped_release release;
+    kullback::backward(*chosen, called, threads);
+  }
+
+  static void check_labels(const Job& job) {
+    for (int side = 0; side < 2; ++side)
+      if (job.sides[side].reading == Reading::labels)
+        if (const int64_t row = first_label_out_of_range(job, side); row >= 0)
+          throw std::out_of_range("kullback: the class label of row " + std::to_string(row) + " is outside of 0 to " +
+                                  std::to_string(job.num_columns - 1));
+  }
+};
+
+// call, addresses and strides of p and of q, address and strides of the weights, output of p's gradient and of q's or -1
+using TermCode = std::tuple<const Call*, uintptr_t, Ints, uintptr_t, Ints, uintptr_t, Ints, int, int>;
+using OutputCode = std::tuple<std::string, uintptr_t>;  // dtype, address
+
+void total_bound(const Ints& shape, const std::vector<TermCode>& codes, const std::vector<OutputCode>& places, uintptr_t values,
+                 int threads) {
+  if (codes.empty() || codes.size() > size_t(kMaxTerms)) throw std::invalid_argument("kullback._cpu: 1 to 8 terms");
+  if (places.size() > size_t(kMaxOutputs)) throw std::invalid_argument("kullback._cpu: too many outputs");
+  std::vector<Term> terms;
+  for (const auto& [call, p, p_strides, q, q_strides, weights, weight_strides, to_p, to_q] : codes) {
+    Term term{};
+    term.job = call->over(shape, p, p_strides, q, q_strides);
+    if (term.job.formula == Formula::log_affinity || term.job.num_columns != std::get<0>(codes.front())->job.num_columns)
+      throw std::invalid_argument("kullback._cpu: these terms make no total");
+    Call::check_labels(term.job);
+    term.weights = at<const double>(weights);
+    copy_strides(weight_strides, term.job.dims, term.weight_strides);
+    for (const int output : {to_p, to_q})
+      if (output < -1 || output >= int(places.size())) throw std::invalid_argument("kullback._cpu: no such output");
+    term.outputs[0] = to_p;
+    term.outputs[1] = to_q;
+    terms.push_back(term);
+  }
+  std::vector<Output> outputs;
+  for (const auto& [dtype, address] : places) outputs.push_back({find(kDtypes, dtype), at<void>(address)});
+  const Total total{int(terms.size()), int(outputs.size()), terms.data(), outputs.data(), at<double>(values)};
+  nb::gil_scoped_release release;
+  kullback::total(*chosen, total, threads);
 }
 
-void forward_bound(const SumCode& sum, const Ints& shape, int64_t columns, const SideCode& p, const SideCode& q,
-                   uintptr_t values, uintptr_t stats, int threads) {
-  Job job = job_of(sum, shape, columns, p, q);
-  job.values = at<double>(values);
-  job.stats = at<Stats>(stats);
-  nb::gil_scoped_release release;
-  forward(*chosen, job, threads);
-}
-
-void backward_bound(const SumCode& sum, const Ints& shape, int64_t columns, const SideCode& p, const SideCode& q,
-                    uintptr_t values, uintptr_t stats, uintptr_t upstream, const Ints& upstream_strides, uintptr_t to_p,
-                    uintptr_t to_q, int threads) {
-  Job job = job_of(sum, shape, columns, p, q);
-  job.values = at<double>(values);
-  job.stats = at<Stats>(stats);
-  job.upstream = at<const double>(upstream);
-  copy_strides(upstream_strides, job.dims, job.upstream_strides);
-  job.gradients[0] = at<void>(to_p);
-  job.gradients[1] = at<void>(to_q);
-  nb::gil_scoped_release release;
-  backward(*chosen, job, threads);
+template <class Code>
+std::vector<std::string> listed(const Names<Code>& names) {
+  std::vector<std::string> result;
+  for (const auto& entry : names) result.emplace_back(entry.first);
+  return result;
 }
 
 }  // namespace
 
 NB_MODULE(_cpu, m) {
+  nb::set_leak_warnings(false);  // calls are kept as long as the process lives
   remember_forks();
   chosen = supported_kernels().front();
-  m.def("forward", &forward_bound, nb::arg("sum"), nb::arg("shape"), nb::arg("columns"), nb::arg("p"), nb::arg("q"),
-        nb::arg("values"), nb::arg("stats"), nb::arg("threads"));
-  m.def("backward", &backward_bound, nb::arg("sum"), nb::arg("shape"), nb::arg("columns"), nb::arg("p"), nb::arg("q"),
-        nb::arg("values"), nb::arg("stats"), nb::arg("upstream"), nb::arg("upstream_strides"), nb::arg("to_p"),
-        nb::arg("to_q"), nb::arg("threads"));
+  nb::class_<Call>(m, "Call")
+      .def(nb::init<const std::string&, double, const EdgeCode&, bool, const SideCode&, const SideCode&, int64_t>())
+      .def("forward", &Call::forward)
+      .def("backward", &Call::backward);
+  m.def("total", &total_bound);
+  m.attr("max_terms") = kMaxTerms;
+  m.def("formulas", [] { return listed(kFormulas); });
+  m.def("readings", [] { return listed(kReadings); });
+  m.def("dtypes", [] { return listed(kDtypes); });
   m.def("instruction_set", [] { return std::string(chosen->name); });
   m.def("instruction_sets", [] {
     std::vector<std::string> names;

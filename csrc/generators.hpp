@@ -1,4 +1,4 @@
-// core/generators.py, transcribed: the same names in the same order. The formulas are explained there.
+// core/generators.py, transcribed under the same names (the list is in job.hpp). The formulas are explained there.
 #pragma once
 
 #include "math.hpp"
@@ -33,6 +33,7 @@ constexpr double kReach = 1e5;
 
 // `reach` is the largest |d| at which single precision holds every intermediate; beyond it a block is redone in double.
 struct kl {
+  explicit kl(double) {}
   static constexpr double reach = kReach;
   template <class T>
   KULLBACK_INLINE Terms<T> at(const kl&, Cells<T> c) {
@@ -41,6 +42,7 @@ struct kl {
 };
 
 struct reverse_kl {
+  explicit reverse_kl(double) {}
   static constexpr double reach = kReach;
   template <class T>
   KULLBACK_INLINE Terms<T> at(const reverse_kl&, Cells<T> c) {
@@ -49,6 +51,7 @@ struct reverse_kl {
 };
 
 struct jeffreys {
+  explicit jeffreys(double) {}
   static constexpr double reach = kReach;
   template <class T>
   KULLBACK_INLINE Terms<T> at(const jeffreys&, Cells<T> c) {
@@ -84,6 +87,20 @@ struct js {
   }
 };
 
+struct skew_kl {
+  double w, u;
+  explicit skew_kl(double weight) : w(weight), u(1.0 - weight), reach(w < 1e-6 || u < 1e-6 ? 0.0 : kReach) {}
+  double reach;
+  template <class T>
+  KULLBACK_INLINE Terms<T> at(const skew_kl& g, Cells<T> c) {
+    const T w = T(g.w), u = T(g.u);
+    const T m = w * c.p + u * c.q, y = log_mix(w, u, c.d);
+    const T back = m > T(0) ? c.p / m : T(0);  // p/m, at most 1/w; where both have underflowed nothing counts
+    const T from_p = growth(c.p, c.p * back, -y), from_q = growth(c.q, c.q * back, -y);
+    return {excess(c.p, m, y), -c.p * y - w * from_p, -u * from_q};
+  }
+};
+
 template <class T>
 KULLBACK_INLINE Terms<T> alpha_half_up(T a, T t, T p, T q, T d) {
   const T m = (d < T(0) ? p : q) * exp(d < T(0) ? t * d : -a * d);  // p^a q^(1-a)
@@ -95,12 +112,12 @@ KULLBACK_INLINE Terms<T> alpha_half_up(T a, T t, T p, T q, T d) {
 
 // alpha of order a >= 1/2, and below 1/2 by exchanging the two sides; orders 1 and 0 are kl and reverse_kl.
 template <bool exchanged>
-struct alpha {
+struct alpha_of {
   double a, t, reach;
-  explicit alpha(double order)
+  explicit alpha_of(double order)
       : a(exchanged ? 1.0 - order : order), t(exchanged ? order : 1.0 - order), reach(t < 0.0 ? 20.0 / a : t < 1e-6 ? 0.0 : kReach) {}
   template <class T>
-  KULLBACK_INLINE Terms<T> at(const alpha& g, Cells<T> c) {
+  KULLBACK_INLINE Terms<T> at(const alpha_of& g, Cells<T> c) {
     if constexpr (exchanged) {
       const Terms<T> f = alpha_half_up(T(g.a), T(g.t), c.q, c.p, -c.d);
       return {f.value, f.dlogq, f.dlogp};
@@ -110,7 +127,10 @@ struct alpha {
   }
 };
 
+struct alpha;  // one of the two
+
 struct tv {
+  explicit tv(double) {}
   static constexpr double reach = kReach;
   template <class T>
   KULLBACK_INLINE Terms<T> at(const tv&, Cells<T> c) {
@@ -121,6 +141,7 @@ struct tv {
 };
 
 struct squared_hellinger {
+  explicit squared_hellinger(double) {}
   static constexpr double reach = kReach;
   template <class T>
   KULLBACK_INLINE Terms<T> at(const squared_hellinger&, Cells<T> c) {
@@ -131,6 +152,7 @@ struct squared_hellinger {
 };
 
 struct chi2 {
+  explicit chi2(double) {}
   static constexpr double reach = 20.0;
   template <class T>
   KULLBACK_INLINE Terms<T> at(const chi2&, Cells<T> c) {
@@ -139,7 +161,19 @@ struct chi2 {
   }
 };
 
+struct triangular {
+  explicit triangular(double) {}
+  static constexpr double reach = kReach;
+  template <class T>
+  KULLBACK_INLINE Terms<T> at(const triangular&, Cells<T> c) {
+    const T g = growth(c.p, c.q, c.d), sum = c.p + c.q;
+    const T t = sum > T(0) ? g / sum : sum;  // tanh(d/2); NaN stays NaN
+    return {g * t, -c.p * t * (T(2) + t), c.q * t * (T(2) - t)};
+  }
+};
+
 struct nothing {
+  explicit nothing(double) {}
   static constexpr double reach = kReach;
   template <class T>
   KULLBACK_INLINE Terms<T> at(const nothing&, Cells<T> c) {
@@ -149,6 +183,7 @@ struct nothing {
 };
 
 struct cross_entropy {
+  explicit cross_entropy(double) {}
   static constexpr double reach = kReach;
   template <class T>
   KULLBACK_INLINE Terms<T> at(const cross_entropy&, Cells<T> c) {
@@ -156,6 +191,22 @@ struct cross_entropy {
     return {term, term, -c.p};
   }
 };
+
+// Calls `act` with the generator G of this parameter.
+template <class G, class Act>
+struct With {
+  KULLBACK_INLINE bool call(double parameter, Act act) { return act(G(parameter)); }
+};
+template <class Act>
+struct With<alpha, Act> {
+  KULLBACK_INLINE bool call(double order, Act act) {
+    return order >= 0.5 ? act(alpha_of<false>(order)) : act(alpha_of<true>(order));
+  }
+};
+template <class G, class Act>
+KULLBACK_INLINE bool with(double parameter, Act act) {
+  return With<G, Act>::call(parameter, act);
+}
 
 }  // namespace KULLBACK_ISA
 }  // namespace kullback

@@ -1,5 +1,6 @@
 // Compiled once per instruction set, with KULLBACK_ISA naming it.
 #include "reduction.hpp"
+#include "total.hpp"
 
 #define KULLBACK_STRING_(x) #x
 #define KULLBACK_STRING(x) KULLBACK_STRING_(x)
@@ -10,7 +11,7 @@ namespace KULLBACK_ISA {
 extern const Kernels kernels;
 const Kernels kernels = {
     KULLBACK_STRING(KULLBACK_ISA), forward_rows, backward_rows,  normalize_piece, merge_normalizers, sum_piece,
-    merge_sums,                    backward_piece, rows_together, kept_floats,     apply<double>,     apply<float>,
+    merge_sums,                    backward_piece, plan_total, total_rows, total_weights, total_normalize_piece, total_merge_normalizers, total_sum_piece, total_merge_sums, total_gradient_piece, rows_together, kept_floats, apply<double>, apply<float>,
 };
 
 }  // namespace KULLBACK_ISA

@@ -164,14 +164,14 @@ KULLBACK_INLINE Kept kept_at(const Job& job, float* room) {
   return {{room, room + kBlock * blocks}, {ranges, ranges + blocks}};
 }
 
-// Σ e^(x - m) of one block, and its terms in `exps` where the block is not too wide to be safe.
+// Σ e^(x - m) of one block, and its terms in `exps`.
 template <class X>
 static double exponentials(const X* x, int n, Range range, double scale, float* exps) {
   const float max = range.max;
   if (!((double(range.min) - double(max)) * scale > -87.0)) {
     alignas(64) float room[kBlock];
     for (int i = 0; i < n; ++i) room[i] = widen(x[i]);
-    return normalize_block(room, n, scale).sum;
+    return normalize_block(room, n, scale, exps).sum;
   }
   if (scale == 1.0) {
 #pragma omp simd
@@ -282,35 +282,24 @@ static bool write_gradients_of(const G& g, int n, const Source& source, const fl
 }
 
 // The gradients of the columns [from, from + n), n <= kBlock; false where they must be computed in double.
-static bool backward_logits(const Job& job, const Row& r, int64_t row, int64_t from, int n, const float* scale, const float* sum_x) {
-  alignas(64) float rooms[2][kBlock], results[2][kBlock];
-  float* to[2];
-  for (int side = 0; side < 2; ++side) {
-    float* whole = static_cast<float*>(job.gradients[side]);
-    const bool in_place = job.sides[side].dtype == Dtype::float32;
-    to[side] = whole == nullptr ? nullptr : in_place ? whole + row * job.num_columns + from : results[side];
-  }
-  const PairOfRows rows(job, r.stats);
+static bool gradients_of_logits(const Job& job, const Row& r, int64_t from, int n, float* const* to) {
+  alignas(64) float rooms[2][kBlock];
   const double over_temperature = job.sides[0].inverse_temperature;
+  const float scale = float(r.upstream * over_temperature), scales[2] = {scale, scale};
+  const float sum_x[2] = {float(r.stats[0].sum_x), float(r.stats[1].sum_x)};
+  const PairOfRows rows(job, r.stats);
   const float to_p = float(exp(-r.stats[0].log_sum)), to_q = float(exp(-r.stats[1].log_sum));
-  const bool done = with_generator(job, [&](const auto& g) {
+  return with_generator(job, [&](const auto& g) {
     bool is_safe = false;
     with_pair(job, r, from, n, rooms, [&](const auto* a, const auto* b) {
       is_safe = safe(range_of(a, n), range_of(b, n), r.stats, over_temperature, g.reach);
-      if (is_safe) write_gradients_of(g, n, FromSafeLogits{a, b, to_p, to_q, rows}, scale, sum_x, to);
+      if (is_safe) write_gradients_of(g, n, FromSafeLogits{a, b, to_p, to_q, rows}, scales, sum_x, to);
     });
     if (is_safe) return true;
     const float* a = load<float>(job.sides[0].dtype, r.data[0], from, n, rooms[0]);
     const float* b = load<float>(job.sides[1].dtype, r.data[1], from, n, rooms[1]);
-    return write_gradients_of(g, n, FromLogits{a, b, rows}, scale, sum_x, to);
+    return write_gradients_of(g, n, FromLogits{a, b, rows}, scales, sum_x, to);
   });
-  if (!done) return false;
-  for (int side = 0; side < 2; ++side) {
-    const Dtype dtype = job.sides[side].dtype;
-    if (to[side] != results[side]) continue;
-    store<float>(dtype, static_cast<char*>(job.gradients[side]) + size_of(dtype) * row * job.num_columns, from, n, results[side]);
-  }
-  return true;
 }
 
 }  // namespace KULLBACK_ISA

@@ -118,14 +118,15 @@ static void sum_piece(const Job& job, int64_t row, int64_t piece, const Stats* s
   sum_columns(job, find_row(job, row, stats), piece * kPiece, piece_size(job, piece), kept, out);
 }
 
-static void finish_row(const Job& job, int64_t row, const Stats* stats, double value, double x_p, double x_q) {
-  job.values[row] = value;
+static void finish_row(const Job& job, int64_t row, const Stats* stats, double value) {
+  store_value(job, row, value);
   if (job.stats == nullptr) return;
-  job.stats[2 * row] = {stats[0].max, stats[0].log_sum, x_p};
-  job.stats[2 * row + 1] = {stats[1].max, stats[1].log_sum, x_q};
+  job.stats[2 * row] = stats[0];
+  job.stats[2 * row + 1] = stats[1];
 }
 
-static void merge_sums(const Job& job, int64_t row, const Piece* pieces, int64_t count, const Stats* stats) {
+// A row's value; its sums of x go to `stats`.
+static double merge_sums(const Job& job, const Piece* pieces, int64_t count, Stats* stats) {
   if (job.formula == Formula::log_affinity) {
     Normalizer all = {-kInf, 0.0};
     double odd = 0.0;
@@ -134,22 +135,23 @@ static void merge_sums(const Job& job, int64_t row, const Piece* pieces, int64_t
       odd += pieces[i].value;
     }
     const double value = magnitude(all.max) == kInf ? all.max : all.max + log(all.sum);
-    finish_row(job, row, stats, value + odd, job.parameter, 1.0 - job.parameter);
-    return;
+    stats[0].sum_x = job.parameter;
+    stats[1].sum_x = 1.0 - job.parameter;
+    return value + odd;
   }
-  Sums sums = {0.0, {0.0, 0.0}};
+  double value = 0.0;
+  stats[0].sum_x = stats[1].sum_x = 0.0;
   for (int64_t i = 0; i < count; ++i) {
-    sums.value += pieces[i].value;
-    sums.x[0] += pieces[i].sum_x[0];
-    sums.x[1] += pieces[i].sum_x[1];
+    value += pieces[i].value;
+    stats[0].sum_x += pieces[i].sum_x[0];
+    stats[1].sum_x += pieces[i].sum_x[1];
   }
-  finish_row(job, row, stats, sums.value, sums.x[0], sums.x[1]);
+  return value;
 }
 
 // One row, piece by piece in order: the same bits as if threads had shared the pieces.
-static void forward_long_row(const Job& job, int64_t row, float* kept) {
+static double sum_row(const Job& job, int64_t row, float* kept, Stats* stats) {
   const int64_t count = pieces_of(job);
-  Stats stats[2];
   Normalizer z[2] = {{-kInf, 0.0}, {-kInf, 0.0}};
   for (int64_t i = 0; i < count; ++i) {
     Piece piece;
@@ -180,7 +182,13 @@ static void forward_long_row(const Job& job, int64_t row, float* kept) {
       total.sum_x[1] += piece.sum_x[1];
     }
   }
-  merge_sums(job, row, &total, 1, stats);
+  return merge_sums(job, &total, 1, stats);
+}
+
+static void forward_long_row(const Job& job, int64_t row, float* kept) {
+  Stats stats[2];
+  const double value = sum_row(job, row, kept, stats);
+  finish_row(job, row, stats, value);
 }
 
 KULLBACK_INLINE double scale_of(const Job& job, int side, double upstream) {
@@ -198,24 +206,16 @@ static void affinity_x(const Job& job, const Row& r, int n, Block<double>& b) {
   }
 }
 
+// The gradients of n <= kBlock cells go to `to`, of which a side that is not wanted is null.
 template <class T>
-static void write_gradients(const Job& job, const Row& r, int64_t row, int64_t from, int n, Block<T>& b) {
-  for (int side = 0; side < 2; ++side) {
-    if (job.gradients[side] == nullptr) continue;
-    const Side& s = job.sides[side];
-    char* out = static_cast<char*>(job.gradients[side]) + size_of(s.dtype) * row * job.num_columns;
-    const double scale = scale_of(job, side, r.upstream);
-    if (Same<T, float>::value && s.dtype == Dtype::float32) {
-      pull_back<T>(job, side, n, scale, r.stats[side].sum_x, b.w[side], b.log_w[1 - side], b.x[side],
-                   reinterpret_cast<T*>(out) + from);
-    } else {
-      pull_back<T>(job, side, n, scale, r.stats[side].sum_x, b.w[side], b.log_w[1 - side], b.x[side], b.value);
-      store<T>(s.dtype, out, from, n, b.value);
-    }
-  }
+static void pull_back_block(const Job& job, const Row& r, int n, const Block<T>& b, T* const* to) {
+  for (int side = 0; side < 2; ++side)
+    if (to[side] != nullptr)
+      pull_back<T>(job, side, n, scale_of(job, side, r.upstream), r.stats[side].sum_x, b.w[side], b.log_w[1 - side],
+                   b.x[side], to[side]);
 }
 
-static void backward_block_in_double(const Job& job, const Row& r, int64_t row, int64_t from, int n) {
+static void gradients_in_double(const Job& job, const Row& r, int64_t from, int n, double* const* to) {
   Block<double> b;
   weigh_block(job, r, from, n, b);
   if (job.formula == Formula::log_affinity) {
@@ -223,15 +223,12 @@ static void backward_block_in_double(const Job& job, const Row& r, int64_t row, 
   } else {
     write_formula(job, n, b);
   }
-  write_gradients(job, r, row, from, n, b);
+  pull_back_block(job, r, n, b, to);
 }
 
-static bool backward_block_in_single(const Job& job, const Row& r, int64_t row, int64_t from, int n, Block<float>& b) {
-  if (logits_at_one_temperature(job)) {
-    const float scale[2] = {float(scale_of(job, 0, r.upstream)), float(scale_of(job, 1, r.upstream))};
-    const float sum_x[2] = {float(r.stats[0].sum_x), float(r.stats[1].sum_x)};
-    return backward_logits(job, r, row, from, n, scale, sum_x);
-  }
+// False where they must be computed in double; `to` then holds nothing of use.
+static bool gradients_in_single(const Job& job, const Row& r, int64_t from, int n, float* const* to, Block<float>& b) {
+  if (logits_at_one_temperature(job)) return gradients_of_logits(job, r, from, n, to);
   const Kind kind = weigh_block(job, r, from, n, b);
   if (kind == Kind::redo) return false;
   if (kind == Kind::both) {
@@ -242,33 +239,54 @@ static bool backward_block_in_single(const Job& job, const Row& r, int64_t row, 
 #pragma omp simd
     for (int i = 0; i < n; ++i) b.x[there][i] = each * b.w[there][i];
   }
-  write_gradients(job, r, row, from, n, b);
+  pull_back_block(job, r, n, b, to);
   return true;
 }
 
 static bool moderate(double x) { return x == 0.0 || (magnitude(x) < double(kSafe) && magnitude(x) > 1.0 / double(kSafe)); }
 
+// Whether a row's gradients are beyond single precision whatever its cells are.
+static bool wide_gradients(const Job& job, const Row& r) {
+  if (double_throughout(job)) return true;
+  for (int side = 0; side < 2; ++side)
+    if (!moderate(scale_of(job, side, r.upstream)) || !(magnitude(r.stats[side].sum_x) < double(kSafe))) return true;
+  return false;
+}
+
 static void backward_columns(const Job& job, int64_t row, int64_t from, int64_t count) {
-  const double value = job.values[row], upstream = job.upstream[offset_of(job, job.upstream_strides, row)];
+  const double value = job.values[row], upstream = upstream_of(job, row);
   const bool silent = magnitude(value) == kInf || upstream == 0.0;
-  if (silent) {
-    for (int side = 0; side < 2; ++side) {
-      if (job.gradients[side] == nullptr) continue;
-      const int64_t size = size_of(job.sides[side].dtype);
-      __builtin_memset(static_cast<char*>(job.gradients[side]) + size * (row * job.num_columns + from), 0, size_t(size * count));
-    }
-    return;
+  char* out[2];
+  for (int side = 0; side < 2; ++side) {
+    const int64_t size = size_of(job.sides[side].dtype);
+    out[side] = job.gradients[side] == nullptr ? nullptr
+                                               : static_cast<char*>(job.gradients[side]) + size * row * job.num_columns;
+    if (silent && out[side] != nullptr) __builtin_memset(out[side] + size * from, 0, size_t(size * count));
   }
+  if (silent) return;
   Row r = find_row(job, row, job.stats + 2 * row);
   r.value = value;
   r.upstream = upstream;
-  bool wide = double_throughout(job);
-  for (int side = 0; side < 2; ++side)
-    wide |= !moderate(scale_of(job, side, upstream)) || !(magnitude(r.stats[side].sum_x) < double(kSafe));
+  const bool wide = wide_gradients(job, r);
   Block<float> b;
+  alignas(64) float narrow[2][kBlock];
   for (int64_t at = from; at < from + count; at += kBlock) {
     const int n = int(from + count - at < kBlock ? from + count - at : kBlock);
-    if (wide || !backward_block_in_single(job, r, row, at, n, b)) backward_block_in_double(job, r, row, at, n);
+    float* to[2];
+    for (int side = 0; side < 2; ++side)
+      to[side] = out[side] == nullptr                            ? nullptr
+                 : job.sides[side].dtype == Dtype::float32 ? reinterpret_cast<float*>(out[side]) + at
+                                                           : narrow[side];
+    if (!wide && gradients_in_single(job, r, at, n, to, b)) {
+      for (int side = 0; side < 2; ++side)
+        if (to[side] == narrow[side]) store<float>(job.sides[side].dtype, out[side], at, n, narrow[side]);
+    } else {
+      alignas(64) double room[2][kBlock];
+      double* const in_double[2] = {to[0] == nullptr ? nullptr : room[0], to[1] == nullptr ? nullptr : room[1]};
+      gradients_in_double(job, r, at, n, in_double);
+      for (int side = 0; side < 2; ++side)
+        if (to[side] != nullptr) store<double>(job.sides[side].dtype, out[side], at, n, room[side]);
+    }
   }
 }
 

@@ -24,8 +24,9 @@ KULLBACK_INLINE Normalizer merge(Normalizer a, Normalizer b, double scale) {
   return {m, a.sum * to_a + b.sum * to_b};
 }
 
+// `exps`, where it is given, gets the terms of the sum.
 template <class T>
-static Normalizer normalize_block(const T* x, int n, double scale) {
+static Normalizer normalize_block(const T* x, int n, double scale, T* exps = nullptr) {
   T m = T(-kInf);
 #pragma omp simd reduction(max : m)
   for (int i = 0; i < n; ++i) m = x[i] > m ? x[i] : m;
@@ -40,6 +41,14 @@ static Normalizer normalize_block(const T* x, int n, double scale) {
     for (int i = 0; i < n; ++i) {
       const T below = x[i] - base, t = below < far ? far : below;
       sum += double(exp_negative(t * high + t * low));
+    }
+  }
+  if (exps != nullptr) {
+    const T high = T(scale), low = T(scale - double(high)), far = T(-kSafe);
+#pragma omp simd
+    for (int i = 0; i < n; ++i) {
+      const T below = x[i] - base, t = below < far ? far : below;
+      exps[i] = exp_negative(t * high + t * low);
     }
   }
   return {double(m), sum};

@@ -117,6 +117,14 @@ KULLBACK_INLINE int64_t offset_of(const Job& job, const int64_t* strides, int64_
   return offset;
 }
 
+// The row's gradient of what comes of its value, times the scale between them.
+KULLBACK_INLINE double upstream_of(const Job& job, int64_t row) {
+  const int64_t at = offset_of(job, job.upstream_strides, row);
+  const double upstream = job.upstream_is_double ? static_cast<const double*>(job.upstream)[at]
+                                                 : double(static_cast<const float*>(job.upstream)[at]);
+  return job.scale * upstream;
+}
+
 KULLBACK_INLINE const void* row_of(const Job& job, int side, int64_t row) {
   const Side& s = job.sides[side];
   const int64_t bytes = s.reading == Reading::labels ? 8 : size_of(s.dtype);

@@ -161,8 +161,9 @@ static void forward_lanes(const Job& job, int64_t first, int count) {
     if (t.alone[r]) {
       forward_long_row(job, first + r, nullptr);
     } else {
-      const Stats stats[2] = {{double(t.max[0][r]), t.log_sum_d[0][r], 0.0}, {double(t.max[1][r]), t.log_sum_d[1][r], 0.0}};
-      finish_row(job, first + r, stats, double(value[r]), double(x_p[r]), double(x_q[r]));
+      const Stats stats[2] = {{double(t.max[0][r]), t.log_sum_d[0][r], double(x_p[r])},
+                              {double(t.max[1][r]), t.log_sum_d[1][r], double(x_q[r])}};
+      finish_row(job, first + r, stats, double(value[r]));
     }
   }
 }
@@ -178,7 +179,7 @@ static void backward_lanes(const Job& job, int64_t first, int count) {
   find_ranges(columns, t);
   for (int r = 0; r < kLanes; ++r) {
     const int64_t row = first + (r < count ? r : 0);
-    const double value = job.values[row], upstream = job.upstream[offset_of(job, job.upstream_strides, row)];
+    const double value = job.values[row], upstream = upstream_of(job, row);
     silent_or_wide[r] = !(magnitude(value) < kInf) || upstream == 0.0;
     for (int side = 0; side < 2; ++side) {
       const Stats& stats = job.stats[2 * row + side];

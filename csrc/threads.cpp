@@ -93,6 +93,19 @@ void remember_forks() {
   pthread_atfork(nullptr, nullptr, [] { forked = true; });
 }
 
+int64_t first_label_out_of_range(const Job& job, int side) {
+  const int64_t* labels = static_cast<const int64_t*>(job.sides[side].data);
+  for (int64_t row = 0; row < job.num_rows; ++row) {
+    int64_t at = 0, rest = row;
+    for (int axis = job.dims - 1; axis >= 0; --axis) {
+      at += (rest % job.shape[axis]) * job.sides[side].strides[axis];
+      rest /= job.shape[axis];
+    }
+    if (labels[at] < 0 || labels[at] >= job.num_columns) return row;
+  }
+  return -1;
+}
+
 std::vector<const Kernels*> supported_kernels() {
   std::vector<const Kernels*> found;
 #ifdef KULLBACK_X86
@@ -124,7 +137,8 @@ void forward(const Kernels& kernels, const Job& job, int threads) {
     each(pieces, members, [&](int64_t i) { kernels.normalize_piece(job, row, i, kept, parts[size_t(i)]); });
     kernels.merge_normalizers(job, parts.data(), pieces, stats);
     each(pieces, members, [&](int64_t i) { kernels.sum_piece(job, row, i, stats, kept, parts[size_t(i)]); });
-    kernels.merge_sums(job, row, parts.data(), pieces, stats);
+    store_value(job, row, kernels.merge_sums(job, parts.data(), pieces, stats));
+    if (job.stats != nullptr) std::copy(stats, stats + 2, job.stats + 2 * row);
   }
 }
 
@@ -139,6 +153,56 @@ void backward(const Kernels& kernels, const Job& job, int threads) {
   }
   const int64_t pieces = (job.num_columns + kPiece - 1) / kPiece;
   each(job.num_rows * pieces, members, [&](int64_t i) { kernels.backward_piece(job, i / pieces, i % pieces); });
+}
+
+void total(const Kernels& kernels, const Total& given, int threads) {
+  // Rows are added in groups, and groups in order: neither depends on the number of threads.
+  constexpr int64_t most_groups = 4096;
+  static Stats wanted;  // a job that has somewhere to keep its statistics sums x
+  std::vector<Term> terms(given.terms, given.terms + given.num_terms);
+  int64_t together = 1;
+  for (Term& term : terms) {
+    term.job.stats = term.outputs[0] >= 0 || term.outputs[1] >= 0 ? &wanted : nullptr;
+    together = std::max(together, kernels.rows_together(term.job));
+  }
+  Total total = given;
+  total.terms = terms.data();
+  Plan plan;
+  kernels.plan_total(total, plan);
+  const Job& any = terms.front().job;
+  const int64_t rows = any.num_rows;
+  for (int k = 0; k < total.num_outputs; ++k)
+    prefer_large_pages(total.outputs[k].data, rows * any.num_columns * size_of(total.outputs[k].dtype));
+  std::fill(total.values, total.values + total.num_terms, 0.0);
+  const int members = team(threads, rows * any.num_columns);
+  if (few_long_rows(any, members)) {
+    const int64_t pieces = (any.num_columns + kPiece - 1) / kPiece;
+    std::vector<TotalPiece> parts(static_cast<size_t>(pieces));
+    float* kept = room_for(plan.kept_floats);
+    for (int64_t row = 0; row < rows; ++row) {
+      TotalRow t;
+      kernels.total_weights(plan, row, t);
+      each(pieces, members, [&](int64_t i) { kernels.total_normalize_piece(plan, t, row, i, kept, parts[size_t(i)]); });
+      kernels.total_merge_normalizers(plan, row, parts.data(), pieces, kept, t);
+      each(pieces, members, [&](int64_t i) { kernels.total_sum_piece(plan, t, row, i, kept, parts[size_t(i)]); });
+      kernels.total_merge_sums(plan, parts.data(), pieces, kept, t);
+      if (total.num_outputs > 0)
+        each(pieces, members, [&](int64_t i) { kernels.total_gradient_piece(plan, t, row, i, kept); });
+      for (size_t k = 0; k < terms.size(); ++k)
+        if (t.weight[k] != 0.0) total.values[k] += t.weight[k] * t.value[k];
+    }
+    return;
+  }
+  const int64_t least = (rows + most_groups - 1) / most_groups, size = (least + together - 1) / together * together;
+  const int64_t groups = size == 0 ? 0 : (rows + size - 1) / size;
+  std::vector<double> sums(size_t(groups) * terms.size());
+  each_share(groups, 1, members, [&](int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; ++i)
+      kernels.total_rows(plan, i * size, std::min(rows, (i + 1) * size), room_for(plan.kept_floats),
+                         sums.data() + size_t(i) * terms.size());
+  });
+  for (int64_t i = 0; i < groups; ++i)
+    for (size_t k = 0; k < terms.size(); ++k) total.values[k] += sums[size_t(i) * terms.size() + k];
 }
 
 }  // namespace kullback

@@ -10,7 +10,9 @@ namespace kullback {
 std::vector<const Kernels*> supported_kernels();
 
 void remember_forks();
+int64_t first_label_out_of_range(const Job&, int side);  // its row, or -1
 void forward(const Kernels&, const Job&, int threads);
 void backward(const Kernels&, const Job&, int threads);
+void total(const Kernels&, const Total&, int threads);
 
 }  // namespace kullback

@@ -13,7 +13,10 @@ import torch
 from torch import Tensor
 
 from kullback import Logits, LogProbs, Probs
+from kullback.core.readings import Side
+from kullback.core.reduction import Sum
 from kullback.divergences import TABLE, Divergence
+from kullback.engines.call import Call
 from kullback.forms.finite import FiniteForm
 
 NO = -math.inf
@@ -139,10 +142,15 @@ def leaves(case: Case, names: tuple[str, str] = ("Logits", "Logits"), dtype: tor
     return tuple(DATA[n](s, dtype).detach().requires_grad_() for n, s in zip(names, case.make(), strict=True))
 
 
+def call_of(total: Sum, p: Side, q: Side, num_classes: int) -> Call:
+    """What an engine is asked, for a sum of two sides."""
+    dtypes = tuple(x.dtype for x in (*p.data, *q.data))
+    return Call(total, p.reading, q.reading, dtypes, p.data[0].device.type, num_classes)
+
+
 def parameter(divergence: Divergence) -> float | None:
     """The number in a name such as alpha(0.3)."""
-    _, _, rest = divergence.name.partition("(")
-    return float(rest[:-1]) if rest else None
+    return divergence.parameter
 
 
 def row(name: str) -> Divergence:

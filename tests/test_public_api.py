@@ -15,7 +15,10 @@ ROOTS = [
     if importlib.util.find_spec(name)
 ]
 SURFACE = [(root, name) for root in ROOTS for name in getattr(importlib.import_module(root), "__all__", ())]
-VERBS = ("alpha", "chi2", "cross_entropy", "entropy", "hellinger", "jeffreys", "js", "kl", "renyi", "tv")
+VERBS = (
+    "alpha", "chi2", "cross_entropy", "entropy", "hellinger", "jeffreys", "js", "kl", "renyi", "skew", "triangular",
+    "tsallis", "tv",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("root", ROOTS)

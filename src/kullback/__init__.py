@@ -7,8 +7,25 @@ from .forms.density import Density
 from .forms.empirical import Counts, LogRatios, Samples
 from .forms.finite import Labels, Logits, LogProbs, Probs
 from .forms.points import Points
-from .plan import Plan, explain
-from .verbs import alpha, chi2, cross_entropy, entropy, hellinger, jeffreys, js, kl, renyi, tv
+from .route import Route, explain
+from .total import Term, total
+from .verbs import (
+    alpha,
+    chi2,
+    contributions,
+    cross_entropy,
+    entropy,
+    hellinger,
+    jeffreys,
+    js,
+    kl,
+    measure,
+    renyi,
+    skew,
+    triangular,
+    tsallis,
+    tv,
+)
 
 __all__ = [
     "Counts",
@@ -20,13 +37,15 @@ __all__ = [
     "LogRatios",
     "Logits",
     "NoExactMethod",
-    "Plan",
     "Points",
     "Probs",
+    "Route",
     "Samples",
+    "Term",
     "ToleranceError",
     "alpha",
     "chi2",
+    "contributions",
     "cross_entropy",
     "entropy",
     "estimate",
@@ -35,7 +54,12 @@ __all__ = [
     "jeffreys",
     "js",
     "kl",
+    "measure",
     "renyi",
+    "skew",
+    "total",
+    "triangular",
+    "tsallis",
     "tv",
     "wasserstein",
 ]

@@ -1,26 +1,55 @@
-# The C++ extension (csrc/bindings.cpp). Addresses and codes; only engines/cpu.py calls it.
+# The C++ extension (csrc/bindings.cpp): names, addresses and strides. Only engines/cpu.py calls it.
 from collections.abc import Sequence
 
-_Side = tuple[int, int, int, Sequence[int], Sequence[float]]
-_Sum = tuple[int, bool, Sequence[float]]
+_Side = tuple[str, str, float, float, float]
+_Edges = tuple[float, float, float, float, float, float, bool]
 
-def forward(
-    sum: _Sum, shape: Sequence[int], columns: int, p: _Side, q: _Side, values: int, stats: int, threads: int
+class Call:
+    def __init__(
+        self, formula: str, parameter: float, edges: _Edges, exact_normalizer: bool, p: _Side, q: _Side, columns: int
+    ) -> None: ...
+    def forward(
+        self,
+        shape: Sequence[int],
+        p: int,
+        p_strides: Sequence[int],
+        q: int,
+        q_strides: Sequence[int],
+        values: int,
+        stats: int,
+        out: int,
+        out_is_double: bool,
+        scale: float,
+        threads: int,
+    ) -> None: ...
+    def backward(
+        self,
+        shape: Sequence[int],
+        p: int,
+        p_strides: Sequence[int],
+        q: int,
+        q_strides: Sequence[int],
+        values: int,
+        stats: int,
+        upstream: int,
+        upstream_strides: Sequence[int],
+        upstream_is_double: bool,
+        scale: float,
+        to_p: int,
+        to_q: int,
+        threads: int,
+    ) -> None: ...
+
+_Term = tuple[Call, int, Sequence[int], int, Sequence[int], int, Sequence[int], int, int]
+
+max_terms: int
+
+def total(
+    shape: Sequence[int], terms: Sequence[_Term], outputs: Sequence[tuple[str, int]], values: int, threads: int
 ) -> None: ...
-def backward(
-    sum: _Sum,
-    shape: Sequence[int],
-    columns: int,
-    p: _Side,
-    q: _Side,
-    values: int,
-    stats: int,
-    upstream: int,
-    upstream_strides: Sequence[int],
-    to_p: int,
-    to_q: int,
-    threads: int,
-) -> None: ...
+def formulas() -> list[str]: ...
+def readings() -> list[str]: ...
+def dtypes() -> list[str]: ...
 def instruction_set() -> str: ...
 def instruction_sets() -> list[str]: ...
 def use_instruction_set(name: str) -> None: ...

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ._errors import FormError
 from .forms.finite import Probs
-from .losses.skew import skew_kl
+from .verbs import skew
 
 _BLOCK_CELLS = 1 << 20  # (users, candidates, genres of an item) alive at once
 
@@ -59,7 +59,7 @@ def calibration(taste: Tensor, shown: Tensor, *, smoothing: float = 0.01) -> Ten
     tensor(1.1340)
     """
     _check_smoothing(smoothing)
-    return skew_kl(Probs(taste), Probs(shown), smoothing)
+    return skew(Probs(taste), Probs(shown), smoothing)
 
 
 class Recommendation(NamedTuple):

@@ -16,10 +16,12 @@ from torch import Tensor
 
 from . import divergences, exact
 from ._errors import FormError
-from .divergences import Divergence
+from .core.reduction import GeneratorSum, Pair
+from .divergences import KL, Divergence
 from .engines import choice
 from .forms.density import Measured
-from .plan import check_pair
+from .forms.finite import FiniteForm
+from .route import sides
 
 
 def kl(p: Measured, q: Measured, /, *, base: float = math.e) -> Tensor:
@@ -61,6 +63,23 @@ def js(p: Measured, q: Measured, /, *, weight: float = 0.5, base: float = math.e
     tensor(1.)
     """
     return measure(divergences.js(_number("js", "weight", weight, 0.0, 1.0)), p, q, base=base)
+
+
+def skew(p: Measured, q: Measured, /, weight: float = 0.1, *, base: float = math.e) -> Tensor:
+    """Skew divergence KL(p ‖ w p + (1-w) q): q is smoothed by p itself before it is compared.
+
+    Args:
+        p, q: forms over the same V.
+        weight: w in [0, 1], the share of p in the mixture; KL(p‖q) at 0, 0 at 1.
+        base: e gives nats, 2 gives bits.
+
+    Returns: Tensor (...), from 0 to log(1/w); finite for w > 0 whatever the supports.
+    Gradients: to p and q. Source: Lee 1999 (with α = 1 - w); Ko et al. 2024, arXiv 2402.03898, section 3.1.
+
+    >>> skew(Probs([1.0, 0.0]), Probs([0.0, 1.0]), weight=0.5)
+    tensor(0.6931)
+    """
+    return measure(divergences.skew(_number("skew", "weight", weight, 0.0, 1.0)), p, q, base=base)
 
 
 def jeffreys(p: Measured, q: Measured, /, *, base: float = math.e) -> Tensor:
@@ -110,6 +129,35 @@ def renyi(p: Measured, q: Measured, /, order: float, *, base: float = math.e) ->
     tensor(0.2877)
     """
     return measure(divergences.renyi(_number("renyi", "order", order, 0.0, math.inf)), p, q, base=base)
+
+
+def tsallis(p: Measured, q: Measured, /, order: float) -> Tensor:
+    """Tsallis relative entropy of order a, (Σ_v p_v^a q_v^(1-a) - 1) / (a - 1): a times the α-divergence.
+
+    Args:
+        p, q: forms over the same V.
+        order: a >= 0; KL(p‖q) at 1, the mass of q where p has none at 0, χ² at 2.
+
+    Returns: Tensor (...), >= 0, at most 1/(1-a) for a < 1.
+    Gradients: to p and q. Source: Tsallis 1998; Furuichi, Yanagi & Kuriyama 2004.
+
+    >>> tsallis(Probs([0.5, 0.5]), Probs([0.75, 0.25]), 2.0)
+    tensor(0.3333)
+    """
+    return measure(divergences.tsallis(_number("tsallis", "order", order, 0.0, math.inf)), p, q)
+
+
+def triangular(p: Measured, q: Measured, /) -> Tensor:
+    """Triangular discrimination Σ_v (p_v - q_v)² / (p_v + q_v): a symmetric χ², twice the Vincze-Le Cam distance.
+
+    Args: p, q: forms over the same V.
+    Returns: Tensor (...), from 0 to 2, symmetric. Half of it is at most the total variation distance.
+    Gradients: to p and q. Source: Le Cam 1986, section 4.2; Topsøe 2000.
+
+    >>> triangular(Probs([0.5, 0.5]), Probs([0.75, 0.25]))
+    tensor(0.1333)
+    """
+    return measure(divergences.TRIANGULAR, p, q)
 
 
 def tv(p: Measured, q: Measured, /) -> Tensor:
@@ -177,17 +225,52 @@ def cross_entropy(p: Measured, q: Measured, /, *, base: float = math.e) -> Tenso
     return measure(divergences.CROSS_ENTROPY, p, q, base=base)
 
 
-def measure(divergence: Divergence, p: Any, q: Any, /, *, base: float = math.e, verb: str | None = None) -> Tensor:
-    """Any row of the table: the verbs are its named cases."""
+def contributions(p: FiniteForm, q: FiniteForm, /, divergence: Divergence = KL, *, base: float = math.e) -> Tensor:
+    """What each class brings to a divergence: (..., V), adding up to its value.
+
+    For KL the class v brings p_v log(p_v / q_v) - p_v + q_v, which is >= 0: the textbook term p_v log(p_v / q_v) can be
+    negative where q has too much, and says less of where p and q differ. The sums are the same.
+
+    Args:
+        p, q: forms over the same V; their batch shapes broadcast.
+        divergence: a row of `kullback.divergences` that is a sum over classes, as Hellinger's and
+            Rényi's are not.
+        base: e gives nats, 2 gives bits.
+
+    Returns: Tensor (..., V), >= 0 (cross-entropy: its textbook terms). For looking at: it carries no gradient.
+    Raises: FormError, also for a divergence that is no sum.
+
+    >>> contributions(Probs([0.5, 0.5]), Probs([0.75, 0.25]))
+    tensor([0.0473, 0.0966])
+    """
+    linear = divergence.linear
+    if linear is None or not isinstance(linear[0], GeneratorSum):
+        raise FormError(
+            f"contributions: {divergence.name} is no sum over classes. Write contributions(p, q, KL), "
+            "or alpha of the same order for Rényi's."
+        )
     unit = _log_base(base)
-    if exact.is_measurable(p) or exact.is_measurable(q):
-        value = exact.measure(divergence, verb or divergence.name.partition("(")[0], p, q)
+    left, right = sides("contributions", p, q)
+    with torch.no_grad():
+        terms = linear[0].terms(Pair(left.weights(), right.weights())).value
+        return (terms * (linear[1] / unit)).to(_result_dtype(left.data[0], right.data[0]))
+
+
+def measure(divergence: Divergence, p: Any, q: Any, /, *, base: float = math.e, verb: str | None = None) -> Tensor:
+    """Any row of the table, or one of your own: the verbs are its named cases.
+
+    >>> from kullback import divergences
+    >>> measure(divergences.js(0.5), Probs([1.0, 0.0]), Probs([0.0, 1.0]), base=2)
+    tensor(1.)
+    """
+    unit = 1.0 if base is math.e else _log_base(base)
+    if not (isinstance(p, FiniteForm) and isinstance(q, FiniteForm)) and (
+        exact.is_measurable(p) or exact.is_measurable(q)
+    ):
+        value = exact.measure(divergence, verb or divergence.family, p, q)
         return value if unit == 1.0 else value / unit
-    batch_shape = check_pair(verb or divergence.name.partition("(")[0], p, q)
-    x, y = p.expand(batch_shape), q.expand(batch_shape)
-    sums = [choice.rows(total, p.reading, q.reading, x, y, p.num_classes) for total in divergence.sums]
-    value = divergence.finish(*sums)
-    return (value if unit == 1.0 else value / unit).to(_result_dtype(x, y))
+    left, right = sides(verb or divergence.family, p, q)
+    return choice.measure(divergence, left, right, p.num_classes, unit)
 
 
 def _result_dtype(x: Tensor, y: Tensor) -> torch.dtype:
@@ -195,6 +278,8 @@ def _result_dtype(x: Tensor, y: Tensor) -> torch.dtype:
 
 
 def _log_base(base: float) -> float:
+    if base is math.e:
+        return 1.0
     if not (isinstance(base, int | float) and 1.0 < base < math.inf):
         raise FormError(
             f"base is {base!r}, but a unit needs a number above 1: leave it out for nats, write base=2 for bits."

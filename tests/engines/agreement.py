@@ -5,9 +5,10 @@ import math
 
 import torch
 
+from cases import call_of
 from kullback import Labels, Logits, LogProbs, Probs
 from kullback.core import reduction
-from kullback.core.readings import LogitsReading, LogProbsReading
+from kullback.core.readings import LogitsReading, LogProbsReading, Side
 from kullback.divergences import TABLE
 from kullback.engines import cpu
 
@@ -61,9 +62,10 @@ def compare(total, p, q, num_classes, seed=0):
     x, y = leaf(p.data), leaf(q.data)
     dtypes = {data.dtype for data in (x, y) if data.is_floating_point()}
     dtype = torch.float64 if torch.float64 in dtypes or not dtypes else torch.float32  # what the engine computes in
-    truth = reduction.rows(total, p.reading, q.reading, x, y).detach()
-    values = cpu.rows(total, p.reading, q.reading, x, y, num_classes)
-    tiny = 1e-13 if "LogAffinity" in str(total) else 1e-14 if dtype == torch.float64 else 2e-15
+    left, right = Side(p.reading, (x,)), Side(q.reading, (y,))
+    truth = reduction.rows(total, left, right).detach()
+    values = cpu.prepare(call_of(total, left, right, num_classes))(left, right)
+    tiny = 1e-13 if "log_affinity" in str(total) else 1e-14 if dtype == torch.float64 else 2e-15
     torch.testing.assert_close(values.detach(), truth, rtol=VALUE[dtype], atol=tiny, equal_nan=True)
     wanted = x.requires_grad, y.requires_grad
     if not any(wanted):
@@ -71,11 +73,12 @@ def compare(total, p, q, num_classes, seed=0):
     upstream = torch.randn(truth.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     leaves = [data for data in (x, y) if data.requires_grad]
     got = torch.autograd.grad(values, leaves, upstream)
-    want = reduction.gradients(total, p.reading, q.reading, x, y, truth, upstream, wanted)
-    pair = reduction.pair_of(p.reading, q.reading, x.detach(), y.detach())
+    want = reduction.gradients(total, left, right, truth, upstream, wanted)
+    pair = reduction.Pair(p.detach().side(p.batch_shape).weights(), q.detach().side(q.batch_shape).weights())
+    partials = total.partials(pair, total.of(pair))
     conditions = [
         condition(form.reading, weights, partial, NORMALIZER[dtype]) * upstream.unsqueeze(-1).abs()
-        for form, weights, partial, data in zip((p, q), pair, total.partials(pair), (x, y), strict=True)
+        for form, weights, partial, data in zip((p, q), pair, partials, (x, y), strict=True)
         if data.requires_grad
     ]
     for mine, theirs, parts in zip(got, [w.detach() for w in want if w is not None], conditions, strict=True):

@@ -25,8 +25,7 @@ def digits(engine):
 
 def specified(divergence: Divergence, p, q):
     batch = torch.broadcast_shapes(p.batch_shape, q.batch_shape)
-    x, y = p.expand(batch), q.expand(batch)
-    return divergence.finish(*(reduction.rows(total, p.reading, q.reading, x, y) for total in divergence.sums))
+    return divergence.finish(*(reduction.rows(total, p.side(batch), q.side(batch)) for total in divergence.sums))
 
 
 @pytest.mark.parametrize("names", list(itertools.product(FORMS, FORMS)), ids="-".join)

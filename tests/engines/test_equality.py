@@ -8,12 +8,18 @@ import pytest
 import torch
 from agreement import PAIRS, READINGS, SOME, SUMS, VALUE, compare, leaf, scores
 
-from cases import SMALL
+from cases import SMALL, call_of
 from kullback import Labels, Logits
-from kullback.divergences import TABLE
+from kullback.divergences import KL
 from kullback.engines import cpu
 
 pytestmark = pytest.mark.skipif(cpu.ABSENT is not None, reason=str(cpu.ABSENT))
+
+
+def rows_of(x, y, total=KL.sums[0]):
+    """KL of two tensors of logits, from the C++ engine."""
+    p, q = Logits(x).side(x.shape[:-1]), Logits(y).side(y.shape[:-1])
+    return cpu.prepare(call_of(total, p, q, x.shape[-1]))(p, q)
 
 
 def compare_all(a, b, dtype, pairs=PAIRS, sums=SUMS):
@@ -85,7 +91,7 @@ LAYOUTS = {
 @pytest.mark.parametrize("num_classes", [10, 130])
 def test_layouts(left, right, num_classes):
     a, b = scores((4, 3, num_classes))
-    total = SUMS[str(TABLE[0].sums[0])]
+    total = SUMS[str(KL.sums[0])]
     p, q = Logits(LAYOUTS[left](a.float())), Logits(LAYOUTS[right](b.float()))
     compare(total, p, q, num_classes)
     labels = Labels(LAYOUTS[left](b.argmax(-1, keepdim=True)).squeeze(-1), num_classes, 0.1)
@@ -95,12 +101,10 @@ def test_layouts(left, right, num_classes):
 @pytest.mark.parametrize("num_classes", [7, 600])
 def test_rows_with_nan(num_classes):
     """A NaN row is NaN, alone; with a zero upstream gradient it sends back zeros."""
-    total = TABLE[0].sums[0]
     a, b = (s.float() for s in scores((3, num_classes)))
     b[1, 2] = math.nan
-    p, q = Logits(a).reading, Logits(b).reading
     x, y = leaf(a), leaf(b)
-    values = cpu.rows(total, p, q, x, y, num_classes)
+    values = rows_of(x, y)
     assert values.isnan().tolist() == [False, True, False]
     to_x, to_y = torch.autograd.grad(values, (x, y), torch.tensor([1.0, 0.0, 1.0]).double(), retain_graph=True)
     assert to_x[1].count_nonzero() == 0
@@ -116,19 +120,19 @@ def test_payloads_of_nan_do_not_hide():
     for bits in (-1, 0x7F800001, 0x7FC001FF, -0x7FFFFF):
         x = torch.randn(2, 600)
         x.view(torch.int32)[0, 77] = bits
-        values = cpu.rows(TABLE[0].sums[0], Logits(x).reading, Logits(x).reading, x, torch.randn(2, 600), 600)
+        values = rows_of(x, torch.randn(2, 600))
         assert values.isnan().tolist() == [True, False]
 
 
 def test_empty_and_single():
     for shape in ((0, 4), (2, 0, 3)):
         x = torch.zeros(shape, requires_grad=True)
-        values = cpu.rows(TABLE[0].sums[0], Logits(x).reading, Logits(x).reading, x, x, shape[-1])
+        values = rows_of(x, x)
         assert values.shape == shape[:-1]
         values.sum().backward()
         assert x.grad.shape == shape
     x = torch.zeros(5, requires_grad=True)
-    assert cpu.rows(TABLE[0].sums[0], Logits(x).reading, Logits(x).reading, x, x, 5).shape == ()
+    assert rows_of(x, x).shape == ()
 
 
 def test_half_floats_convert_exactly_both_ways():
@@ -140,7 +144,7 @@ def test_half_floats_convert_exactly_both_ways():
         y = torch.zeros_like(x)
         for scale in (1.0, 3e-5, 1e-7):
             for data in (x.detach().requires_grad_(), x.float().requires_grad_()):
-                values = cpu.rows(TABLE[0].sums[0], Logits(data).reading, Logits(y).reading, y.to(data.dtype), data, 2)
+                values = rows_of(y.to(data.dtype), data)
                 values.backward(torch.full_like(values, scale))
                 if data.dtype == dtype:
                     narrow = data.grad

@@ -1,26 +1,28 @@
 """The C++ engine as PyTorch sees it: operator, threads, fork, memory, compile, second derivatives, choice."""
 
+import dataclasses
 import math
 import subprocess
 import sys
 import textwrap
-from dataclasses import dataclass
 
 import pytest
 import torch
 
-from kullback import Labels, Logits, LogProbs, Probs, explain, kl
+from cases import call_of
+from kullback import Labels, Logits, LogProbs, explain, kl
 from kullback.core import generators
-from kullback.core.generators import Terms
-from kullback.core.readings import LabelsReading, LogitsReading, LogProbsReading, ProbsReading
-from kullback.core.reduction import GeneratorSum
-from kullback.divergences import TABLE
-from kullback.engines import choice, cpu, encoding, use
+from kullback.core.generators import Generator, Tail, Terms
+from kullback.core.readings import LabelsReading, LogitsReading, LogProbsReading, ProbsReading, Side
+from kullback.core.reduction import GeneratorSum, LogAffinity
+from kullback.divergences import HELLINGER, KL, TABLE, TV, Divergence, Scaled, alpha, js, renyi
+from kullback.engines import choice, cpu, use
+from kullback.engines.call import name_of_reading, name_of_sum, reading_of, sum_of
+from kullback.engines.operators import ask
 from kullback.verbs import measure
 
 pytestmark = pytest.mark.skipif(cpu.ABSENT is not None, reason=str(cpu.ABSENT))
 
-KL = TABLE[0].sums[0]
 LOGITS = LogitsReading()
 
 
@@ -30,50 +32,93 @@ def pair(*shape, dtype=torch.float32, seed=0):
     return a.to(dtype), (a + 0.3 * torch.randn(shape, generator=g)).to(dtype).requires_grad_()
 
 
-def both(a, b, total=KL, left=LOGITS, right=LOGITS):
-    values = cpu.rows(total, left, right, a, b, a.shape[-1])
+def rows(a, b, total=KL.sums[0]):
+    p, q = Side(LOGITS, (a,)), Side(LOGITS, (b,))
+    return cpu.prepare(call_of(total, p, q, a.shape[-1]))(p, q)
+
+
+def both(a, b, total=KL.sums[0]):
+    values = rows(a, b, total)
     upstream = torch.linspace(-1, 2, values.numel(), dtype=torch.float64).reshape(values.shape)
     return values.detach(), *torch.autograd.grad(values, [b], upstream)
 
 
-def test_the_table_of_codes_goes_both_ways():
-    readings = (LogitsReading(0.7), LogProbsReading(), ProbsReading(), LabelsReading(9, 0.1, "others"))
+def test_the_names_of_sums_and_readings_go_both_ways():
     for divergence in TABLE:
         for total in divergence.sums:
-            for left in readings:
-                for right in readings:
-                    codes, numbers = encoding.encode(total, left, right)
-                    assert encoding.decode(codes, numbers, 9) == (total, left, right)
+            assert sum_of(*name_of_sum(total)) == total
+    for reading in (LogitsReading(0.7), LogProbsReading(), ProbsReading(), LabelsReading(9, 0.1, "others")):
+        assert reading_of(*name_of_reading(reading), 9) == reading
 
 
-@dataclass(frozen=True)
-class Doubled:
-    """A generator of one's own: 2 KL."""
+def test_both_languages_have_the_same_list():
+    assert {*cpu._cpu.formulas()} == {*generators.NAMED, "log_affinity"}
+    assert cpu.ABSENT is None
 
-    factor: float
 
-    def __call__(self, c):
-        return Terms(*(self.factor * part for part in generators.kl(c)))
+def test_an_extension_of_other_sources_is_not_used():
+    """A generator that the extension does not have, or has beside ours: it is left alone, with a reason."""
+    out = run_script(
+        """
+        from kullback.core import generators
+        generators.NAMED["fresh"] = lambda _: generators.kl
+        from kullback import Probs, explain, kl
+        from kullback.engines import cpu
+        p, q = Probs([0.5, 0.5]), Probs([0.75, 0.25])
+        print(cpu.ABSENT, "|", explain(p, q).engine, round(kl(p, q).item(), 4))
+        """
+    )
+    assert "was built from other sources" in out
+    assert out.strip().endswith("| eager 0.1438")
+
+
+def doubled(c, _):
+    return Terms(*(2.0 * part for part in generators.kl(c)))
+
+
+DOUBLED = Generator("doubled", doubled, 0.0, 2.0, math.inf, plain=(-2.0, 2.0), tail=Tail(2.0))
+TWICE = Divergence("twice", None, "2 KL", (GeneratorSum(DOUBLED),), Scaled(), math.inf, False, "this test")
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_sum_or_reading_that_no_kernel_knows_goes_to_eager():
-    total = GeneratorSum(Doubled(2.0), 2.0, math.inf, (-2.0, 2.0))
     a, b = pair(3, 7)
-    assert choice.why_not_cpu(a, b, KL, LOGITS, LOGITS) is None
-    assert choice.why_not_cpu(a, b, total, LOGITS, LOGITS) == "the generator Doubled has no kernel"
-    assert choice.why_not_cpu(a, b, KL, LOGITS, SecondReading()) == "SecondReading has no kernel"
-    with use("triton"):  # interpreted or not, it says why before it is asked to compute
-        assert choice.why_not_triton(a, b, total, LOGITS, LOGITS) is not None
+    p, q = Logits(a), Logits(b)
+    assert explain(p, q).engine == "cpu"
+    assert dict(explain(p, q, divergence=TWICE).not_taken)["cpu"] == "doubled has no kernel"
+    other = Side(SecondReading(), (b,))
+    call = call_of(KL.sums[0], p.side(p.batch_shape), other, 7)
+    assert cpu.why_not(call) == "SecondReading has no kernel"
 
     def loss(a, b):
-        return choice.rows(total, LOGITS, LOGITS, a, b, 7).sum()
+        return measure(TWICE, Logits(a), Logits(b)).sum()
 
     double, once = loss(a, b), kl(Logits(a), Logits(b)).sum()
     torch.testing.assert_close(double.float(), 2 * once)
     torch.testing.assert_close(*torch.autograd.grad(double, [b]), *(2 * g for g in torch.autograd.grad(once, [b])))
     torch.testing.assert_close(torch.compile(loss, fullgraph=True, backend="eager")(a, b), double)
-    torch.testing.assert_close(choice.rows(KL, LOGITS, SecondReading(), a, b, 7).sum().float(), once)
+    torch.testing.assert_close(choice.measure(KL, p.side(p.batch_shape), other, 7).sum(), once)
+
+
+def test_the_name_of_a_kernel_does_not_make_it_that_kernel():
+    """A generator of one's own that calls itself kl is not computed as KL."""
+    impostor = dataclasses.replace(DOUBLED, name="kl")
+    a, b = pair(3, 7)
+    p, q = Logits(a), Logits(b)
+    row = dataclasses.replace(TWICE, sums=(GeneratorSum(impostor),))
+    assert name_of_sum(GeneratorSum(impostor)) is None
+    torch.testing.assert_close(measure(row, p, q), 2 * kl(p, q))
+
+
+def test_a_copy_of_a_row_is_that_row():
+    """Dispatch is by value: a copied row takes the same engine, and equals its original."""
+    a, b = pair(3, 7)
+    for divergence in TABLE:
+        copy = dataclasses.replace(divergence, sums=tuple(dataclasses.replace(s) for s in divergence.sums))
+        assert copy == divergence
+        assert hash(copy) == hash(divergence)
+        assert explain(Logits(a), Logits(b), divergence=copy) == explain(Logits(a), Logits(b), divergence=divergence)
+        assert torch.equal(measure(copy, Logits(a), Logits(b)), measure(divergence, Logits(a), Logits(b)))
 
 
 class SecondReading(LogitsReading):
@@ -88,7 +133,7 @@ def test_the_bits_do_not_depend_on_threads(shape):
         results = []
         for threads in (1, 2, 3, 8):
             torch.set_num_threads(threads)
-            results.append([both(a, b, total) for total in (KL, TABLE[11].sums[-1])])
+            results.append([both(a, b, total) for total in (KL.sums[0], LogAffinity(0.3))])
     finally:
         torch.set_num_threads(before)
     for other in results[1:]:
@@ -105,7 +150,7 @@ def test_a_row_does_not_see_its_neighbours(num_classes):
         a[5, 2], b[7, 1] = math.nan, -math.inf
     values, grad = both(a, b)
     for row in (0, 3, 4, 99):
-        alone = cpu.rows(KL, LOGITS, LOGITS, a[row : row + 20], b[row : row + 20], num_classes)[0]
+        alone = rows(a[row : row + 20], b[row : row + 20])[0]
         torch.testing.assert_close(alone, values[row], rtol=1e-6 if num_classes == 10 else 0, atol=0)
     assert grad[7].count_nonzero() == 0
 
@@ -200,24 +245,90 @@ def test_rows_are_read_where_they_lie():
     wide = torch.randn(6, 5, 700)
     views = (wide[:, 2, :600], wide[::2, :, 50:650], wide[:1, :, :600].expand(6, 5, 600))
     for view in views:
-        _, ((rows, strides),) = cpu._lay_out(view.shape[:-1], (view,), (0,))
-        assert rows.data_ptr() == view.data_ptr()
-        assert list(strides) == list(view.stride()[:-1])
+        assert cpu.lie(view, False, view.shape[:-1]).data_ptr() == view.data_ptr()
+        p, q = Logits(view).side(view.shape[:-1]), Logits(view.contiguous()).side(view.shape[:-1])
+        served = cpu.prepare(call_of(KL.sums[0], p, q, 600))
+        assert torch.equal(served(p, q), torch.zeros(view.shape[:-1], dtype=torch.float64))
+
+
+def asked(p, q, divergence=KL):
+    left, right = p.side(p.batch_shape), q.side(q.batch_shape)
+    return ask(call_of(divergence.sums[0], left, right, p.num_classes), left, right)
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_opcheck():
     a, b = pair(3, 7)
-    codes, numbers = encoding.encode(KL, LOGITS, LOGITS)
-    torch.library.opcheck(torch.ops.kullback.rows.default, (a, b, codes, numbers, 7, True))
-    torch.library.opcheck(torch.ops.kullback.rows.default, (a, b.detach(), codes, numbers, 7, False))
-    values, stats = torch.ops.kullback.rows(a, b.detach(), codes, numbers, 7, True)
+    torch.library.opcheck(torch.ops.kullback.rows.default, (*asked(Logits(a), Logits(b)), True))
+    torch.library.opcheck(torch.ops.kullback.rows.default, (*asked(Logits(a), Logits(b.detach())), False))
+    values, stats = torch.ops.kullback.rows(*asked(Logits(a), Logits(b.detach())), True)
     up = torch.ones(3, dtype=torch.float64)
-    arguments = (a, b.detach(), values, stats, up, codes, numbers, 7, True, True)
+    arguments = (*asked(Logits(a), Logits(b.detach())), values, stats, up, [True, True])
     torch.library.opcheck(torch.ops.kullback.row_gradients.default, arguments)
-    y = torch.tensor([1, 0, 6])
-    codes, numbers = encoding.encode(KL, LabelsReading(7, 0.1), LOGITS)
-    torch.library.opcheck(torch.ops.kullback.rows.default, (y, b, codes, numbers, 7, True))
+    labels = Labels([1, 0, 6], 7, 0.1)
+    torch.library.opcheck(torch.ops.kullback.rows.default, (*asked(labels, Logits(b)), True))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("trace", ["export", "make_fx", "jit"])
+def test_a_graph_made_without_gradients_still_has_them(trace):
+    """It kept nothing for a backward pass: this crashed the process, and now recomputes."""
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    class Module(torch.nn.Module):
+        def forward(self, a, b):
+            return kl(Logits(a), Logits(b)).sum()
+
+    a, b = pair(3, 7)
+    plain = b.detach()
+    if trace == "export":
+        graph = torch.export.export(Module(), (a, plain)).module()
+    elif trace == "make_fx":
+        graph = make_fx(Module())(a, plain)
+    else:
+        graph = torch.jit.trace(Module(), (a, plain))
+    value = graph(a, b)
+    torch.testing.assert_close(value, Module()(a, b))
+    (got,) = torch.autograd.grad(value, [b])
+    (want,) = torch.autograd.grad(Module()(a, b), [b])
+    torch.testing.assert_close(got, want)
+
+
+def test_the_operators_refuse_what_does_not_fit():
+    """Called directly, with sizes, dtypes, names and ranges that would read out of bounds or compute nonsense."""
+    a, b = (x.detach() for x in pair(6, 9))
+    good = list(asked(Logits(a), Logits(b)))
+    names = ("sum", "parameter", "p", "p_reading", "p_number", "q", "q_reading", "q_number", "num_classes")
+    wrong = [
+        ({"num_classes": 10**7}, "num_classes is 10000000"),
+        ({"num_classes": 0}, "num_classes is 0"),
+        ({"p": [a[:3]]}, "p has rows"),
+        ({"p": [a.long()]}, "dtype torch.int64"),
+        ({"p": [a, a]}, "2 tensors"),
+        ({"p": [torch.tensor(1.0)]}, "shape"),
+        ({"sum": "no such"}, "no sum is named"),
+        ({"q_reading": "no such"}, "no reading is named"),
+        ({"q_number": -1.0}, "temperature is above 0"),
+        ({"p": [torch.tensor([0, 1, 2, 3, 4, 9])], "p_reading": "labels_all", "p_number": 0.0}, "label of row 5"),
+        ({"p": [torch.tensor([-1, 1, 2, 3, 4, 8])], "p_reading": "labels_all", "p_number": 0.0}, "label of row 0"),
+    ]
+    for change, said in wrong:
+        arguments = [change.get(name, value) for name, value in zip(names, good, strict=True)]
+        with pytest.raises((RuntimeError, ValueError, IndexError), match=said):
+            torch.ops.kullback.rows(*arguments, True)
+    values, stats = torch.ops.kullback.rows(*good, True)
+    up = torch.ones(6, dtype=torch.float64)
+    for given in (
+        (values[:2], stats, up),
+        (values, stats[:0], up),
+        (values, stats, up[:1]),
+        (values.float(), stats, up),
+        (values, stats, up.float()),
+    ):
+        with pytest.raises(RuntimeError, match="but the forward pass gave"):
+            torch.ops.kullback.row_gradients(*good, *given, [True, True])
+    with pytest.raises(RuntimeError, match="wanted has 3 entries"):
+        torch.ops.kullback.row_gradients(*good, values, stats, up, [True, True, True])
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -243,7 +354,7 @@ def test_compile_without_graph_breaks_nor_recompilation(backend):
 
 def test_second_derivatives():
     a, b = (x.detach().double().requires_grad_() for x in pair(2, 5))
-    for divergence in (TABLE[0], TABLE[2], TABLE[6]):
+    for divergence in (KL, js(0.5), alpha(0.3)):
         assert torch.autograd.gradgradcheck(lambda x, y, d=divergence: measure(d, Logits(x), Logits(y)), (a, b))
 
 
@@ -309,10 +420,11 @@ def test_float32_keeps_five_digits_down_to_1e_9(num_classes, offset):
 def test_explain_says_which_engine_and_why():
     a, b = pair(5, 10)
     plan = explain(Logits(a), Logits(b))
-    assert plan.engine.startswith("cpu: C++")
+    assert plan.engine == "cpu"
+    assert plan.manner.startswith("C++")
     with use("eager"):
         plan = explain(Logits(a), Logits(b))
-        assert plan.engine.startswith("eager")
+        assert plan.engine == "eager"
         assert ("cpu", "engines.use('eager') is in force") in plan.not_taken
     with pytest.raises(ValueError, match="write one of 'eager', 'cpu'"), use("gpu"):
         pass
@@ -320,12 +432,14 @@ def test_explain_says_which_engine_and_why():
 
 def test_without_the_extension(monkeypatch):
     monkeypatch.setattr(cpu, "ABSENT", "the C++ extension kullback._cpu is not installed")
+    choice.forget()
     a, b = pair(5, 10)
     plan = explain(Logits(a), Logits(b))
-    assert plan.engine.startswith("eager")
+    assert plan.engine == "eager"
     assert ("cpu", cpu.ABSENT) in plan.not_taken
     kl(Logits(a), Logits(b)).sum().backward()
     assert b.grad.count_nonzero()
+    choice.forget()
 
 
 def test_an_installation_without_the_extension_imports():
@@ -357,7 +471,20 @@ def test_a_tensor_subclass_is_left_to_itself():
         pass
 
     a, b = pair(3, 4)
-    assert choice.why_not_cpu(a.as_subclass(Mine), b) is not None
-    assert choice.why_not_cpu(a.to("meta"), b.to("meta")) is not None
-    assert choice.why_not_cpu(a, b) is None
-    assert Probs([0.5, 0.5]).data.dtype == torch.float32
+    said = dict(explain(Logits(a.as_subclass(Mine)), Logits(b)).not_taken)["cpu"]
+    assert said == "a tensor subclass decides for itself how it computes"
+    meta = Logits(a.to("meta"))
+    assert dict(explain(meta, meta).not_taken)["cpu"] == "the tensors are on meta"
+
+
+def test_decisions_are_kept_and_forgotten():
+    """Once decided for a divergence, readings and dtypes; `use` decides anew."""
+    a, b = pair(3, 4)
+    p, q = Logits(a).side(a.shape[:-1]), Logits(b).side(b.shape[:-1])
+    first = choice.kept_decision(TV, p, q, 4)
+    assert choice.kept_decision(TV, p, q, 4) is first
+    assert choice.kept_decision(HELLINGER, p, q, 4) is not first
+    assert choice.kept_decision(renyi(0.3), p, q, 4) is choice.kept_decision(renyi(0.3), p, q, 4)
+    with use("eager"):
+        assert choice.kept_decision(TV, p, q, 4).engine.NAME == "eager"
+    assert choice.kept_decision(TV, p, q, 4).engine.NAME == "cpu"

@@ -168,10 +168,10 @@ def test_a_tempered_form_is_the_power_of_its_distribution():
     want = p**0.5 / (p**0.5).sum()
     for form in (Probs(p), LogProbs(p.log()), Logits(p.log() + 3.0)):
         reading = form.tempered(2.0)
-        torch.testing.assert_close(reading.reading.weights(reading.data).w, want, rtol=1e-14, atol=0)
+        torch.testing.assert_close(reading.probabilities(), want, rtol=1e-14, atol=0)
     soft = Labels([1], 4, 0.2).tempered(2.0)
     w = torch.tensor([0.05, 0.85, 0.05, 0.05], dtype=torch.float64) ** 0.5
-    torch.testing.assert_close(soft.reading.weights(soft.data).w[0], w / w.sum(), rtol=1e-14, atol=0)
+    torch.testing.assert_close(soft.probabilities()[0], w / w.sum(), rtol=1e-14, atol=0)
 
 
 def test_a_detached_form_takes_no_gradient():

@@ -116,8 +116,21 @@ def _renyi(p, q, a):
     return _kl(p, q) if a == 1.0 else (p**a * q ** (1 - a)).sum(-1).log() / (a - 1)
 
 
+def _skew(p, q, w):
+    return _kl(p, w * p + (1 - w) * q)
+
+
+def _tsallis(p, q, a):
+    if a == 1.0:
+        return _kl(p, q)
+    return ((p**a * q ** (1 - a)).sum(-1) - 1) / (a - 1)
+
+
 TEXTBOOK = {
     "kl": _kl,
+    "skew": _skew,
+    "tsallis": _tsallis,
+    "triangular": lambda p, q: ((p - q) ** 2 / (p + q)).sum(-1),
     "jeffreys": lambda p, q: ((p - q) * (p / q).log()).sum(-1),
     "js": _js,
     "alpha": _alpha,
@@ -130,7 +143,7 @@ TEXTBOOK = {
 
 
 def textbook(divergence, p, q):
-    family = TEXTBOOK[divergence.name.partition("(")[0]]
+    family = TEXTBOOK[divergence.family]
     number = parameter(divergence)
     return family(p, q) if number is None else family(p, q, number)
 
@@ -185,6 +198,7 @@ def _row(name):
     [
         ("tv", -0.5),
         ("chi2", -2.0),
+        ("triangular", -3.0),
         ("cross_entropy", math.log(2.0)),
         *((name, 0.0) for name in ("kl", "js(0.5)", "js(0.1)", "hellinger", "alpha(0.5)", "alpha(0.3)", "renyi(0.5)")),
     ],

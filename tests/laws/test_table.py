@@ -50,7 +50,7 @@ def test_never_negative_nor_nan_on_the_edge_rows(divergence, names, dtype):
         assert value.dtype == (torch.float64 if dtype == torch.float64 else torch.float32), case
         assert bool((value >= 0).all()), case
         # rows rounded to a coarse dtype may sum to a little more than one
-        slack = 4.0 * abs(p.reading.weights(p.data).w.sum(-1) - 1) + 4.0 * abs(q.reading.weights(q.data).w.sum(-1) - 1)
+        slack = 4.0 * abs(p.probabilities().sum(-1) - 1) + 4.0 * abs(q.probabilities().sum(-1) - 1)
         assert bool((value <= divergence.upper * (1.0 + slack.float() + 1e-6)).all()), case
 
 
@@ -69,7 +69,7 @@ def test_exactly_zero_for_equal_rows(divergence, name, dtype):
 @given(pair=pairs(score=st.floats(-8, 8), classes=st.integers(2, 6)), which=st.integers(0, 5))
 def test_positive_for_different_rows(divergence, pair, which):
     a, _ = pair
-    if divergence.name == "renyi(0)":
+    if divergence.name in ("renyi(0)", "tsallis(0)"):
         return  # sees supports only
     b = a.clone()
     b[which % len(b)] += 1e-6

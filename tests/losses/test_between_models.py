@@ -172,7 +172,7 @@ def test_skew_kl_gradients_in_every_coordinate(form):
         x, y = (log_x, log_y) if form(log_x).__class__ is LogProbs else (log_x.exp(), log_y.exp())
 
     def textbook(s, t):
-        p, q = (form(v).reading.weights(v) for v in (s, t))
+        p, q = (form(v).reading.weights((v,)) for v in (s, t))
         return (p.w * (p.log_w - (0.2 * p.w + 0.8 * q.w).log())).sum(-1)
 
     x.requires_grad_(), y.requires_grad_()

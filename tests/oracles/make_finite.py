@@ -197,6 +197,20 @@ def renyi(p, q, a):
     return mp.log(total) / (a - 1)
 
 
+def tsallis(p, q, a):
+    """a times the α-divergence; at a = 0 the mass of q where p has none."""
+    return _sum(lambda x, y: y if x == 0 else mp.mpf(0), p, q) if a == 0 else mp.mpf(a) * alpha(p, q, a)
+
+
+def skew(p, q, w):
+    w = mp.mpf(w)
+    return kl(p, [w * a + (1 - w) * b for a, b in zip(p, q, strict=True)])
+
+
+def triangular(p, q):
+    return _sum(lambda a, b: (a - b) ** 2 / (a + b) if a + b > 0 else mp.mpf(0), p, q)
+
+
 def tv(p, q):
     return _sum(lambda a, b: abs(a - b), p, q) / 2
 
@@ -213,7 +227,9 @@ def cross_entropy(p, q):
     return _sum(lambda a, b: mp.inf if a > 0 and b == 0 else -_xlogy(a, lambda: b), p, q)
 
 
-FORMULAS = {f.__name__: f for f in (kl, jeffreys, js, alpha, renyi, tv, hellinger, chi2, cross_entropy)}
+FORMULAS = {f.__name__: f for f in (
+    kl, jeffreys, js, skew, alpha, tsallis, renyi, tv, hellinger, triangular, chi2, cross_entropy,
+)}  # fmt: skip
 
 
 def value(name: str, p, q) -> mp.mpf:

@@ -20,11 +20,11 @@ class Normalizer(NamedTuple):
             zero = scores.sum(-1, keepdim=True)
             return cls(zero - math.inf, zero)
         m = scores.amax(-1, keepdim=True)
-        return cls(m, torch.exp(scores - _finite(m)).sum(-1, keepdim=True))
+        return cls(m, torch.exp(scores - finite_or_zero(m)).sum(-1, keepdim=True))
 
     def merge(self, other: "Normalizer") -> "Normalizer":
         m = torch.maximum(self.max, other.max)
-        base = _finite(m)
+        base = finite_or_zero(m)
         return Normalizer(m, self.sum * torch.exp(self.max - base) + other.sum * torch.exp(other.max - base))
 
     def log_probs(self, scores: Tensor) -> Tensor:
@@ -32,5 +32,6 @@ class Normalizer(NamedTuple):
         return (scores - self.max) - torch.log(self.sum)
 
 
-def _finite(m: Tensor) -> Tensor:
+def finite_or_zero(m: Tensor) -> Tensor:
+    """0 in place of -inf, the maximum of no columns or of columns without mass."""
     return torch.where(m == -math.inf, 0.0, m)

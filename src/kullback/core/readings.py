@@ -1,17 +1,18 @@
-"""How a tensor is read as rows of a finite distribution, and how a gradient goes back to that tensor.
+"""How tensors are read as rows of a finite distribution, and how a gradient goes back to each of them.
 
-A reading turns data into `Weights(w, log_w)`, float64, (..., V), and pulls a divergence's partial
-derivatives back through that map. It is frozen and hashable and holds no tensor.
+A side of a comparison is a reading and the tensors that it reads. A reading turns these into `Weights(w, log_w)`,
+float64, (..., V), and pulls a divergence's partial derivatives back through that map. It is frozen and hashable and
+holds no tensor.
 """
 
 import math
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol
+from typing import ClassVar, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from .normalizer import Normalizer
+from .normalizer import Normalizer, finite_or_zero
 
 
 class Weights(NamedTuple):
@@ -22,28 +23,61 @@ class Weights(NamedTuple):
 
 
 class Partial(NamedTuple):
-    """One side's derivatives of a divergence, in the two coordinates that readings need.
+    """One side's derivatives of a divergence, in the coordinates that readings need.
 
     dlog    (..., V)  w ∂f/∂w of the canonical sum
+    total   (..., 1)  Σ_v dlog over all columns, also those that another chunk, shard or rank holds
     plain   dlog - plain·w is the derivative of the textbook sum, which is what unnormalised coordinates see
     slope   ∂f/∂w of the textbook sum where w = 0 and the other side has mass; 0 where that limit is infinite
     """
 
     dlog: Tensor
+    total: Tensor
     plain: float
     slope: Tensor | float
 
 
 class Reading(Protocol):
-    """A map from data to weights, and the way back for derivatives."""
+    """A map from tensors to weights, and the way back for derivatives."""
 
-    def weights(self, x: Tensor) -> Weights:
-        """The distributions that `x` holds, (..., V) in float64."""
+    @property
+    def event_dims(self) -> tuple[int | None, ...]:
+        """For each tensor, how many trailing axes describe one row; None: all rows share the whole tensor."""
         ...
 
-    def pull_back(self, weights: Weights, partial: Partial) -> Tensor:
-        """∂(divergence)/∂x, shaped like `x`, in float64."""
+    def weights(self, data: tuple[Tensor, ...]) -> Weights:
+        """The distributions that the tensors hold, (..., V) in float64."""
         ...
+
+    def pull_back(
+        self, data: tuple[Tensor, ...], weights: Weights, partial: Partial, upstream: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        """Σ_rows upstream · ∂(divergence)/∂x for every tensor x, shaped like it, in float64; None for integers.
+
+        upstream: (..., 1), zero in rows that send nothing back.
+        """
+        ...
+
+
+class Side(NamedTuple):
+    """What a form yields: tensors, expanded to one batch shape, and how to read them."""
+
+    reading: Reading
+    data: tuple[Tensor, ...]
+
+    @property
+    def batch_shape(self) -> torch.Size:
+        return batch_shape(self.reading, self.data)
+
+    def weights(self) -> Weights:
+        return self.reading.weights(self.data)
+
+
+def batch_shape(reading: Reading, data: tuple[Tensor, ...]) -> torch.Size:
+    """The axes of the first tensor that count rows."""
+    x, dims = data[0], reading.event_dims[0]
+    assert dims is not None, "the first tensor of a side has rows"
+    return x.shape[: x.dim() - dims]
 
 
 @dataclass(frozen=True)
@@ -51,41 +85,58 @@ class LogitsReading:
     """w = softmax(x / temperature)."""
 
     temperature: float = 1.0
+    event_dims: ClassVar[tuple[int | None, ...]] = (1,)
 
-    def weights(self, x: Tensor) -> Weights:
-        scores = x.double() / self.temperature
+    def weights(self, data: tuple[Tensor, ...]) -> Weights:
+        (x,) = data
+        wide = x.double()
+        # the maximum leaves before the temperature comes, so that no finite row overflows
+        top = finite_or_zero(wide.detach().amax(-1, keepdim=True))
+        scores = (wide - top) / self.temperature
         log_w = Normalizer.of(scores).log_probs(scores)
         return Weights(torch.exp(log_w), log_w)
 
-    def pull_back(self, weights: Weights, partial: Partial) -> Tensor:
-        return (partial.dlog - weights.w * partial.dlog.sum(-1, keepdim=True)) / self.temperature
+    def pull_back(
+        self, data: tuple[Tensor, ...], weights: Weights, partial: Partial, upstream: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        return (upstream * ((partial.dlog - weights.w * partial.total) / self.temperature),)
 
 
 @dataclass(frozen=True)
 class LogProbsReading:
     """w = exp(x)."""
 
-    def weights(self, x: Tensor) -> Weights:
+    event_dims: ClassVar[tuple[int | None, ...]] = (1,)
+
+    def weights(self, data: tuple[Tensor, ...]) -> Weights:
+        (x,) = data
         log_w = x.double()
         return Weights(torch.exp(log_w), log_w)
 
-    def pull_back(self, weights: Weights, partial: Partial) -> Tensor:
-        return partial.dlog - partial.plain * weights.w
+    def pull_back(
+        self, data: tuple[Tensor, ...], weights: Weights, partial: Partial, upstream: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        return (upstream * (partial.dlog - partial.plain * weights.w),)
 
 
 @dataclass(frozen=True)
 class ProbsReading:
     """w = x."""
 
-    def weights(self, x: Tensor) -> Weights:
+    event_dims: ClassVar[tuple[int | None, ...]] = (1,)
+
+    def weights(self, data: tuple[Tensor, ...]) -> Weights:
+        (x,) = data
         w = x.double()
         zero = w == 0
         return Weights(w, torch.where(zero, -math.inf, torch.log(torch.where(zero, 1.0, w))))
 
-    def pull_back(self, weights: Weights, partial: Partial) -> Tensor:
+    def pull_back(
+        self, data: tuple[Tensor, ...], weights: Weights, partial: Partial, upstream: Tensor
+    ) -> tuple[Tensor | None, ...]:
         zero = weights.w == 0
         inside = partial.dlog / torch.where(zero, 1.0, weights.w) - partial.plain
-        return torch.where(zero, partial.slope, inside)
+        return (upstream * torch.where(zero, partial.slope, inside),)
 
 
 @dataclass(frozen=True)
@@ -95,6 +146,7 @@ class LabelsReading:
     num_classes: int
     smoothing: float = 0.0
     spread: Literal["all", "others"] = "all"
+    event_dims: ClassVar[tuple[int | None, ...]] = (0,)
 
     @property
     def on_off(self) -> tuple[float, float]:
@@ -104,14 +156,17 @@ class LabelsReading:
             return 1.0 - self.smoothing + off, off
         return 1.0 - self.smoothing, self.smoothing / max(self.num_classes - 1, 1)
 
-    def weights(self, x: Tensor) -> Weights:
+    def weights(self, data: tuple[Tensor, ...]) -> Weights:
+        (x,) = data
         on, off = self.on_off
         hit = x.unsqueeze(-1) == torch.arange(self.num_classes, device=x.device)
         w = torch.where(hit, _double(on, x), _double(off, x))
         return Weights(w, torch.where(hit, _double(_log(on), x), _double(_log(off), x)))
 
-    def pull_back(self, weights: Weights, partial: Partial) -> Tensor:
-        raise AssertionError("class labels are integers and take no gradient")
+    def pull_back(
+        self, data: tuple[Tensor, ...], weights: Weights, partial: Partial, upstream: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        return (None,)  # class labels are integers
 
 
 def _double(value: float, like: Tensor) -> Tensor:

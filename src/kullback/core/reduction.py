@@ -5,14 +5,14 @@ Every engine transcribes `rows` and `gradients`, and is tested against them. All
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
-from .generators import Cells, Generator, Terms
+from .generators import Cells, Generator, Power, Terms
 from .normalizer import Normalizer
-from .readings import Partial, Reading, Weights
+from .readings import Partial, Side, Weights
 
 
 class Pair(NamedTuple):
@@ -22,36 +22,57 @@ class Pair(NamedTuple):
     q: Weights
 
 
-class Sum(Protocol):
-    """A quantity of one number per row with its two partial derivatives."""
+State = TypeVar("State")
+
+
+class Sum(Generic[State]):
+    """A quantity of one number per row, as a state that merges over columns, with its two partial derivatives.
+
+    `merge` makes states a commutative monoid: the columns may be cut into chunks, threads, shards or ranks anywhere.
+    """
+
+    def of(self, pair: Pair) -> State:
+        """The state of the columns in `pair`."""
+        raise NotImplementedError
+
+    def merge(self, one: State, other: State) -> State:
+        """The state of both sets of columns."""
+        raise NotImplementedError
+
+    def value(self, state: State) -> Tensor:
+        """The value of every row, (...)."""
+        raise NotImplementedError
+
+    def partials(self, pair: Pair, state: State) -> tuple[Partial, Partial]:
+        """The derivatives with respect to p and to q in these columns, (..., V), given the state of all columns."""
+        raise NotImplementedError
 
     def rows(self, pair: Pair) -> Tensor:
-        """The value of every row, (...)."""
-        ...
+        """The value of every row of a pair that holds all columns."""
+        return self.value(self.of(pair))
 
-    def partials(self, pair: Pair) -> tuple[Partial, Partial]:
-        """The derivatives with respect to p and to q, (..., V)."""
-        ...
+    @property
+    def power(self) -> Power | None:
+        """Set where the value is an affine function of Σ p^a q^(1-a), or its logarithm."""
+        raise NotImplementedError
+
+
+class Totals(NamedTuple):
+    """Σ f, Σ p ∂f/∂p and Σ q ∂f/∂q of the columns seen so far; they add."""
+
+    value: Tensor
+    dlogp: Tensor
+    dlogq: Tensor
 
 
 @dataclass(frozen=True)
-class GeneratorSum:
-    """Σ_v f(p_v, q_v), f homogeneous of degree one (or, like cross-entropy, with its own edge slope).
-
-    at_p_zero, at_q_zero   f(0, q) / q and f(p, 0) / p, possibly inf: f(0) and f'(∞) of the f-divergence
-    plain                  canonical sum = textbook sum + plain[0] Σp + plain[1] Σq
-    slopes                 ∂f/∂p at p = 0 < q and ∂f/∂q at q = 0 < p of the textbook sum, 0 for an infinite one
-    log_q_slope            ∂f/∂p at p = 0 is -log q instead (cross-entropy is linear in p)
-    """
+class GeneratorSum(Sum[Totals]):
+    """Σ_v f(p_v, q_v)."""
 
     generator: Generator
-    at_p_zero: float
-    at_q_zero: float
-    plain: tuple[float, float] = (0.0, 0.0)
-    slopes: tuple[float, float] = (0.0, 0.0)
-    log_q_slope: bool = False
 
-    def _terms(self, pair: Pair) -> Terms:
+    def terms(self, pair: Pair) -> Terms:
+        """f and its logarithmic derivatives, cell by cell."""
         (p, log_p), (q, log_q) = pair
         no_p, no_q = _no_mass(pair)
         edge = no_p | no_q
@@ -64,26 +85,43 @@ class GeneratorSum:
                 torch.where(edge, 0.0, log_q),
             )
         )
-        p_gone, q_gone = _mass_times(self.at_p_zero, q, no_p & ~no_q), _mass_times(self.at_q_zero, p, no_q & ~no_p)
+        f = self.generator
+        p_gone, q_gone = _mass_times(f.at_p_zero, q, no_p & ~no_q), _mass_times(f.at_q_zero, p, no_q & ~no_p)
         return Terms(
             torch.where(edge, p_gone + q_gone, inside.value),
             torch.where(edge, _finite_or_zero(q_gone), inside.dlogp),
             torch.where(edge, _finite_or_zero(p_gone), inside.dlogq),
         )
 
-    def rows(self, pair: Pair) -> Tensor:
-        return self._terms(pair).value.sum(-1)
+    def of(self, pair: Pair) -> Totals:
+        return Totals(*(part.sum(-1) for part in self.terms(pair)))
 
-    def partials(self, pair: Pair) -> tuple[Partial, Partial]:
-        terms = self._terms(pair)
+    def merge(self, one: Totals, other: Totals) -> Totals:
+        return Totals(*(a + b for a, b in zip(one, other, strict=True)))
+
+    def value(self, state: Totals) -> Tensor:
+        return state.value
+
+    def partials(self, pair: Pair, state: Totals) -> tuple[Partial, Partial]:
+        terms, f = self.terms(pair), self.generator
         no_p, no_q = _no_mass(pair)
-        slope_p = torch.where(no_q, 0.0, -pair.q.log_w if self.log_q_slope else self.slopes[0])
-        slope_q = torch.where(no_p, 0.0, torch.full_like(pair.p.w, self.slopes[1]))
-        return Partial(terms.dlogp, self.plain[0], slope_p), Partial(terms.dlogq, self.plain[1], slope_q)
+        slope_p = torch.where(no_q, 0.0, -pair.q.log_w if f.log_q_slope else f.slopes[0])
+        slope_q = torch.where(no_p, 0.0, torch.full_like(pair.p.w, f.slopes[1]))
+        return (
+            Partial(terms.dlogp, state.dlogp.unsqueeze(-1), f.plain[0], slope_p),
+            Partial(terms.dlogq, state.dlogq.unsqueeze(-1), f.plain[1], slope_q),
+        )
+
+    @property
+    def power(self) -> Power | None:
+        return self.generator.power
+
+    def __str__(self) -> str:
+        return str(self.generator)
 
 
 @dataclass(frozen=True)
-class LogAffinity:
+class LogAffinity(Sum[Normalizer]):
     """log Σ_v p_v^a q_v^(1-a), in the log domain: right where the sum itself would over- or underflow."""
 
     order: float
@@ -97,39 +135,43 @@ class LogAffinity:
         log_p, log_q = torch.where(no_p, 0.0, pair.p.log_w), torch.where(no_q, 0.0, pair.q.log_w)
         return torch.where(no_p | no_q, edge, a * log_p + (1.0 - a) * log_q)
 
-    def rows(self, pair: Pair) -> Tensor:
-        m, s = Normalizer.of(self._scores(pair))
+    def of(self, pair: Pair) -> Normalizer:
+        return Normalizer.of(self._scores(pair))
+
+    def merge(self, one: Normalizer, other: Normalizer) -> Normalizer:
+        return one.merge(other)
+
+    def value(self, state: Normalizer) -> Tensor:
+        m, s = state
         return torch.where(m.abs() == math.inf, m, m + torch.log(s)).squeeze(-1)
 
-    def partials(self, pair: Pair) -> tuple[Partial, Partial]:
-        scores = self._scores(pair)
+    def partials(self, pair: Pair, state: Normalizer) -> tuple[Partial, Partial]:
         # an infinite row is a silent one; 0 keeps its unused shares finite
-        scores = torch.where(scores.amax(-1, keepdim=True).abs() == math.inf, 0.0, scores)
-        share = torch.exp(Normalizer.of(scores).log_probs(scores))
-        return Partial(self.order * share, 0.0, 0.0), Partial((1.0 - self.order) * share, 0.0, 0.0)
+        silent = state.max.abs() == math.inf
+        scores = torch.where(silent, 0.0, self._scores(pair))
+        m, s = torch.where(silent, 0.0, state.max), torch.where(silent, 1.0, state.sum)
+        share = torch.exp(Normalizer(m, s).log_probs(scores))
+        one = torch.ones_like(m)
+        a, b = self.order, 1.0 - self.order
+        return Partial(a * share, a * one, 0.0, 0.0), Partial(b * share, b * one, 0.0, 0.0)
+
+    @property
+    def power(self) -> Power:
+        return Power(self.order, 1.0)
+
+    def __str__(self) -> str:
+        return f"log_affinity({self.order:g})"
 
 
-def pair_of(left: Reading, right: Reading, x: Tensor, y: Tensor) -> Pair:
-    """Both sides, read."""
-    return Pair(left.weights(x), right.weights(y))
-
-
-def rows(total: Sum, left: Reading, right: Reading, x: Tensor, y: Tensor) -> Tensor:
+def rows(total: Sum[State], p: Side, q: Side) -> Tensor:
     """The value of every row, float64."""
-    return total.rows(pair_of(left, right, x, y))
+    return total.rows(Pair(p.weights(), q.weights()))
 
 
 def gradients(
-    total: Sum,
-    left: Reading,
-    right: Reading,
-    x: Tensor,
-    y: Tensor,
-    value: Tensor,
-    upstream: Tensor,
-    wanted: tuple[bool, bool],
-) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients of Σ_rows upstream · value to x and to y, in their own dtypes.
+    total: Sum[State], p: Side, q: Side, value: Tensor, upstream: Tensor, wanted: tuple[bool, ...]
+) -> tuple[Tensor | None, ...]:
+    """Gradients of Σ_rows upstream · value to each tensor of p, then of q, that is `wanted`, in its own dtype.
 
     A row whose value is +inf has no direction of descent and sends back zeros; so does a row that holds
     NaN and whose upstream gradient is zero, which is how a mask drops it.
@@ -137,17 +179,25 @@ def gradients(
     silent = (value.abs() == math.inf) | (value.isnan() & (upstream == 0))
     factor = torch.where(silent, 0.0, upstream).unsqueeze(-1)
     # silenced before the arithmetic, not after it: 0·inf would come back as NaN, here or in a second derivative
-    pair = pair_of(left, right, _silenced(x, silent), _silenced(y, silent))
-    to_p, to_q = total.partials(pair)
-    return (
-        (factor * left.pull_back(pair.p, to_p)).to(x.dtype) if wanted[0] else None,
-        (factor * right.pull_back(pair.q, to_q)).to(y.dtype) if wanted[1] else None,
+    sides = _silenced(p, silent), _silenced(q, silent)
+    pair = Pair(*(side.weights() for side in sides))
+    partials = total.partials(pair, total.of(pair))
+    found: list[Tensor | None] = []
+    for side, weights, partial in zip(sides, pair, partials, strict=True):
+        back = side.reading.pull_back(side.data, weights, partial, factor)
+        found += [None if g is None else g.to(x.dtype) for g, x in zip(back, side.data, strict=True)]
+    return tuple(g if want else None for g, want in zip(found, wanted, strict=True))
+
+
+def _silenced(side: Side, silent: Tensor) -> Side:
+    """`side` with harmless zeros in the silent rows; class labels are harmless as they are."""
+    data = (
+        torch.where(silent.reshape(silent.shape + (1,) * dims), 0.0, x)
+        if dims is not None and x.is_floating_point()
+        else x
+        for x, dims in zip(side.data, side.reading.event_dims, strict=True)
     )
-
-
-def _silenced(data: Tensor, silent: Tensor) -> Tensor:
-    """`data` with harmless zeros in the silent rows; class labels are harmless as they are."""
-    return torch.where(silent.unsqueeze(-1), 0.0, data) if data.is_floating_point() else data
+    return Side(side.reading, tuple(data))
 
 
 def _no_mass(pair: Pair) -> tuple[Tensor, Tensor]:

@@ -21,7 +21,7 @@ class Bin:
 
 def probabilities(form: FiniteForm) -> Tensor:
     """(N, V) in float64."""
-    return form.reading.weights(form.data.detach()).w
+    return form.detach().probabilities()
 
 
 def accuracy(form: FiniteForm, labels: Tensor) -> float:

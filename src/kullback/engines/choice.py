@@ -1,18 +1,25 @@
-"""Which engine computes: the best one that can, unless `use` names one."""
+"""Which engine computes, decided once for a divergence, readings, dtypes and a device, and kept; and the one loop that
+reads both sides, sums and finishes.
+"""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from kullback.core.readings import Reading
-from kullback.core.reduction import Sum
+from kullback.core.readings import Side
+from kullback.divergences import Divergence
 
-from . import cpu, eager, encoding, triton
+from . import cpu, eager, triton
+from .call import Call, Engine, Rows
 
-NAMES = ("eager", "cpu", "triton")
+ENGINES: tuple[Engine, ...] = (cpu, triton, eager)
+"""Best first; the last one serves everything."""
+NAMES = tuple(engine.NAME for engine in ENGINES)
 
 _forced: str | None = None
 
@@ -34,63 +41,130 @@ def use(engine: str) -> Iterator[None]:
     if engine not in NAMES:
         raise ValueError(f"use: {engine!r} names no engine; write one of {', '.join(map(repr, NAMES))}.")
     before, _forced = _forced, engine
+    forget()
     try:
         yield
     finally:
         _forced = before
+        forget()
 
 
-def forced() -> str | None:
-    """The engine that `use` names, if any."""
-    return _forced
+def forget() -> None:
+    """Decide anew from now on."""
+    _kept.clear()
 
 
-def why_not_cpu(x: Tensor, y: Tensor, *parts: Sum | Reading) -> str | None:
-    """Why the C++ engine cannot serve these tensors, sums and readings, or None: from types, dtypes and devices."""
-    if _forced not in (None, "cpu"):
-        return f"engines.use({_forced!r}) is in force"
-    if cpu.ABSENT is not None:
-        return cpu.ABSENT
-    if x.device.type != "cpu" or y.device.type != "cpu":
-        return f"the tensors are on {x.device}"
-    return _why_not_operator(x, y, *parts)
+@dataclass(frozen=True)
+class Decision:
+    """Who computes the sums of a divergence, and why the others do not."""
+
+    divergence: Divergence
+    engine: Engine
+    calls: tuple[Call, ...]
+    factor: float | None
+    """factor · (the one sum) is the divergence; None: there are more, or more is done to it."""
+    dtype: torch.dtype
+    """Of the result."""
+    not_taken: tuple[tuple[str, str], ...]
+    prepared: tuple[Rows, ...] = ()
+    """`calls`, for whoever may call the engine bare."""
 
 
-def why_not_triton(x: Tensor, y: Tensor, *parts: Sum | Reading) -> str | None:
-    """Why the Triton engine cannot serve these tensors, sums and readings, or None: from types, dtypes and devices."""
-    if _forced not in (None, "triton"):
-        return f"engines.use({_forced!r}) is in force"
-    interpreted = _forced == "triton" and triton.interpreted()
-    if not interpreted and (x.device.type != "cuda" or y.device.type != "cuda"):
-        return f"the tensors are on {x.device}"
-    return triton.why_not() or _why_not_operator(x, y, *parts)
+def decide(divergence: Divergence, p: Side, q: Side, num_classes: int) -> Decision:
+    """The best engine that serves every sum of a divergence on these two sides; no value is looked at."""
+    data = (*p.data, *q.data)
+    dtypes, device = tuple(x.dtype for x in data), data[0].device.type
+    calls = tuple(Call(total, p.reading, q.reading, dtypes, device, num_classes) for total in divergence.sums)
+    transformed = _transformed(data)
+    reasons = {
+        engine.NAME: _not_forced(engine) or _first(engine.why_not(call) for call in calls) or transformed
+        for engine in ENGINES[:-1]
+    }
+    taken = next(engine for engine in ENGINES if reasons.get(engine.NAME) is None)
+    not_taken = [(name, reason or f"{taken.NAME} is faster") for name, reason in reasons.items() if name != taken.NAME]
+    if taken.NAME in reasons:
+        not_taken.append((ENGINES[-1].NAME, "slower; it serves second derivatives and torch.func"))
+    factor = None if divergence.linear is None else divergence.linear[1]
+    dtype = torch.float64 if torch.float64 in dtypes else torch.float32
+    return Decision(divergence, taken, calls, factor, dtype, tuple(not_taken))
 
 
-def _why_not_operator(x: Tensor, y: Tensor, *parts: Sum | Reading) -> str | None:
-    """Why a custom operator cannot take these, whatever its device."""
-    for part in parts:
-        if (reason := encoding.why_not(part)) is not None:
-            return reason
-    for data in (x, y):
-        if data.is_floating_point() and data.dtype not in encoding.DTYPES:
-            return f"{data.dtype} has no kernel"
-        if data.is_sparse or data.layout is not torch.strided:
-            return f"the layout is {data.layout}"
+def _not_forced(engine: Engine) -> str | None:
+    return f"engines.use({_forced!r}) is in force" if _forced not in (None, engine.NAME) else None
+
+
+def _first(reasons: Iterator[str | None]) -> str | None:
+    return next((reason for reason in reasons if reason is not None), None)
+
+
+def measure(divergence: Divergence, p: Side, q: Side, num_classes: int, unit: float = 1.0) -> Tensor:
+    """One number per row of sides that share their batch shape, over `unit`: float64 if a tensor is, else float32."""
+    if torch.compiler.is_compiling() or not (ordinary(p[1]) and ordinary(q[1])) or traced():
+        decision = decide(divergence, p, q, num_classes)
+        engine = decision.engine
+        value = divergence.finish(*(engine.traced_rows(call, p, q) for call in decision.calls))
+        return (value if unit == 1.0 else value / unit).to(decision.dtype)
+    decision = kept_decision(divergence, p, q, num_classes)
+    if decision.factor is not None:
+        return decision.prepared[0](p, q, decision.factor / unit, decision.dtype)
+    value = divergence.finish(*(rows(p, q) for rows in decision.prepared))
+    return (value if unit == 1.0 else value / unit).to(decision.dtype)
+
+
+def kept_decision(divergence: Divergence, p: Side, q: Side, num_classes: int) -> Decision:
+    """`decide`, remembered; for ordinary tensors outside of every transform."""
+    (left, xs), (right, ys) = p, q
+    if len(xs) == len(ys) == 1:
+        x, y = xs[0], ys[0]
+        key: tuple[Any, ...] = (divergence, left, right, num_classes, x.dtype, y.dtype, x.is_cpu)
+    else:
+        key = (divergence, left, right, num_classes, *[x.dtype for x in (*xs, *ys)], xs[0].is_cpu)
+    decision = _kept.get(key)
+    if decision is None:
+        if len(_kept) > 4096:
+            _kept.clear()
+        decision = decide(divergence, p, q, num_classes)
+        decision = replace(decision, prepared=tuple(decision.engine.prepare(call) for call in decision.calls))
+        _kept[key] = decision
+    return decision
+
+
+_kept: dict[tuple[Any, ...], Decision] = {}
+
+
+# ---------------------------------------------------------------- what PyTorch is doing
+
+
+def ordinary(data: Sequence[Tensor]) -> bool:
+    """Whether these are plain tensors, and no subclasses that decide for themselves how they compute."""
+    for x in data:  # noqa: SIM110  (a generator costs more than the call)
+        if type(x) is not Tensor and type(x) is not torch.nn.Parameter:
+            return False
+    return True
+
+
+def traced() -> bool:
+    """Whether someone watches operators go by, or a transform is at work: then no extension is called bare."""
+    return (
+        torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._get_tracing_state() is not None
+        or forward_ad._current_level >= 0
+        or torch._C._functorch.maybe_current_level() is not None
+    )
+
+
+def _transformed(data: Sequence[Tensor]) -> str | None:
+    """Why a custom operator cannot take these tensors now, whatever its device."""
+    for x in data:
+        if x.layout is not torch.strided:
+            return f"the layout is {x.layout}"
     if _inside_functorch():
         return "inside a functorch transform (torch.func), which a custom operator cannot follow"
     if forward_ad._current_level >= 0:
         return "inside forward-mode differentiation, which a custom operator cannot follow"
-    if not torch.compiler.is_compiling() and not all(type(data) in (Tensor, torch.nn.Parameter) for data in (x, y)):
+    if not torch.compiler.is_compiling() and not ordinary(data) and torch._C._len_torch_dispatch_stack() == 0:
         return "a tensor subclass decides for itself how it computes"
     return None
-
-
-def rows(total: Sum, left: Reading, right: Reading, x: Tensor, y: Tensor, num_classes: int) -> Tensor:
-    """One float64 number per row of x and y, which already share their batch shape, from the engine that serves."""
-    given = x, y, total, left, right
-    engine = cpu if why_not_cpu(*given) is None else triton if why_not_triton(*given) is None else eager
-    values: Tensor = engine.rows(total, left, right, x, y, num_classes)
-    return values
 
 
 def _inside_functorch() -> bool:

@@ -1,43 +1,41 @@
-"""The C++ engine: `core`, transcribed to loops over rows that stay in cache (csrc/), behind a PyTorch operator.
+"""The C++ engine: `core`, transcribed to loops over rows that stay in cache (csrc/), behind autograd and an operator.
 
-Forward saves three numbers per row and side, (max, log Σ exp, Σ ∂f/∂log w); backward recomputes the terms and writes
-each requested gradient once. No temporary is larger than a few blocks per thread. A second derivative goes through the
-eager definition. The operator, not the extension, is what PyTorch sees: it has a fake kernel for `torch.compile`.
+Forward saves seven numbers per row, its value and, of either side, (max, log Σ exp, Σ ∂f/∂log w); backward recomputes
+the terms and writes each requested gradient once. No temporary is larger than a few blocks per thread. A second
+derivative goes through the eager definition. Ordinary calls go straight to the extension; whoever traces sees an
+operator with a fake kernel instead (`torch.compile`, export, `make_fx`, `jit.trace`).
 """
 
 from collections.abc import Sequence
-from functools import lru_cache
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from kullback.core import generators
-from kullback.core.readings import LabelsReading, LogitsReading, Reading
-from kullback.core.reduction import Sum
+from kullback.core import generators, reduction
+from kullback.core.readings import LabelsReading, LogitsReading, LogProbsReading, ProbsReading, Reading, Side
+from kullback.core.reduction import GeneratorSum
 
-from . import encoding
-from .encoding import DTYPES, LABELS, STATS
+from . import operators
+from .call import BYTES_SAVED_PER_ROW, DTYPES, STATS, Call, Cost, name_of_sum, why_no_kernel
 
+NAME = "cpu"
+
+ABSENT: str | None = None
 try:
     from kullback import _cpu
 except ImportError as error:  # built without a C++ compiler
     _cpu = None  # type: ignore[assignment]
-    ABSENT: str | None = f"the C++ extension kullback._cpu is not installed ({error})"
+    ABSENT = f"the C++ extension kullback._cpu is not installed ({error})"
 else:
-    ABSENT = None
+    if {*_cpu.formulas()} != {*generators.NAMED, "log_affinity"}:
+        ABSENT = "the C++ extension kullback._cpu was built from other sources; install kullback anew"
 
-
-# An error δ in log Z costs a divergence δ²/2, but a distance δ: these take their normalisers in double. Elsewhere the
-# exponentials are single and their sum is double: δ <= 2e-7. Two rows of logits near p = q have most of it in common;
-# where only one side has a normaliser, a short row, which has few cells for δ to average over, takes it in double.
-_DISTANCES = (generators.tv, generators.squared_hellinger)
-_SHORT = 512
-
-
-def temporary_bytes(num_classes: int) -> int:
-    """At most this much: blocks on each thread's stack, and what is kept of a row between the two stages."""
-    kept = max(1 << 20, 8 * num_classes + (8 << 10))
-    return torch.get_num_threads() * (kept + (160 << 10))
+# Normalisers are single exponentials summed in double, which leaves an error δ in log Z. It costs a canonical sum δ²/2
+# where both sides sum to one, but δ where a generator has a corner at p = q, or where the other side comes normalised,
+# up to its rounding: then the exponentials are double. So they are in a short row, which has few cells for δ to average
+# over, unless both sides are logits, which have most of δ in common near p = q.
+SHORT = 512
 
 
 def instruction_set() -> str:
@@ -55,119 +53,230 @@ def use_instruction_set(name: str) -> None:
     _cpu.use_instruction_set(name)
 
 
-def rows(total: Sum, left: Reading, right: Reading, x: Tensor, y: Tensor, num_classes: int) -> Tensor:
-    """One float64 number per row of x and y, which already share their batch shape; differentiable twice."""
-    codes, numbers = encoding.encode(total, left, right)
-    keep = torch.is_grad_enabled() and (x.requires_grad or y.requires_grad)
-    values: Tensor = torch.ops.kullback.rows(x, y, codes, numbers, num_classes, keep)[0]
+def why_not(call: Call) -> str | None:
+    """Why the C++ engine cannot serve a call, or None."""
+    if ABSENT is not None:
+        return ABSENT
+    if call.device != "cpu":
+        return f"the tensors are on {call.device}"
+    return why_no_kernel(call)
+
+
+def cost(call: Call, num_rows: int) -> Cost:
+    """Blocks on each thread's stack, and what is kept of a row between the two stages."""
+    threads = torch.get_num_threads()
+    kept = max(1 << 20, 8 * call.num_classes + (8 << 10))
+    return Cost(
+        threads * (kept + (160 << 10)),
+        num_rows * BYTES_SAVED_PER_ROW,
+        f"C++, {instruction_set()}, up to {threads} threads, rows in blocks that stay in cache",
+        "float32 with float64 normalisers and sums",
+    )
+
+
+# ---------------------------------------------------------------- calls as the extension takes them
+
+
+class Served:
+    """A call with the extension's plan of it."""
+
+    __slots__ = ("call", "labels", "plan", "whole")
+
+    def __call__(self, p: Side, q: Side, factor: float = 1.0, dtype: torch.dtype = torch.float64, /) -> Tensor:
+        """factor · value of every row, in a dtype; differentiable twice. Both sides share their batch shape."""
+        x, y = p[1][0], q[1][0]
+        if (x.requires_grad or y.requires_grad) and torch.is_grad_enabled():
+            result: Tensor = _Rows.apply(x, y, self, factor, dtype)  # type: ignore[no-untyped-call]
+            return result
+        return self.forward(x, y, factor, dtype, False)[0]
+
+    def __init__(self, call: Call) -> None:
+        total, (x, y) = name_of_sum(call.total), call.dtypes
+        assert total is not None
+        in_common = isinstance(call.p, LogitsReading) and call.p == call.q
+        given = any(isinstance(reading, LogProbsReading | ProbsReading) for reading in (call.p, call.q))
+        f = call.total.generator if isinstance(call.total, GeneratorSum) else generators.nothing(0.0)
+        edges = (f.at_p_zero, f.at_q_zero, *f.plain, *f.slopes, f.log_q_slope)
+        exact = f.corner or given or (call.num_classes <= SHORT and not in_common)
+        self.call = call
+        self.labels = isinstance(call.p, LabelsReading), isinstance(call.q, LabelsReading)
+        self.whole = [1 if self.labels[0] else call.num_classes], [1 if self.labels[1] else call.num_classes]
+        sides = (_side(call.p, x), _side(call.q, y))
+        self.plan = _cpu.Call(total.name, total.number, edges, exact, *sides, call.num_classes)
+
+    def forward(self, x: Tensor, y: Tensor, factor: float, dtype: torch.dtype, keep: bool) -> tuple[Tensor, Tensor]:
+        """factor · value in a dtype, and what backward needs: n values, then n times `STATS` numbers."""
+        out = torch.empty(x.shape if self.labels[0] else x.shape[:-1], dtype=dtype)
+        n = out.numel()
+        kept = torch.empty((1 + STATS) * n if keep else 0, dtype=torch.float64)
+        if n:
+            at = kept.data_ptr() if keep else 0
+            shape, (a, a_strides), (b, b_strides) = self._rows(out.shape, x, y)
+            self.plan.forward(
+                shape, a.data_ptr(), a_strides, b.data_ptr(), b_strides, at, at and at + 8 * n,
+                out.data_ptr(), dtype == torch.float64, factor, torch.get_num_threads(),
+            )  # fmt: skip
+        return out, kept
+
+    def backward(
+        self, x: Tensor, y: Tensor, values: int, stats: int, upstream: Tensor, factor: float, wanted: tuple[bool, ...]
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """The wanted gradients, contiguous; `values` and `stats` are addresses of what forward kept."""
+        to_x = torch.empty(x.shape, dtype=x.dtype) if wanted[0] else None
+        to_y = torch.empty(y.shape, dtype=y.dtype) if wanted[1] else None
+        if upstream.numel():
+            if upstream.dtype not in (torch.float32, torch.float64) or upstream.is_neg():
+                upstream = upstream.double().resolve_neg()
+            batch = upstream.shape
+            shape, (a, a_strides), (b, b_strides) = self._rows(batch, x, y)
+            if len(shape) == 1:
+                upstream = upstream if len(batch) == 1 else upstream.reshape(-1)
+                u_strides: Sequence[int] = [upstream.stride(0)]
+            else:
+                u_strides = upstream.stride()
+            self.plan.backward(
+                shape, a.data_ptr(), a_strides, b.data_ptr(), b_strides, values, stats,
+                upstream.data_ptr(), u_strides, upstream.dtype == torch.float64, factor,
+                0 if to_x is None else to_x.data_ptr(), 0 if to_y is None else to_y.data_ptr(),
+                torch.get_num_threads(),
+            )  # fmt: skip
+        return to_x, to_y
+
+    def _rows(
+        self, batch: torch.Size, x: Tensor, y: Tensor
+    ) -> tuple[Sequence[int], tuple[Tensor, Sequence[int]], tuple[Tensor, Sequence[int]]]:
+        """Batch axes and, for either side, its tensor and its strides along them; copied only where none will do."""
+        x, y = lie(x, self.labels[0], batch), lie(y, self.labels[1], batch)
+        if x.is_contiguous() and y.is_contiguous():
+            return [batch.numel()], (x, self.whole[0]), (y, self.whole[1])
+        if not batch:
+            return [1], (x, [0]), (y, [0])
+        dims = len(batch)
+        return list(batch), (x, x.stride()[:dims]), (y, y.stride()[:dims])
+
+
+def lie(data: Tensor, labels: bool, batch: torch.Size) -> Tensor:
+    """`data` where rows can be found by strides: as it lies, or a copy."""
+    if labels and data.dtype != torch.int64:
+        data = data.to(torch.int64)
+    columns_apart = not labels and data.shape[-1] != 1 and data.stride(-1) != 1
+    if columns_apart or data.is_neg() or len(batch) > 16:
+        data = data.resolve_neg().contiguous()
+    return data
+
+
+def _side(reading: Reading, dtype: torch.dtype) -> tuple[str, str, float, float, float]:
+    if isinstance(reading, LabelsReading):
+        return "labels", "", 1.0, *reading.on_off
+    if isinstance(reading, LogitsReading):
+        return "logits", DTYPES[dtype], reading.temperature, 0.0, 0.0
+    return "log_probs" if isinstance(reading, LogProbsReading) else "probs", DTYPES[dtype], 1.0, 0.0, 0.0
+
+
+_prepared: dict[Call, Served] = {}
+
+
+def prepare(call: Call) -> Served:
+    """The extension's plan of a call, made once and kept."""
+    found = _prepared.get(call)
+    if found is None:
+        if len(_prepared) > 4096:
+            _prepared.clear()
+        found = _prepared[call] = Served(call)
+    return found
+
+
+# ---------------------------------------------------------------- as autograd and tracers see it
+
+
+class _Rows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor, served: Served, factor: float, dtype: torch.dtype) -> Tensor:
+        out, kept = served.forward(x, y, factor, dtype, True)
+        ctx.save_for_backward(x, y, kept)
+        ctx.served, ctx.factor = served, factor
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        x, y, kept = ctx.saved_tensors
+        served, n = ctx.served, upstream.numel()
+        if torch.is_grad_enabled():  # create_graph: the eager definition, differentiable again
+            p, q = Side(served.call.p, (x,)), Side(served.call.q, (y,))
+            values, scaled = kept[:n].reshape(upstream.shape), ctx.factor * upstream.double()
+            found = reduction.gradients(served.call.total, p, q, values, scaled, ctx.needs_input_grad[:2])
+        else:
+            at = kept.data_ptr()
+            found = served.backward(x, y, at, at + 8 * n, upstream, ctx.factor, ctx.needs_input_grad)
+        return (*found, None, None, None)
+
+
+# ---------------------------------------------------------------- weighted sums over the rows of several terms
+
+
+class Part(NamedTuple):
+    """One term of a total: Σ_rows weights · value; weights in float64, of the batch shape or one number."""
+
+    served: Served
+    x: Tensor
+    y: Tensor
+    weights: Tensor
+
+
+def total(parts: Sequence[Part], wanted: Sequence[Tensor], out: Sequence[Tensor]) -> Tensor:
+    """Every part's sum, (K,) in float64; the gradient of their sum to each `wanted` tensor goes to its buffer in `out`.
+
+    The parts share their batch shape and number of classes. A row whose weight is 0 is not looked at.
+    """
+    first, values = parts[0], torch.empty(len(parts), dtype=torch.float64)
+    batch = first.x.shape if first.served.labels[0] else first.x.shape[:-1]
+    laid = [
+        (lie(part.x, part.served.labels[0], batch), lie(part.y, part.served.labels[1], batch), part.weights)
+        for part in parts
+    ]
+    whole = all(x.is_contiguous() and y.is_contiguous() and w.is_contiguous() for x, y, w in laid)
+    shape = [batch.numel()] if whole else list(batch) or [1]
+    places = {id(x): k for k, x in enumerate(wanted)}
+    codes = []
+    for part, (x, y, w) in zip(parts, laid, strict=True):
+        one_weight = w.dim() == 0
+        if whole:
+            strides = (*part.served.whole, [0] if one_weight else [1])
+        else:
+            found = [list(t.stride()[: len(batch)]) or [0] for t in (x, y, w)]
+            strides = found[0], found[1], [0] * len(shape) if one_weight else found[2]
+        codes.append(
+            (
+                part.served.plan, x.data_ptr(), strides[0], y.data_ptr(), strides[1], w.data_ptr(), strides[2],
+                places.get(id(part.x), -1), places.get(id(part.y), -1),
+            )
+        )  # fmt: skip
+    outputs = [(DTYPES[to.dtype], to.data_ptr()) for to in out]
+    _cpu.total(shape, codes, outputs, values.data_ptr(), torch.get_num_threads())
     return values
 
 
-@lru_cache(maxsize=256)
-def _settings(
-    codes: tuple[int, ...], numbers: tuple[float, ...], num_classes: int
-) -> tuple[tuple[int, bool, list[float]], tuple[list[float], list[float]]]:
-    """What the extension needs of a sum and of both readings."""
-    _, left, right = encoding.decode(codes, numbers, num_classes)
-    in_common = isinstance(left, LogitsReading) and left == right
-    exact_normalizer = encoding.FORMULAS[codes[0]] in _DISTANCES or (num_classes <= _SHORT and not in_common)
-    return (codes[0], exact_normalizer, list(numbers[:8])), (_reading_numbers(left), _reading_numbers(right))
+MAX_TERMS = 0 if _cpu is None else _cpu.max_terms
 
 
-def _reading_numbers(reading: Reading) -> list[float]:
-    on, off = reading.on_off if isinstance(reading, LabelsReading) else (0.0, 0.0)
-    return [1.0 / reading.temperature if isinstance(reading, LogitsReading) else 1.0, on, off]
+def traced_rows(call: Call, p: Side, q: Side) -> Tensor:
+    """The value of every row in float64, as an operator that tracers see."""
+    keep = torch.is_grad_enabled() and any(x.requires_grad for x in (*p.data, *q.data))
+    values: Tensor = torch.ops.kullback.rows(*operators.ask(call, p, q), keep)[0]
+    return values
 
 
-# ---------------------------------------------------------------- the operators
-
-_library = encoding.define()
-
-
-def _rows(
-    x: Tensor, y: Tensor, codes: list[int], numbers: list[float], num_classes: int, keep: bool
-) -> tuple[Tensor, Tensor]:
-    batch = x.shape if codes[1] == LABELS else x.shape[:-1]
-    values = torch.empty(batch, dtype=torch.float64)
-    stats = torch.empty((*batch, STATS) if keep else (0,), dtype=torch.float64)
-    if values.numel():
-        total, numbers_of = _settings(tuple(codes), tuple(numbers), num_classes)
-        shape, (p, q) = _lay_out(batch, (x, y), (codes[1], codes[3]))
-        _cpu.forward(
-            total,
-            shape,
-            num_classes,
-            _side(p, codes[1], numbers_of[0]),
-            _side(q, codes[3], numbers_of[1]),
-            values.data_ptr(),
-            stats.data_ptr() if keep else 0,
-            torch.get_num_threads(),
-        )
-    return values, stats
+def _forward(call: Call, p: Side, q: Side, keep: bool) -> tuple[Tensor, Tensor]:
+    values, kept = prepare(call).forward(p.data[0], q.data[0], 1.0, torch.float64, keep)
+    return values, kept[values.numel() :].reshape(*values.shape, STATS) if keep else kept
 
 
-def _row_gradients(
-    x: Tensor,
-    y: Tensor,
-    values: Tensor,
-    stats: Tensor,
-    upstream: Tensor,
-    codes: list[int],
-    numbers: list[float],
-    num_classes: int,
-    to_x: bool,
-    to_y: bool,
-) -> tuple[Tensor, Tensor]:
-    grad_x = torch.empty(x.shape if to_x else (0,), dtype=x.dtype)
-    grad_y = torch.empty(y.shape if to_y else (0,), dtype=y.dtype)
-    if values.numel():
-        total, numbers_of = _settings(tuple(codes), tuple(numbers), num_classes)
-        shape, (p, q, u) = _lay_out(values.shape, (x, y, upstream), (codes[1], codes[3], LABELS))
-        values, stats = values.contiguous(), stats.contiguous()
-        _cpu.backward(
-            total,
-            shape,
-            num_classes,
-            _side(p, codes[1], numbers_of[0]),
-            _side(q, codes[3], numbers_of[1]),
-            values.data_ptr(),
-            stats.data_ptr(),
-            u[0].data_ptr(),
-            u[1],
-            grad_x.data_ptr() if to_x else 0,
-            grad_y.data_ptr() if to_y else 0,
-            torch.get_num_threads(),
-        )
-    return grad_x, grad_y
+def _backward(
+    call: Call, p: Side, q: Side, values: Tensor, stats: Tensor, upstream: Tensor, wanted: tuple[bool, ...]
+) -> tuple[Tensor, ...]:
+    (x,), (y,), values, stats = p.data, q.data, values.contiguous(), stats.contiguous()
+    found = prepare(call).backward(x, y, values.data_ptr(), stats.data_ptr(), upstream, 1.0, wanted)
+    return tuple(x.new_empty(0) if g is None else g for g, x in zip(found, (x, y), strict=True))
 
 
-_Rows = tuple[Tensor, Sequence[int]]
-
-
-def _lay_out(batch: torch.Size, sides: Sequence[Tensor], kinds: Sequence[int]) -> tuple[Sequence[int], list[_Rows]]:
-    """Batch axes and, for every side, its tensor and its strides along them; copied only where no strides will do.
-
-    A side of kind "labels" has one number a row; it is int64, or the upstream gradient.
-    """
-    ready = []
-    for data, kind in zip(sides, kinds, strict=True):
-        one_number = kind == LABELS
-        if one_number and not data.is_floating_point():
-            data = data.to(torch.int64)
-        if data.is_neg() or not (one_number or data.shape[-1] == 1 or data.stride(-1) == 1) or len(batch) > 16:
-            data = data.resolve_neg().contiguous()
-        ready.append((data, one_number))
-    if all(data.is_contiguous() for data, _ in ready):
-        return [batch.numel()], [(data, [1 if one_number else data.shape[-1]]) for data, one_number in ready]
-    if not batch:
-        return [1], [(data, [0]) for data, _ in ready]
-    return list(batch), [(data, data.stride()[: len(batch)]) for data, _ in ready]
-
-
-def _side(rows: _Rows, kind: int, numbers: list[float]) -> tuple[int, int, int, Sequence[int], list[float]]:
-    data, strides = rows
-    return kind, DTYPES.get(data.dtype, 0), data.data_ptr(), strides, numbers
-
-
-_library.impl("rows", _rows, "CPU")  # type: ignore[no-untyped-call]
-_library.impl("row_gradients", _row_gradients, "CPU")  # type: ignore[no-untyped-call]
+_library = operators.define("", ("CPU",), _forward, _backward)

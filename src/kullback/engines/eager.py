@@ -1,20 +1,42 @@
 """The PyTorch engine: `core` as an autograd function, a block of rows at a time.
 
 Forward saves the inputs and one number per row; backward recomputes. Temporaries are float64 and a block large, never
-N·V, so they stay in cache; inside `torch.compile` the whole tensor goes at once and the compiler fuses it.
+N·V, so they stay in cache; inside `torch.compile` the whole tensor goes at once and the compiler fuses it. It serves
+every sum and every reading, of any number of tensors.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from kullback.core import reduction
-from kullback.core.readings import LabelsReading, Reading
-from kullback.core.reduction import Sum
+from kullback.core.readings import Side
 
+from .call import Call, Cost, Rows
+
+NAME = "eager"
 BLOCK_CELLS = 1 << 17
+_TENSORS = 6  # of both sides together: an autograd function that Dynamo traces has a fixed number of arguments
+_TEMPORARIES = 32  # float64 values per cell alive at once: at most 29 measured (js, forward)
+
+
+def why_not(call: Call) -> str | None:
+    """None: it serves everything."""
+    return None
+
+
+def cost(call: Call, num_rows: int) -> Cost:
+    """A block of temporaries."""
+    rows_at_once = min(block_rows(call.num_classes), max(num_rows, 1))
+    return Cost(
+        _TEMPORARIES * 8 * rows_at_once * call.num_classes,
+        8 * num_rows,
+        f"PyTorch, {rows_at_once} of {num_rows} rows at a time (inside torch.compile: all, fused)",
+        "float64",
+    )
 
 
 def block_rows(num_classes: int) -> int:
@@ -22,45 +44,73 @@ def block_rows(num_classes: int) -> int:
     return max(1, BLOCK_CELLS // max(num_classes, 1))
 
 
-def rows(total: Sum, left: Reading, right: Reading, x: Tensor, y: Tensor, num_classes: int) -> Tensor:
-    """One float64 number per row of x and y, which already share their batch shape; differentiable twice."""
+def prepare(call: Call) -> Rows:
+    """Nothing is to be prepared."""
+    return partial(rows, call)
+
+
+def rows(call: Call, p: Side, q: Side, factor: float = 1.0, dtype: torch.dtype = torch.float64) -> Tensor:
+    """factor · value of every row, in a dtype; differentiable twice. Both sides share their batch shape."""
     function = _Rows if torch.compiler.is_compiling() else _RowsBothModes
-    result: Tensor = function.apply(x, y, total, left, right, num_classes)  # type: ignore[no-untyped-call]
-    return result
+    data = (*p.data, *q.data)
+    padded = (*data, *(None,) * (_TENSORS - len(data)))
+    values: Tensor = function.apply(*padded, call, len(p.data))  # type: ignore[no-untyped-call]
+    return (values if factor == 1.0 else factor * values).to(dtype)
+
+
+def traced_rows(call: Call, p: Side, q: Side) -> Tensor:
+    """The value of every row in float64."""
+    return rows(call, p, q)
+
+
+def _sides(call: Call, num_p: int, padded: Sequence[Tensor | None]) -> tuple[Side, Side]:
+    data = tuple(x for x in padded if x is not None)
+    return Side(call.p, data[:num_p]), Side(call.q, data[num_p:])
 
 
 class _Rows(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x: Tensor, y: Tensor, total: Sum, left: Reading, right: Reading, num_classes: int) -> Tensor:
+    def forward(
+        a: Tensor | None,
+        b: Tensor | None,
+        c: Tensor | None,
+        d: Tensor | None,
+        e: Tensor | None,
+        f: Tensor | None,
+        call: Call,
+        num_p: int,
+    ) -> Tensor:
+        p, q = _sides(call, num_p, (a, b, c, d, e, f))
         if torch.compiler.is_compiling():
-            return reduction.rows(total, left, right, x, y)
-        batch = _batch_shape(x, left)
-        blocks = [reduction.rows(total, left, right, a, b) for a, b in _blocks(num_classes, (x, left), (y, right))]
-        return torch.cat(blocks).reshape(batch) if len(blocks) != 1 else blocks[0].reshape(batch)
+            return reduction.rows(call.total, p, q)
+        blocks = [reduction.rows(call.total, *sides) for sides, _ in _blocks(call.num_classes, p, q)]
+        return (torch.cat(blocks) if len(blocks) != 1 else blocks[0]).reshape(p.batch_shape)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, y, ctx.total, ctx.left, ctx.right, ctx.num_classes = inputs
-        ctx.save_for_backward(x, y, output)
-        ctx.save_for_forward(x, y, output)
+        *padded, ctx.call, ctx.num_p = inputs
+        data = [x for x in padded if x is not None]
+        ctx.save_for_backward(*data, output)
+        ctx.save_for_forward(*data, output)
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        x, y, value = ctx.saved_tensors
-        wanted = ctx.needs_input_grad[:2]
+        *data, value = ctx.saved_tensors
+        total, none = ctx.call.total, (None,) * (_TENSORS + 2 - len(data))
+        wanted = ctx.needs_input_grad[: len(data)]
+        p, q = _sides(ctx.call, ctx.num_p, data)
         if torch.is_grad_enabled() or torch.compiler.is_compiling():  # create_graph: keep it differentiable
-            to_x, to_y = reduction.gradients(ctx.total, ctx.left, ctx.right, x, y, value, upstream, wanted)
-            return to_x, to_y, None, None, None, None
-        sides = _blocks(ctx.num_classes, (x, ctx.left), (y, ctx.right), (value, None), (upstream, None))
-        parts = [reduction.gradients(ctx.total, ctx.left, ctx.right, a, b, v, g, wanted) for a, b, v, g in sides]
-        to_x, to_y = (torch.cat(side) if side[0] is not None else None for side in zip(*parts, strict=True))
-        return (
-            None if to_x is None else to_x.reshape(x.shape),
-            None if to_y is None else to_y.reshape(y.shape),
-            *(None,) * 4,
+            return *reduction.gradients(total, p, q, value, upstream, wanted), *none
+        blocks = _blocks(ctx.call.num_classes, p, q, value, upstream)
+        parts = [reduction.gradients(total, *sides, v, g, wanted) for sides, (v, g) in blocks]
+        dims = (*p.reading.event_dims, *q.reading.event_dims)
+        joined = (
+            _joined(part, x, shared is None)
+            for part, x, shared in zip(zip(*parts, strict=True), data, dims, strict=True)
         )
+        return *joined, *none
 
 
 class _RowsBothModes(_Rows):
@@ -68,27 +118,47 @@ class _RowsBothModes(_Rows):
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
-        x, y, value = ctx.saved_tensors
-        moving = tangents[0] is not None, tangents[1] is not None
-        one = torch.ones_like(value)
-        slopes = reduction.gradients(ctx.total, ctx.left, ctx.right, x, y, value, one, moving)
+        *data, value = ctx.saved_tensors
+        moving = tuple(tangent is not None for tangent in tangents[: len(data)])
+        p, q = _sides(ctx.call, ctx.num_p, data)
+        if any(dims is None for dims in (*p.reading.event_dims, *q.reading.event_dims)):
+            raise NotImplementedError("forward mode needs readings whose tensors all have rows")
+        slopes = reduction.gradients(ctx.call.total, p, q, value, torch.ones_like(value), moving)
         change = torch.zeros_like(value)
         for slope, tangent in zip(slopes, tangents, strict=False):
             if slope is not None and tangent is not None:
-                change = change + (slope.double() * tangent.double()).sum(-1)
+                moved = slope.double() * tangent.double()
+                change = change + moved.reshape(*value.shape, -1).sum(-1)
         return change
 
 
-def _batch_shape(x: Tensor, reading: Reading) -> torch.Size:
-    return x.shape if isinstance(reading, LabelsReading) else x.shape[:-1]
+def _blocks(
+    num_classes: int, p: Side, q: Side, *numbers: Tensor
+) -> Iterator[tuple[tuple[Side, Side], tuple[Tensor, ...]]]:
+    """Both sides and some numbers per row, block by block of rows; tensors that all rows share go along whole."""
+    flat = [_flat(side) for side in (p, q)]
+    per_row = [x.reshape(-1) for x in numbers]
+    count, step = p.batch_shape.numel(), block_rows(num_classes)
+    for start in range(0, max(count, 1), step):
+        cut = slice(start, start + step)
+        sides = tuple(
+            Side(side.reading, tuple(x if whole else x[cut] for x, whole in data))
+            for side, data in zip((p, q), flat, strict=True)
+        )
+        yield (sides[0], sides[1]), tuple(x[cut] for x in per_row)
 
 
-def _blocks(num_classes: int, *sides: tuple[Tensor, Reading | None]) -> Iterator[tuple[Tensor, ...]]:
-    """Rows of every side, block by block; a side without a reading, or of labels, has one number a row."""
-    flat = [
-        x.reshape(-1) if reading is None or isinstance(reading, LabelsReading) else x.reshape(-1, num_classes)
-        for x, reading in sides
-    ]
-    step = block_rows(num_classes)
-    for start in range(0, max(flat[0].shape[0], 1), step):
-        yield tuple(x[start : start + step] for x in flat)
+def _flat(side: Side) -> list[tuple[Tensor, bool]]:
+    """Every tensor with one axis of rows, and whether all rows share it instead."""
+    found = []
+    for x, dims in zip(side.data, side.reading.event_dims, strict=True):
+        event = x.shape[x.dim() - (dims or 0) :]
+        found.append((x, True) if dims is None else (x.reshape(side.batch_shape.numel(), *event), False))
+    return found
+
+
+def _joined(parts: tuple[Tensor | None, ...], x: Tensor, shared: bool) -> Tensor | None:
+    found = [part for part in parts if part is not None]
+    if not found:
+        return None
+    return torch.stack(found).sum(0) if shared else torch.cat(found).reshape(x.shape)

@@ -3,16 +3,17 @@
 import math
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from kullback.core import generators
 from kullback.core.readings import Weights
 from kullback.core.reduction import GeneratorSum, LogAffinity, Pair, Sum
 
 from .doubled import doubled
 from .shapes import batch_of
+from .summation import tail_of
 from .support import Measurable, Support, ends, landmarks, log_density, support_of
 
 _FAR = 323.0  # x up to 1e140, so that x² does not overflow
@@ -116,13 +117,13 @@ class Piece:
 class Integrand:
     """The cells of a pair of densities, as the core's sums read them."""
 
-    def __init__(self, sums: tuple[Sum, ...], p: Measurable, q: Measurable) -> None:
+    def __init__(self, sums: tuple[Sum[Any], ...], p: Measurable, q: Measurable) -> None:
         self.p = p if not isinstance(p, torch.distributions.Distribution) else doubled(p)
         self.q = self.p if q is p else (q if not isinstance(q, torch.distributions.Distribution) else doubled(q))
         self.sums = sums
         first = sums[0]
-        self.raw_log_q = isinstance(first, GeneratorSum) and first.log_q_slope
-        self.order = next((order for order in map(_order, sums) if order is not None), None)
+        self.raw_log_q = isinstance(first, GeneratorSum) and first.generator.log_q_slope
+        _, self.order = tail_of(sums)
         self.logarithmic = any(isinstance(s, LogAffinity) for s in sums)
         left, right = support_of(self.p), support_of(self.q)
         assert left is not None
@@ -212,14 +213,6 @@ class Integrand:
                 value = torch.where(torch.isfinite(value), value, 0.0)
             values.append(value)
         return [*values, p, q]
-
-
-def _order(total: Sum) -> float | None:
-    """a where the integrand is a multiple of p^a q^(1-a)."""
-    if isinstance(total, LogAffinity):
-        return total.order
-    generator = total.generator if isinstance(total, GeneratorSum) else None
-    return generator.order if isinstance(generator, generators.alpha) else 2.0 if generator is generators.chi2 else None
 
 
 def _inside(support: Support, x: Tensor) -> Tensor:

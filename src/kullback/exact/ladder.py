@@ -25,8 +25,7 @@ from torch.distributions import (
 
 from kullback import divergences
 from kullback._errors import NoExactMethod
-from kullback.core import generators
-from kullback.core.reduction import GeneratorSum, LogAffinity
+from kullback.core.reduction import LogAffinity
 from kullback.divergences import Divergence
 from kullback.engines import choice
 from kullback.forms.finite import FiniteForm
@@ -66,7 +65,7 @@ def route(divergence: Divergence, p: Any, q: Any) -> Route:
         found = rung(divergence, p, q)
         if found is not None:
             return found
-    name = divergence.name.partition("(")[0]
+    name = divergence.family
     raise NoExactMethod(
         f"{name}: no closed form is known for {name_of(p)}‖{name_of(q)}, and it is not on the line or the integers, "
         f"where a sum or an integral would serve. Write estimate.{name}(p, q, method=MonteCarlo(n), generator=g)."
@@ -82,9 +81,8 @@ def _finite(divergence: Divergence, p: Any, q: Any) -> Route | None:
 
     def value() -> Tensor:
         batch = batch_of(left, right)
-        x, y = left.expand(batch), right.expand(batch)
-        sums = [choice.rows(total, left.reading, right.reading, x, y, left.num_classes) for total in divergence.sums]
-        return divergence.finish(*sums)
+        p_side, q_side = (form.to(torch.float64).side(batch) for form in (left, right))
+        return choice.measure(divergence, p_side, q_side, left.num_classes)
 
     return Route("exact sum over the classes, canonical terms, float64", "rounding of float64", value)
 
@@ -99,7 +97,7 @@ def _structural(divergence: Divergence, p: Any, q: Any) -> Route | None:
         and type(p).log_prob is plain
         and type(q).log_prob is plain
         and CLOSED_FORMS.find("kl", p, q) is None
-        and divergence is not divergences.CROSS_ENTROPY
+        and divergence != divergences.CROSS_ENTROPY
         and _same_transforms(p, q)
     ):
         inner = route(divergence, p.base_dist, q.base_dist)
@@ -124,7 +122,7 @@ def _product(divergence: Divergence, p: Any, q: Any) -> Route | None:
         return None
     axes = tuple(range(-dims, 0))
     order = _power(divergence)
-    if divergence in (divergences.KL, divergences.JEFFREYS, divergences.CROSS_ENTROPY) or order in (0.0, 1.0):
+    if _adds_up(divergence):
         inner = route(divergence, p.base_dist, q.base_dist)
         return Route(
             f"sum over {dims} independent axes of: {inner.method}",
@@ -137,7 +135,7 @@ def _product(divergence: Divergence, p: Any, q: Any) -> Route | None:
 
     def value() -> Tensor:
         total = inner.value().sum(axes) if dims else inner.value()
-        return _from_log_affinity(divergence, order, (max(order, 1.0 - order if order < 0 else order) - 1.0) * total)
+        return _from_log_affinity(divergence, (max(order, 1.0 - order if order < 0 else order) - 1.0) * total)
 
     return Route(f"product over {dims} independent axes of: {inner.method}", inner.error, value)
 
@@ -146,41 +144,42 @@ def _turned(order: float, p: Any, q: Any) -> tuple[Any, Any]:
     return (p.base_dist, q.base_dist) if order > 0 else (q.base_dist, p.base_dist)
 
 
+def _adds_up(divergence: Divergence) -> bool:
+    """Whether the divergence of independent components is the sum of theirs."""
+    linear = divergence.linear
+    rows = (divergences.KL, divergences.alpha(0.0), divergences.JEFFREYS, divergences.CROSS_ENTROPY)
+    return linear is not None and linear in [row.linear for row in rows]
+
+
 def _power(divergence: Divergence) -> float | None:
     """a where the divergence is a function of ∫ p^a q^(1-a)."""
-    for total in divergence.sums:
-        if isinstance(total, LogAffinity):
-            return total.order
-    first = divergence.sums[0]
-    generator = first.generator if isinstance(first, GeneratorSum) else None
-    if isinstance(generator, generators.alpha):
-        return generator.order
-    return 0.5 if generator is generators.squared_hellinger else 2.0 if generator is generators.chi2 else None
+    powers = {total.power.order for total in divergence.sums if total.power is not None}
+    return powers.pop() if len(powers) == 1 else None
 
 
-def _from_log_affinity(divergence: Divergence, order: float, log_sum: Tensor) -> Tensor:
+def _from_log_affinity(divergence: Divergence, log_sum: Tensor) -> Tensor:
     """The divergence from log ∫ p^a q^(1-a)."""
-    if any(isinstance(total, LogAffinity) for total in divergence.sums):
-        return log_sum / (order - 1.0)
-    if divergence is divergences.HELLINGER:
-        return divergence.finish(-torch.expm1(log_sum))
-    grown = torch.expm1(log_sum)
-    return grown if divergence is divergences.CHI2 else grown / (order * (order - 1.0))
+    sums = []
+    for total in divergence.sums:
+        power = total.power
+        assert power is not None
+        sums.append(log_sum if isinstance(total, LogAffinity) else power.scale * torch.expm1(log_sum))
+    return divergence.finish(*sums)
 
 
 def _closed(divergence: Divergence, p: Any, q: Any) -> Route | None:
     order = _power(divergence)
-    if divergence.sums == divergences.KL.sums:
+    if divergence.linear == divergences.KL.linear:
         entry = CLOSED_FORMS.find("kl", p, q)
         if entry is not None:
             formula = entry.formula
             return _formula(entry.name, lambda: formula(p, q))
-    elif divergence is divergences.JEFFREYS:
+    elif divergence.linear == divergences.JEFFREYS.linear:
         there, back = CLOSED_FORMS.find("kl", p, q), CLOSED_FORMS.find("kl", q, p)
         if there is not None and back is not None:
             one, other = there.formula, back.formula
             return _formula(f"{there.name} and back", lambda: one(p, q) + other(q, p))
-    elif divergence is divergences.CROSS_ENTROPY:
+    elif divergence.linear == divergences.CROSS_ENTROPY.linear:
         entropy, cross = _entropy(p), CLOSED_FORMS.find("kl", p, q)
         if entropy is not None and p is q:
             return _formula(f"entropy of {name_of(p)}", entropy)
@@ -191,13 +190,13 @@ def _closed(divergence: Divergence, p: Any, q: Any) -> Route | None:
         entry = CLOSED_FORMS.find("log_affinity", p, q)
         if entry is not None:
             formula, name = entry.formula, f"log-affinity of {entry.name}"
-            return _formula(name, lambda: _from_log_affinity(divergence, order, formula(p, q, order)))
+            return _formula(name, lambda: _from_log_affinity(divergence, formula(p, q, order)))
     return None
 
 
 def _shifted(divergence: Divergence, p: Any, q: Any) -> Route | None:
     """Normal vectors of one covariance: every f-divergence is that of N(0, 1) and N(δ, 1), δ Mahalanobis' distance."""
-    if divergence is divergences.CROSS_ENTROPY or not is_normal_vector(p) or not is_normal_vector(q):
+    if divergence == divergences.CROSS_ENTROPY or not is_normal_vector(p) or not is_normal_vector(q):
         return None
     if p.event_shape != q.event_shape:
         return None
@@ -241,7 +240,7 @@ def _entropy(p: Any) -> Callable[[], Tensor] | None:
 
 def _outside(divergence: Divergence, p: Any, q: Any) -> Route | None:
     """KL of a p that leaves q's support in every row: no integral is needed."""
-    if divergence.sums[0] is not divergences.KL.sums[0] or not (is_measurable(p) and is_measurable(q)):
+    if divergence.linear != divergences.KL.linear or not (is_measurable(p) and is_measurable(q)):
         return None
     left, right = support_of(p), support_of(q)
     if left is None or right is None or left.integers or right.integers:
@@ -280,7 +279,7 @@ def _integrated(divergence: Divergence, p: Any, q: Any) -> Route | None:
     if left is None or right is None or left.integers or right.integers:
         return None
     if type(p) is Kumaraswamy and type(q) is Kumaraswamy:
-        if divergence is divergences.CROSS_ENTROPY:
+        if divergence == divergences.CROSS_ENTROPY:
             entropy, inner = _entropy(p), route(divergences.KL, p, q)
             assert entropy is not None
             return Route(f"entropy + {inner.method}", inner.error, lambda: entropy() + inner.value())

@@ -15,6 +15,7 @@ of the supports, so that gradients to those ends are complete too.
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -166,7 +167,7 @@ def _ends(parts: list[Panels]) -> tuple[Tensor, Tensor]:
     return rows, beyond
 
 
-def integrate(sums: tuple[Sum, ...], p: Measurable, q: Measurable) -> list[Tensor]:
+def integrate(sums: tuple[Sum[Any], ...], p: Measurable, q: Measurable) -> list[Tensor]:
     """The value of each sum for two densities on the line, (...) in float64.
 
     Raises: ToleranceError where the tolerance is not met or a density does not integrate to one.

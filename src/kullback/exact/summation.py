@@ -167,21 +167,15 @@ def _surprise(d: Distribution, n: int) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def _bound(sums: tuple[Sum, ...], p: Distribution, q: Distribution, n: int) -> tuple[Tensor, Tensor]:
+def _bound(sums: tuple[Sum[Any], ...], p: Distribution, q: Distribution, n: int) -> tuple[Tensor, Tensor]:
     """A bound on what lies above n, and the rows whose terms do not fall at all."""
     one = torch.ones((), dtype=torch.float64)
-    order = next((s.order for s in sums if isinstance(s, LogAffinity)), None)
-    total = sums[0]
-    generator = total.generator if isinstance(total, GeneratorSum) else None
-    if isinstance(generator, generators.alpha):
-        order = generator.order
-    elif generator is generators.chi2:
-        order = 2.0
-    above = _weighted(p, n, one, 0 * one) + _weighted(q, n, one, 0 * one)
+    tail, order = tail_of(sums)
+    above = tail.multiple * (_weighted(p, n, one, 0 * one) + _weighted(q, n, one, 0 * one))
     never = torch.zeros_like(above, dtype=torch.bool)
-    if generator is generators.kl or generator is generators.cross_entropy or generator is generators.jeffreys:
+    if tail.p_log:
         above = above + _weighted(p, n, *_surprise(q, n))
-    if generator is generators.reverse_kl or generator is generators.jeffreys:
+    if tail.q_log:
         above = above + _weighted(q, n, *_surprise(p, n))
     if order is not None and not 0.0 <= order <= 1.0:
         if isinstance(p, MixtureSameFamily) or isinstance(q, MixtureSameFamily):
@@ -198,12 +192,23 @@ def _bound(sums: tuple[Sum, ...], p: Distribution, q: Distribution, n: int) -> t
         rest = torch.where(ratio < 1.0, torch.exp(log_next) / (1.0 - ratio), math.inf)
         above = above + torch.where(gone, 0.0, rest)
         never = ~gone & ((limit > 1.0) | (right.log_next == -math.inf) | ((right.smallest == 0) & (left.limit > 0)))
-    elif order is not None and 0.0 < order < 1.0:
-        above = above / (order * (1.0 - order))
     return above, never
 
 
-def add_up(sums: tuple[Sum, ...], p: Distribution, q: Distribution) -> list[Tensor]:
+def tail_of(sums: tuple[Sum[Any], ...]) -> tuple[generators.Tail, float | None]:
+    """How the first sum's terms grow, and the order a where p^a q^(1-a) is among them."""
+    orders = {total.power.order for total in sums if total.power is not None}
+    first = sums[0]
+    tail = first.generator.tail if isinstance(first, GeneratorSum) else generators.Tail()
+    if tail is None:
+        raise NoExactMethod(
+            f"nothing is known of how {first} grows where q/p or p/q does, so that an infinite sum or integral of it "
+            "has no error bound. Give its Generator a tail=Tail(...)."
+        )
+    return tail, orders.pop() if orders else None
+
+
+def add_up(sums: tuple[Sum[Any], ...], p: Distribution, q: Distribution) -> list[Tensor]:
     """The value of each sum for two distributions on the integers from 0, (...) in float64.
 
     Raises: NoExactMethod for an unbounded support without a proven tail bound, ToleranceError for too long a sum.
@@ -245,7 +250,7 @@ def add_up(sums: tuple[Sum, ...], p: Distribution, q: Distribution) -> list[Tens
     return [torch.where(never, math.inf, value) for value in _rows(sums, p, q, x)]
 
 
-def _rows(sums: tuple[Sum, ...], p: Distribution, q: Distribution, x: Tensor) -> list[Tensor]:
+def _rows(sums: tuple[Sum[Any], ...], p: Distribution, q: Distribution, x: Tensor) -> list[Tensor]:
     log_p, log_q = together(log_mass(p, x), log_mass(q, x))
     with torch.no_grad():  # a row that is infinite sends back no gradient
         pair = Pair(Weights(torch.exp(log_p), log_p), Weights(torch.exp(log_q), log_q))

@@ -129,8 +129,8 @@ def _finite(
         raise FormError(
             "wasserstein: classes have no distance of their own. Write one of positions=(V,) or (V, d) and cost=(V, W)."
         )
-    v = p.reading.weights(p.data).w
-    w = q.reading.weights(q.data).w
+    v = p.probabilities()
+    w = q.probabilities()
     if positions is not None:
         x, y = positions if isinstance(positions, tuple) else (positions, positions)
         x, y = torch.as_tensor(x).double(), torch.as_tensor(y).double()

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from kullback._errors import FormError
 
-from .finite import Array, _tensor
+from .finite import Array, dense_tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,7 +156,7 @@ class LogRatios:
 
 def _real(owner: str, x: Any) -> Tensor:
     try:
-        data = _tensor(x).detach()
+        data = dense_tensor(owner, "x", x).detach()
     except (TypeError, ValueError, RuntimeError):
         raise FormError(
             f"{owner}: {type(x).__name__} does not hold a rectangle of numbers. Write {owner}(torch.tensor(...))."

@@ -8,45 +8,128 @@ not check again; the checks read the data, so they are skipped inside `torch.com
 import math
 import operator
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from kullback._errors import FormError
-from kullback.core.readings import LabelsReading, LogitsReading, LogProbsReading, ProbsReading, Reading
+from kullback.core.readings import LabelsReading, LogitsReading, LogProbsReading, ProbsReading, Reading, Side
 
 Array: TypeAlias = Tensor | np.ndarray | Sequence[Any] | float
+Form = TypeVar("Form", bound="FiniteForm")
 
 
 class FiniteForm:
-    """A batch of distributions over V classes: `data`, and how to read it."""
+    """A batch of distributions over V classes: tensors, and how to read them.
+
+    A form of one's own sets `data` (the first tensor, which has the rows), `num_classes` and `reading`, and, if it
+    holds more than one tensor, overrides `tensors` and `with_tensors`.
+    """
 
     data: Tensor
     num_classes: int
 
     @property
     def reading(self) -> Reading:
-        """How `data` is read as probabilities."""
+        """How the tensors are read as probabilities."""
         raise NotImplementedError
 
     @property
-    def batch_shape(self) -> torch.Size:
-        raise NotImplementedError
+    def tensors(self) -> tuple[Tensor, ...]:
+        """What the form holds, in the order in which its reading takes it."""
+        return (self.data,)
 
-    def expand(self, batch_shape: torch.Size) -> Tensor:
-        """`data`, broadcast without a copy to a common batch shape."""
+    def with_tensors(self: Form, *tensors: Tensor) -> Form:
+        """The same form of other tensors, which are taken as they are: nothing is checked again."""
         raise NotImplementedError
 
     def tempered(self, temperature: float) -> "FiniteForm":
         """The distribution proportional to p^(1/temperature)."""
         raise NotImplementedError
 
-    def detach(self) -> "FiniteForm":
-        """The same distribution, through which no gradient flows."""
-        raise NotImplementedError
+    @property
+    def batch_shape(self) -> torch.Size:
+        """One distribution for each entry of this shape."""
+        return self.data.shape[: self.data.dim() - (self.reading.event_dims[0] or 0)]
+
+    def side(self, batch_shape: torch.Size) -> Side:
+        """The tensors, broadcast without a copy to a common batch shape, and their reading."""
+        reading = self.reading
+        if batch_shape == self.batch_shape:
+            return Side(reading, self.tensors)
+        expanded = (
+            x if dims is None else x.expand(*batch_shape, *x.shape[x.dim() - dims :])
+            for x, dims in zip(self.tensors, reading.event_dims, strict=True)
+        )
+        return Side(reading, tuple(expanded))
+
+    def expand(self, batch_shape: torch.Size) -> Tensor:
+        """The first tensor, broadcast without a copy to a common batch shape."""
+        return self.side(batch_shape).data[0]
+
+    def probabilities(self) -> Tensor:
+        """What the form means: (..., V), float64."""
+        return self.side(self.batch_shape).weights().w
+
+    # ------------------------------------------------------------ as a tensor of distributions
+
+    @property
+    def shape(self) -> torch.Size:
+        """(*batch_shape, num_classes), whatever the tensors look like."""
+        return torch.Size((*self.batch_shape, self.num_classes))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the first tensor."""
+        return self.data.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Of the first tensor."""
+        return self.data.device
+
+    @property
+    def requires_grad(self) -> bool:
+        """Whether a gradient flows to any tensor."""
+        return any(x.requires_grad for x in self.tensors)
+
+    def detach(self: Form) -> Form:
+        """The same distributions, through which no gradient flows."""
+        return self.with_tensors(*(x.detach() for x in self.tensors))
+
+    def to(self: Form, *args: Any, **kwargs: Any) -> Form:
+        """The tensors moved or cast as `Tensor.to` does it; integers keep their dtype."""
+        device = self.data.new_empty(0).to(*args, **kwargs).device
+        return self.with_tensors(
+            *(x.to(*args, **kwargs) if x.is_floating_point() else x.to(device) for x in self.tensors)
+        )
+
+    def __getitem__(self: Form, index: Any) -> Form:
+        """Rows: an index into the batch shape. The class axis stays whole, since a part of it does not sum to one."""
+        found = index if isinstance(index, tuple) else (index,)
+        try:
+            torch.zeros((), device=self.device).expand(self.batch_shape)[found]
+        except IndexError as error:
+            raise FormError(
+                f"{type(self).__name__}: batch shape {tuple(self.batch_shape)} has no such rows ({error}). "
+                "The class axis stays whole; to cut it, index the tensor before making the form."
+            ) from None
+        rest = any(i is Ellipsis for i in found)
+        return self.with_tensors(
+            *(
+                x if dims is None else x[(*found, *(slice(None),) * dims) if rest else found]
+                for x, dims in zip(self.tensors, self.reading.event_dims, strict=True)
+            )
+        )
+
+    def __len__(self) -> int:
+        """Of the first batch axis."""
+        if not self.batch_shape:
+            raise TypeError(f"{type(self).__name__} of one distribution has no length")
+        return self.batch_shape[0]
 
 
 class _Columns(FiniteForm):
@@ -60,8 +143,14 @@ class _Columns(FiniteForm):
     def batch_shape(self) -> torch.Size:
         return self.data.shape[:-1]
 
-    def expand(self, batch_shape: torch.Size) -> Tensor:
-        return self.data.expand(*batch_shape, self.num_classes)
+    def side(self, batch_shape: torch.Size) -> Side:
+        data = self.data
+        if batch_shape != data.shape[:-1]:
+            data = data.expand(*batch_shape, data.shape[-1])
+        return Side(self.reading, (data,))
+
+
+_PLAIN_LOGITS = LogitsReading()
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,13 +180,13 @@ class Logits(_Columns):
 
     @property
     def reading(self) -> LogitsReading:
-        return LogitsReading(self.temperature)
+        return _PLAIN_LOGITS if self.temperature == 1.0 else LogitsReading(self.temperature)
+
+    def with_tensors(self, *tensors: Tensor) -> "Logits":
+        return Logits(tensors[0], self.temperature)
 
     def tempered(self, temperature: float) -> "Logits":
-        return Logits(self.data, self.temperature * temperature)
-
-    def detach(self) -> "Logits":
-        return Logits(self.data.detach(), self.temperature)
+        return self if temperature == 1.0 else Logits(self.data, self.temperature * temperature)
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,11 +226,11 @@ class LogProbs(_Columns):
     def reading(self) -> LogProbsReading:
         return LogProbsReading()
 
-    def tempered(self, temperature: float) -> "Logits":
-        return Logits(self.data, temperature)
+    def tempered(self, temperature: float) -> "FiniteForm":
+        return self if temperature == 1.0 else Logits(self.data, temperature)
 
-    def detach(self) -> "LogProbs":
-        return LogProbs(self.data.detach(), validate=False)
+    def with_tensors(self, *tensors: Tensor) -> "LogProbs":
+        return LogProbs(tensors[0], validate=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -189,11 +278,13 @@ class Probs(_Columns):
         return ProbsReading()
 
     def tempered(self, temperature: float) -> "FiniteForm":
+        if temperature == 1.0:
+            return self
         zero = self.data == 0
         return Logits(torch.where(zero, -math.inf, torch.log(torch.where(zero, 1.0, self.data))), temperature)
 
-    def detach(self) -> "Probs":
-        return Probs(self.data.detach(), validate=False)
+    def with_tensors(self, *tensors: Tensor) -> "Probs":
+        return Probs(tensors[0], validate=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -224,7 +315,9 @@ class Labels(FiniteForm):
     data: Tensor = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        data = _tensor(self.y)
+        data = dense_tensor("Labels", "y", self.y)
+        if data.dtype in (torch.uint16, torch.uint32, torch.uint64):
+            raise FormError(f"Labels: y has dtype {data.dtype}, with which PyTorch cannot compute. Write y.long().")
         if data.is_floating_point() or data.is_complex() or data.dtype == torch.bool:
             raise FormError(
                 f"Labels: y has dtype {data.dtype}, but class labels are integers. "
@@ -270,18 +363,19 @@ class Labels(FiniteForm):
     def batch_shape(self) -> torch.Size:
         return self.data.shape
 
-    def expand(self, batch_shape: torch.Size) -> Tensor:
-        return self.data.expand(batch_shape)
+    def with_tensors(self, *tensors: Tensor) -> "Labels":
+        return replace(self, y=tensors[0], validate=False)
 
-    def tempered(self, temperature: float) -> "Logits":
-        return Logits(self.reading.weights(self.data).log_w, temperature)
-
-    def detach(self) -> "Labels":
-        return self
+    def tempered(self, temperature: float) -> "FiniteForm":
+        if temperature == 1.0:
+            return self
+        return Logits(self.reading.weights(self.tensors).log_w, temperature)
 
 
 def positive_number(owner: str, name: str, value: Any) -> float:
     """`value` as a finite float > 0, or an error that names `owner` and `name`."""
+    if type(value) is float and 0.0 < value < math.inf:
+        return value
     if isinstance(value, Tensor):
         raise FormError(
             f"{owner}: {name} is a tensor, through which no gradient would flow. Write a number, or scale the "
@@ -293,16 +387,35 @@ def positive_number(owner: str, name: str, value: Any) -> float:
     return number
 
 
-def _tensor(x: Any) -> Tensor:
-    if isinstance(x, Tensor):
-        return x
-    if isinstance(x, np.ndarray) and not x.flags.writeable:
-        x = x.copy()  # torch cannot share a read-only array
-    return torch.as_tensor(x)
+def dense_tensor(owner: str, name: str, x: Any) -> Tensor:
+    """`x` as an ordinary dense tensor, or the error that says what it is instead."""
+    if not isinstance(x, Tensor):
+        if isinstance(x, np.ndarray) and not x.flags.writeable:
+            x = x.copy()  # torch cannot share a read-only array
+        try:
+            return torch.as_tensor(x)
+        except (TypeError, ValueError, RuntimeError) as error:
+            hint = f" Write {owner}({name}.logits)." if hasattr(x, "logits") else ""
+            raise FormError(
+                f"{owner}: {name} is a {type(x).__name__}, which is no array of numbers ({error}).{hint}"
+            ) from None
+    if type(x).__name__ == "MaskedTensor":
+        raise FormError(
+            f"{owner}: {name} is a MaskedTensor. Write {owner}({name}.get_data()) and give the mask to a loss "
+            "(mask=), or -inf as logit where a class has no mass."
+        )
+    if x.is_nested:
+        raise FormError(
+            f"{owner}: {name} is a nested tensor, whose rows differ in number. Write {owner}({name}.values()), "
+            "or pad it and give a mask to the loss."
+        )
+    if x.layout is not torch.strided:
+        raise FormError(f"{owner}: {name} has layout {x.layout}. Write {owner}({name}.to_dense()).")
+    return x
 
 
 def _floating(owner: str, x: Any) -> Tensor:
-    data = _tensor(x)
+    data = dense_tensor(owner, "x", x)
     if not data.is_floating_point():
         if isinstance(x, Tensor) or data.is_complex() or data.dtype == torch.bool:
             raise FormError(
@@ -331,13 +444,16 @@ def _readable(data: Tensor) -> bool:
 def _check_rows_sum_to_one(owner: str, data: Tensor, sums: Tensor, found: str, instead: str) -> None:
     tolerance = math.sqrt(torch.finfo(data.dtype).eps)
     off = ~((sums - 1.0).abs() <= tolerance)  # NaN counts as off
-    what = {True: "holds NaN, which has no distribution", False: ""}
+    rounded = math.sqrt(torch.finfo(torch.float32).eps)
 
     def describe(at: tuple[int, ...]) -> str:
-        return (
-            what[bool(sums[at].isnan())]
-            or f"{found} to {sums[at].item():.10g}, not 1 (tolerance {tolerance:.1g} in {data.dtype})"
-        )
+        total = sums[at].item()
+        if math.isnan(total):
+            return "holds NaN, which has no distribution"
+        told = f"{found} to {total:.10g}, not 1 (tolerance {tolerance:.1g} in {data.dtype})"
+        if data.dtype == torch.float64 and abs(total - 1.0) < rounded:
+            told += f"; it looks rounded to float32, where {owner}(x.float()) is right"
+        return told
 
     _refuse_row(off.unsqueeze(-1), owner, describe, instead)
 

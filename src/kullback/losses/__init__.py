@@ -14,7 +14,6 @@ from .mutual import MutualLearning
 from .policy import PolicyKL
 from .rdrop import RDrop
 from .schedules import cyclical, linear, training_signal
-from .skew import skew_kl
 from .vae import VAELoss, reconstruction_nll
 from .variational import ForwardKL, ReverseKL
 
@@ -48,6 +47,5 @@ __all__ = [
     "gaussian_kl_per_dimension",
     "linear",
     "reconstruction_nll",
-    "skew_kl",
     "training_signal",
 ]

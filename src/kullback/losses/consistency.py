@@ -89,7 +89,7 @@ class Consistency(nn.Module):
         every = torch.ones(shape, dtype=torch.bool, device=original.data.device) if counted is None else counted
         if self.threshold is None:
             return every
-        return every & (original.reading.weights(original.data).w.amax(-1) > self.threshold)
+        return every & (original.probabilities().amax(-1) > self.threshold)
 
     def extra_repr(self) -> str:
         """The settings, for `print(module)`."""

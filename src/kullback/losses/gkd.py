@@ -5,11 +5,10 @@ from typing import Literal
 from torch import Tensor, nn
 
 from kullback.forms.finite import FiniteForm, positive_number
-from kullback.verbs import js, kl
+from kullback.verbs import js, kl, skew
 
 from .average import Reduction, average
 from .inputs import as_form, one_of, share
-from .skew import skew_kl
 
 
 class GKD(nn.Module):
@@ -139,7 +138,7 @@ class SkewKL(nn.Module):
         p = as_form(teacher).detach().tempered(self.temperature)
         q = as_form(student).tempered(self.temperature)
         first, second = (p, q) if self.direction == "forward" else (q, p)
-        per_row = skew_kl(first, second, self.weight)
+        per_row = skew(first, second, self.weight)
         return average(per_row, mask=mask, num_items=num_items, reduction=self.reduction)
 
     def extra_repr(self) -> str:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from kullback.core.generators import NAMED
+
 pytest.importorskip("triton", reason="Triton is not installed: pip install 'kullback[triton]'")
 
 SCRIPT = Path(__file__).parents[3] / "bench" / "triton_compile.py"
@@ -44,7 +46,7 @@ def test_kl_for_every_target():
 def test_every_generator_and_reading(target):
     kernels = compiled("--targets", target)
     assert {k["formula"].partition("(")[0] for k in kernels} == {
-        "kl", "reverse_kl", "jeffreys", "js", "alpha", "tv", "squared_hellinger", "chi2", "nothing", "cross_entropy",
+        *NAMED,
         "log_affinity",
     }  # fmt: skip
     assert_fits(kernels)

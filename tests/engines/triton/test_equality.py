@@ -198,7 +198,7 @@ def test_equal_rows_are_exactly_zero(monkeypatch):
     with_tile(monkeypatch, 8, 32)
     a = scores(4, 100)[0].float()
     for name, total in SUMS.items():
-        if "cross_entropy" in name or "LogAffinity" in name:
+        if "cross_entropy" in name or "log_affinity" in name:
             continue
         side = Logits(a, 0.7)
         assert torch.equal(ops.rows(total, side.reading, side.reading, a, a.clone(), 100), torch.zeros(4).double()), (

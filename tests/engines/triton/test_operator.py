@@ -10,9 +10,11 @@ pytest.importorskip("triton", reason="Triton is not installed: pip install 'kull
 
 from triton_common import leaf, scores, with_tile
 
+from cases import call_of
 from kullback import Labels, Logits, engines, explain, hellinger, js, kl, renyi
 from kullback.divergences import KL
-from kullback.engines import choice, encoding
+from kullback.engines import choice
+from kullback.engines.operators import ask
 from kullback.engines.triton import launch, ops
 
 pytestmark = pytest.mark.filterwarnings(
@@ -33,10 +35,8 @@ def pair(rows=3, columns=10, dtype=torch.float64):
 @pytest.mark.parametrize("wanted", [(True, True), (False, True), (True, False)])
 def test_opcheck(wanted):
     x, y = (s.detach().requires_grad_(w) for s, w in zip(pair(), wanted, strict=True))
-    reading = Logits(x.detach()).reading
-    torch.library.opcheck(
-        torch.ops.kullback.triton_rows, (x, y, *encoding.encode(KL.sums[0], reading, reading), 10, True)
-    )
+    p, q = Logits(x).side(x.shape[:-1]), Logits(y).side(y.shape[:-1])
+    torch.library.opcheck(torch.ops.kullback.triton_rows, (*ask(call_of(KL.sums[0], p, q, 10), p, q), True))
 
 
 def test_compile_follows_the_operator():
@@ -103,10 +103,9 @@ def test_it_is_the_engine_that_runs(monkeypatch):
     assert seen == []
     with engines.use("triton"):
         kl(Logits(x), Logits(y))
-        assert explain(Logits(x), Logits(y)).engine.startswith("triton")
+        assert explain(Logits(x), Logits(y)).engine == "triton"
     assert seen == [1]
     assert dict(explain(Logits(x), Logits(y)).not_taken)["triton"] == "the tensors are on cpu"
-    assert choice.why_not_triton(x, y) == "the tensors are on cpu"
 
 
 def test_the_plan_picks_it_by_device(monkeypatch):
@@ -115,11 +114,11 @@ def test_the_plan_picks_it_by_device(monkeypatch):
     with torch._subclasses.fake_tensor.FakeTensorMode():
         p, q = (Logits(torch.empty(2, 8, device="cuda", dtype=torch.bfloat16)) for _ in range(2))
         plan = explain(p, q)
-        values = choice.rows(KL.sums[0], p.reading, q.reading, p.data, q.data, 8)
-    assert plan.engine.startswith("triton")
-    assert dict(plan.not_taken)["cpu"] == "the tensors are on cuda:0"
+        values = choice.measure(KL, p.side(p.batch_shape), q.side(q.batch_shape), 8)
+    assert plan.engine == "triton"
+    assert dict(plan.not_taken)["cpu"] == "the tensors are on cuda"
     assert dict(plan.not_taken).keys() == {"estimate", "cpu", "eager"}
-    assert (values.shape, values.dtype, values.device.type) == ((2,), torch.float64, "cuda")
+    assert (values.shape, values.dtype, values.device.type) == ((2,), torch.float32, "cuda")
 
 
 def test_labels_make_no_dense_row(monkeypatch):
@@ -139,10 +138,12 @@ def test_a_tensor_without_a_gpu_is_refused_outside_the_interpreter():
         "import torch\n"
         "from kullback import Logits\n"
         "from kullback.divergences import KL\n"
+        "from kullback.engines.call import Call\n"
         "from kullback.engines.triton import ops\n"
         "x = torch.zeros(2, 3)\n"
+        "side = Logits(x).side(x.shape[:-1])\n"
         "try:\n"
-        "    ops.rows(KL.sums[0], Logits(x).reading, Logits(x).reading, x, x, 3)\n"
+        "    ops.rows(Call(KL.sums[0], side.reading, side.reading, (x.dtype,) * 2, 'cpu', 3), side, side)\n"
         "except RuntimeError as error:\n"
         "    print(error)\n"
     )
@@ -166,11 +167,11 @@ def test_an_absent_triton_has_a_reason(monkeypatch):
     ops._look.cache_clear()
     monkeypatch.setattr(ops, "find_spec", lambda name: None)
     try:
-        assert ops.why_not() == "Triton is not installed (pip install 'kullback[triton]')"
+        assert ops._look() == "Triton is not installed (pip install 'kullback[triton]')"
         monkeypatch.setattr(ops, "find_spec", lambda name: object())
         ops._look.cache_clear()
         monkeypatch.setattr(ops, "version", lambda name: "3.3.1")
-        assert ops.why_not() == "Triton 3.3.1 is older than 3.4"
+        assert ops._look() == "Triton 3.3.1 is older than 3.4"
     finally:
         ops._look.cache_clear()
 

@@ -4,20 +4,14 @@ import math
 
 import torch
 
-from cases import SMALL, normal
+from cases import SMALL, call_of, normal
 from kullback import Labels, Logits, LogProbs, Probs
 from kullback.core import reduction
+from kullback.core.readings import Side
 from kullback.divergences import TABLE
 from kullback.engines.triton import launch, ops
 
-
-def _name(total):
-    """Short, and the same in every process."""
-    generator = getattr(total, "generator", total)
-    return getattr(generator, "__name__", str(generator))
-
-
-SUMS = {_name(total): total for divergence in TABLE for total in divergence.sums}
+SUMS = {str(total): total for divergence in TABLE for total in divergence.sums}
 READINGS = {
     "Logits": lambda s, dtype: Logits(s.to(dtype)),
     "Logits T=0.7": lambda s, dtype: Logits(s.to(dtype), 0.7),
@@ -71,10 +65,11 @@ def compare(total, p, q, floor=None, upstream=None, unit=1.0):
     """
     x, y = leaf(p.data), leaf(q.data)
     dtype = next((d.dtype for d in (x, y) if d.is_floating_point()), torch.float64)
-    truth = reduction.rows(total, p.reading, q.reading, x, y).detach()
-    values = ops.rows(total, p.reading, q.reading, x, y, p.num_classes)
+    left, right = Side(p.reading, (x,)), Side(q.reading, (y,))
+    truth = reduction.rows(total, left, right).detach()
+    values = ops.rows(call_of(total, left, right, p.num_classes), left, right)
     assert values.dtype == torch.float64
-    tiny = floor or (1e-13 if "LogAffinity" in str(total) else 1e-15)
+    tiny = floor or (1e-13 if "log_affinity" in str(total) else 1e-15)
     torch.testing.assert_close(values.detach(), truth, rtol=VALUE[dtype], atol=tiny, equal_nan=True)
     wanted = x.requires_grad, y.requires_grad
     if not any(wanted):
@@ -83,9 +78,10 @@ def compare(total, p, q, floor=None, upstream=None, unit=1.0):
         upstream = 1.0 + torch.rand(truth.shape, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
     leaves = [data for data in (x, y) if data.requires_grad]
     got = torch.autograd.grad(values, leaves, upstream)
-    want = reduction.gradients(total, p.reading, q.reading, x, y, truth, upstream, wanted)
+    want = reduction.gradients(total, left, right, truth, upstream, wanted)
     ulp = 4 * torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).eps
-    partials = total.partials(reduction.pair_of(p.reading, q.reading, x, y))
+    pair = reduction.Pair(left.weights(), right.weights())
+    partials = total.partials(pair, total.of(pair))
     terms = [
         t.dlog.detach().abs().nan_to_num(0.0, posinf=0.0)
         for t, is_wanted in zip(partials, wanted, strict=True)

@@ -4,6 +4,6 @@
 loaded at the first call.
 """
 
-from .ops import interpreted, rows, why_not
+from .ops import NAME, cost, interpreted, prepare, rows, traced_rows, why_not
 
-__all__ = ["interpreted", "rows", "why_not"]
+__all__ = ["NAME", "cost", "interpreted", "prepare", "rows", "traced_rows", "why_not"]

@@ -1,4 +1,4 @@
-"""`core.generators`, transcribed: the same names in the same order, where each formula is explained.
+"""`core.generators`, transcribed under the same names, where each formula is explained.
 
 A generator takes p, q, d = log(q/p) and log q of cells where both have mass, and its parameter, if it has one; it
 returns its term and the two logarithmic derivatives. Cells are float32 or float64, and so is all that is computed:
@@ -63,15 +63,20 @@ def jeffreys(p, q, d, log_q, parameter: tl.constexpr):
 
 @triton.jit
 def js(p, q, d, log_q, parameter: tl.constexpr):
-    if parameter == 0.0 or parameter == 1.0:
-        value, dlogp, dlogq = nothing(p, q, d, log_q, parameter)
-    else:
-        u: tl.constexpr = 1.0 - parameter
-        m = parameter * p + u * q
-        log_m_p, log_m_q = _log_mix(parameter, u, d), _log_mix(u, parameter, -d)
-        value = parameter * excess(p, m, log_m_p) + u * excess(q, m, log_m_q)
-        dlogp, dlogq = -parameter * p * log_m_p, -u * q * log_m_q
-    return value, dlogp, dlogq
+    u: tl.constexpr = 1.0 - parameter
+    m = parameter * p + u * q
+    log_m_p, log_m_q = _log_mix(parameter, u, d), _log_mix(u, parameter, -d)
+    value = parameter * excess(p, m, log_m_p) + u * excess(q, m, log_m_q)
+    return value, -parameter * p * log_m_p, -u * q * log_m_q
+
+
+@triton.jit
+def skew_kl(p, q, d, log_q, parameter: tl.constexpr):
+    u: tl.constexpr = 1.0 - parameter
+    m, y = parameter * p + u * q, _log_mix(parameter, u, d)
+    back = tl.exp(-y)  # p/m, at most 1/w
+    from_p, from_q = growth(p, p * back, -y), growth(q, q * back, -y)
+    return excess(p, m, y), -p * y - parameter * from_p, -u * from_q
 
 
 @triton.jit
@@ -86,11 +91,7 @@ def _log_mix(w: tl.constexpr, u: tl.constexpr, y):
 
 @triton.jit
 def alpha(p, q, d, log_q, parameter: tl.constexpr):
-    if parameter == 1.0:
-        value, dlogp, dlogq = kl(p, q, d, log_q, parameter)
-    elif parameter == 0.0:
-        value, dlogp, dlogq = reverse_kl(p, q, d, log_q, parameter)
-    elif parameter >= 0.5:
+    if parameter >= 0.5:
         value, dlogp, dlogq = _alpha_half_up(parameter, 1.0 - parameter, p, q, d)
     else:
         value, dlogq, dlogp = _alpha_half_up(1.0 - parameter, parameter, q, p, -d)
@@ -125,6 +126,13 @@ def chi2(p, q, d, log_q, parameter: tl.constexpr):
     g = growth(p, q, d)
     e = tl.exp(-d)
     return -g * expm1(-d), -2.0 * g * e, g * (1.0 + e)
+
+
+@triton.jit
+def triangular(p, q, d, log_q, parameter: tl.constexpr):
+    g, s = growth(p, q, d), p + q
+    t = tl.where(s > 0.0, g / tl.where(s > 0.0, s, 1.0), s)  # tanh(d/2); NaN stays NaN
+    return g * t, -p * t * (2.0 + t), q * t * (2.0 - t)
 
 
 @triton.jit

@@ -10,16 +10,15 @@ from torch import Tensor
 from triton.runtime.jit import JITFunction
 
 from kullback.core import generators as core
-from kullback.core.readings import LabelsReading, LogitsReading, ProbsReading, Reading
-from kullback.core.reduction import GeneratorSum, LogAffinity, Sum
-from kullback.engines.encoding import READINGS, STATS
+from kullback.core.readings import LabelsReading, LogitsReading, LogProbsReading, ProbsReading, Reading
+from kullback.core.reduction import GeneratorSum, LogAffinity
+from kullback.engines.call import STATS, Call
 
 from . import generators, kernels
 
-# an error e of log Z counts as e²/2 in a canonical sum, but as e in a distance with a corner at p = q; it averages out
-# over a long row, so that a short one has its normaliser in float64
-SHORT = 512
-_CORNERED = (core.tv, core.squared_hellinger)
+SHORT = 512  # a short row has its normaliser in float64: there are few cells for its error to average over
+# the numbers that kernels know readings by
+READINGS = (LogitsReading, LogProbsReading, ProbsReading, LabelsReading)
 
 
 class Tile(NamedTuple):
@@ -42,7 +41,7 @@ class Tile(NamedTuple):
         return warps if torch.version.hip else warps | {"maxnreg": self.registers}
 
 
-def tile(num_columns: int, setting: dict[str, Any], *dtypes: torch.dtype) -> Tile:
+def tile(num_classes: int, setting: dict[str, Any], *dtypes: torch.dtype) -> Tile:
     """Cells a thread: 2 in float64, 8 of logits of 16 bits at one temperature, else 4; 1 where short rows share a tile.
 
     These are the largest that spill no register; 8 cells of 16 bits are one load of 16 bytes, and so are 4 of float32.
@@ -50,7 +49,7 @@ def tile(num_columns: int, setting: dict[str, Any], *dtypes: torch.dtype) -> Til
     """
     half = all(dtype in (torch.bfloat16, torch.float16) for dtype in dtypes)
     cells = 256 if setting["T"] == tl.float64 else 1024 if half and setting["SAME"] else 512
-    columns = min(_power_of_two(num_columns), cells)
+    columns = min(_power_of_two(num_classes), cells)
     return Tile(max(1, 128 // columns), columns)
 
 
@@ -63,21 +62,20 @@ def check_device(x: Tensor) -> None:
         )
 
 
-def forward(
-    total: Sum, left: Reading, right: Reading, x: Tensor, y: Tensor, num_columns: int, keep: bool
-) -> tuple[Tensor, Tensor]:
+def forward(call: Call, x: Tensor, y: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
     """Values (...), float64, and the numbers that backward needs, (..., 6) or none."""
+    left, right, num_classes = call.p, call.q, call.num_classes
     batch = x.shape if isinstance(left, LabelsReading) else x.shape[:-1]
     values = x.new_empty(batch, dtype=torch.float64)
     stats = x.new_empty((*batch, STATS) if keep else (0,), dtype=torch.float64)
     n = values.numel()
     if n:
-        (a, a_stride), (b, b_stride) = _rows_of(x, left, num_columns), _rows_of(y, right, num_columns)
-        setting = settings(total, left, right, x.dtype, y.dtype, num_columns)
-        size = tile(num_columns, setting, x.dtype, y.dtype)
+        (a, a_stride), (b, b_stride) = _rows_of(x, left, num_classes), _rows_of(y, right, num_classes)
+        setting = settings(call)
+        size = tile(num_classes, setting, x.dtype, y.dtype)
         with _on(x):
             kernels.forward[(_blocks(n, size.rows),)](
-                a, b, values, stats, n, num_columns, a_stride, b_stride, *scalars(left), *scalars(right),
+                a, b, values, stats, n, num_classes, a_stride, b_stride, *scalars(left), *scalars(right),
                 KEEP=keep, ROWS=size.rows, BLOCK=size.columns, **size.options,
                 **{name: setting[name] for name in FORWARD},
             )  # fmt: skip
@@ -85,31 +83,23 @@ def forward(
 
 
 def backward(
-    total: Sum,
-    left: Reading,
-    right: Reading,
-    x: Tensor,
-    y: Tensor,
-    num_columns: int,
-    values: Tensor,
-    stats: Tensor,
-    upstream: Tensor,
-    wanted: tuple[bool, bool],
+    call: Call, x: Tensor, y: Tensor, values: Tensor, stats: Tensor, upstream: Tensor, wanted: tuple[bool, ...]
 ) -> tuple[Tensor, Tensor]:
     """Gradients to x and to y, contiguous and in their dtypes; an empty tensor for one that is not wanted."""
+    left, right, num_classes = call.p, call.q, call.num_classes
     to_x = torch.empty(x.shape if wanted[0] else (0,), dtype=x.dtype, device=x.device)
     to_y = torch.empty(y.shape if wanted[1] else (0,), dtype=y.dtype, device=y.device)
     n = values.numel()
     if n and any(wanted):
-        (a, a_stride), (b, b_stride) = _rows_of(x, left, num_columns), _rows_of(y, right, num_columns)
+        (a, a_stride), (b, b_stride) = _rows_of(x, left, num_classes), _rows_of(y, right, num_classes)
         u = upstream.reshape(-1)
-        setting = settings(total, left, right, x.dtype, y.dtype, num_columns)
-        size = tile(num_columns, setting, x.dtype, y.dtype)
-        grid = (_blocks(n, size.rows), _blocks(num_columns, size.columns * size.span))
+        setting = settings(call)
+        size = tile(num_classes, setting, x.dtype, y.dtype)
+        grid = (_blocks(n, size.rows), _blocks(num_classes, size.columns * size.span))
         with _on(x):
             kernels.backward[grid](
                 a, b, values.contiguous(), stats.contiguous(), u, to_x, to_y,
-                n, num_columns, a_stride, b_stride, u.stride(0), *scalars(left), *scalars(right),
+                n, num_classes, a_stride, b_stride, u.stride(0), *scalars(left), *scalars(right),
                 TO_X=wanted[0], TO_Y=wanted[1], ROWS=size.rows, BLOCK=size.columns, SPAN=size.span,
                 **size.options, **{name: setting[name] for name in BACKWARD},
             )  # fmt: skip
@@ -123,56 +113,47 @@ FORWARD = (
 BACKWARD = (*FORWARD[:-1], "PLAIN_P", "PLAIN_Q", "SLOPE_P", "SLOPE_Q", "LOG_Q_SLOPE")
 
 
-def settings(
-    total: Sum, left: Reading, right: Reading, x: torch.dtype, y: torch.dtype, num_columns: int
-) -> dict[str, Any]:
+def settings(call: Call) -> dict[str, Any]:
     """What is compiled into the kernels: the sum, the readings, the arithmetic."""
-    result: dict[str, Any] = {}
+    total, left, right = call.total, call.p, call.q
     if isinstance(total, LogAffinity):
-        result |= {"AFFINITY": True, "GENERATOR": generators.nothing, "PARAMETER": total.order}
-        total = GeneratorSum(core.nothing, 0.0, 0.0)
+        f, affinity, parameter = core.nothing(0.0), True, total.order
     else:
         assert isinstance(total, GeneratorSum)
-        name = getattr(total.generator, "__name__", type(total.generator).__name__)
-        result |= {"AFFINITY": False, "GENERATOR": getattr(generators, name), "PARAMETER": _parameter(total)}
-    wide = result["AFFINITY"] or torch.float64 in (x, y) or not _narrow_enough(total)
+        f, affinity, parameter = total.generator, False, total.generator.parameter
+    wide = affinity or torch.float64 in call.dtypes or not _narrow_enough(f)
     # probabilities may be subnormal, and 1/p or a zero that was none would show in their gradients
-    kinds = {type(left), type(right)}
+    kinds: set[type] = {type(left), type(right)}
     wide |= ProbsReading in kinds or kinds == {LabelsReading}
+    # see engines/cpu.py on what an error of a normaliser costs
+    exact = call.num_classes <= SHORT or f.corner or LogProbsReading in kinds
     unit_p, unit_q = (not isinstance(side, LogitsReading) or side.temperature == 1.0 for side in (left, right))
-    return result | {
-        "AT_P_ZERO": total.at_p_zero,
-        "AT_Q_ZERO": total.at_q_zero,
-        "PLAIN_P": total.plain[0],
-        "PLAIN_Q": total.plain[1],
-        "SLOPE_P": total.slopes[0],
-        "SLOPE_Q": total.slopes[1],
-        "LOG_Q_SLOPE": total.log_q_slope,
+    return {
+        "AFFINITY": affinity,
+        "GENERATOR": getattr(generators, f.name),
+        "PARAMETER": parameter,
+        "AT_P_ZERO": f.at_p_zero,
+        "AT_Q_ZERO": f.at_q_zero,
+        "PLAIN_P": f.plain[0],
+        "PLAIN_Q": f.plain[1],
+        "SLOPE_P": f.slopes[0],
+        "SLOPE_Q": f.slopes[1],
+        "LOG_Q_SLOPE": f.log_q_slope,
         "LEFT": READINGS.index(type(left)),
         "RIGHT": READINGS.index(type(right)),
         "UNIT_P": unit_p,
         "UNIT_Q": unit_q,
         "SAME": isinstance(left, LogitsReading) and left == right,
         "T": tl.float64 if wide else tl.float32,
-        "NORMALIZER": tl.float64 if wide or num_columns <= SHORT or total.generator in _CORNERED else tl.float32,
+        "NORMALIZER": tl.float64 if wide or exact else tl.float32,
     }
 
 
-def _narrow_enough(total: GeneratorSum) -> bool:
+def _narrow_enough(f: core.Generator) -> bool:
     """Whether float32 holds every intermediate: (p/q)^a, a > 1, leaves its range; weights near 0 or 1 its precision."""
-    generator = total.generator
-    if isinstance(generator, core.alpha):
-        return generator.order in (0.0, 1.0) or 1e-6 < generator.order < 1.0 - 1e-6
-    if isinstance(generator, core.js):
-        return 1e-6 < generator.weight < 1.0 - 1e-6
-    return generator is not core.chi2
-
-
-def _parameter(total: GeneratorSum) -> float:
-    generator = total.generator
-    if isinstance(generator, core.alpha):
-        return generator.order
-    return generator.weight if isinstance(generator, core.js) else 0.0
+    if f.power is not None and f.power.order not in (0.0, 1.0):
+        return 1e-6 < f.power.order < 1.0 - 1e-6
+    return f.parameter == 0.0 or f.name == "nothing" or 1e-6 < f.parameter < 1.0 - 1e-6
 
 
 def scalars(reading: Reading) -> tuple[float, float, float, float, float]:
@@ -183,13 +164,13 @@ def scalars(reading: Reading) -> tuple[float, float, float, float, float]:
     return 1.0 / reading.temperature if isinstance(reading, LogitsReading) else 1.0, 0.0, 0.0, 0.0, 0.0
 
 
-def _rows_of(data: Tensor, reading: Reading, num_columns: int) -> tuple[Tensor, int]:
+def _rows_of(data: Tensor, reading: Reading, num_classes: int) -> tuple[Tensor, int]:
     """The data as one axis of rows, and their stride; copied only where no stride will do."""
     if isinstance(reading, LabelsReading):
         flat = data.reshape(-1).to(torch.int64)
         return flat, flat.stride(0)
-    flat = data.resolve_neg().reshape(-1, num_columns)
-    if num_columns > 1 and flat.stride(1) != 1:
+    flat = data.resolve_neg().reshape(-1, num_classes)
+    if num_classes > 1 and flat.stride(1) != 1:
         flat = flat.contiguous()
     return flat, flat.stride(0)
 

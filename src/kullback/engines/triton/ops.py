@@ -5,23 +5,36 @@ each requested gradient once. A second derivative goes through the eager definit
 """
 
 import os
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
 import torch
 from torch import Tensor
 
-from kullback.core.readings import Reading
-from kullback.core.reduction import Sum
-from kullback.engines import encoding
+from kullback.core.readings import Side
+from kullback.engines import operators
+from kullback.engines.call import BYTES_SAVED_PER_ROW, Call, Cost, Rows, why_no_kernel
 
+NAME = "triton"
 OLDEST = (3, 4)  # before it, float64 arguments reach a kernel as float32
 
 
-def why_not() -> str | None:
-    """Why Triton cannot be used here, or None. Looked up without importing it, once per process."""
-    return _look()
+def why_not(call: Call) -> str | None:
+    """Why the Triton engine cannot serve a call, or None. Triton is looked up once per process, and not imported."""
+    if call.device != "cuda" and not (call.device == "cpu" and interpreted()):
+        return f"the tensors are on {call.device}"
+    return _look() or why_no_kernel(call)
+
+
+def cost(call: Call, num_rows: int) -> Cost:
+    """Nothing beside the result, unless rows without a common stride are copied first."""
+    return Cost(
+        0,
+        num_rows * BYTES_SAVED_PER_ROW,
+        "one kernel a pass, rows read twice forward and once backward",
+        "float32 with compensated sums, float64 where a divergence or a form needs it",
+    )
 
 
 @lru_cache(maxsize=1)
@@ -37,7 +50,7 @@ def _look() -> str | None:
     return None
 
 
-why_not._dynamo_marked_constant = True  # type: ignore[attr-defined]
+_look._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def interpreted() -> bool:
@@ -48,45 +61,38 @@ def interpreted() -> bool:
 interpreted._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def rows(total: Sum, left: Reading, right: Reading, x: Tensor, y: Tensor, num_classes: int) -> Tensor:
-    """One float64 number per row of x and y, which already share their batch shape; differentiable twice."""
-    codes, numbers = encoding.encode(total, left, right)
-    keep = torch.is_grad_enabled() and (x.requires_grad or y.requires_grad)
-    values: Tensor = torch.ops.kullback.triton_rows(x, y, codes, numbers, num_classes, keep)[0]
+def prepare(call: Call) -> Rows:
+    """Nothing is to be prepared: Triton keeps its kernels."""
+    return partial(rows, call)
+
+
+def rows(call: Call, p: Side, q: Side, factor: float = 1.0, dtype: torch.dtype = torch.float64) -> Tensor:
+    """factor · value of every row, in a dtype; differentiable twice. Both sides share their batch shape."""
+    values = traced_rows(call, p, q)
+    return (values if factor == 1.0 else factor * values).to(dtype)
+
+
+def traced_rows(call: Call, p: Side, q: Side) -> Tensor:
+    """The value of every row in float64, as an operator that tracers see."""
+    keep = torch.is_grad_enabled() and any(x.requires_grad for x in (*p.data, *q.data))
+    values: Tensor = torch.ops.kullback.triton_rows(*operators.ask(call, p, q), keep)[0]
     return values
 
 
-_library = encoding.define("triton_")
-
-
-def _rows(
-    x: Tensor, y: Tensor, codes: list[int], numbers: list[float], num_classes: int, keep: bool
-) -> tuple[Tensor, Tensor]:
+def _forward(call: Call, p: Side, q: Side, keep: bool) -> tuple[Tensor, Tensor]:
     from . import launch
 
-    launch.check_device(x)
-    return launch.forward(*encoding.decode(codes, numbers, num_classes), x, y, num_classes, keep)
+    launch.check_device(p.data[0])
+    return launch.forward(call, p.data[0], q.data[0], keep)
 
 
-def _row_gradients(
-    x: Tensor,
-    y: Tensor,
-    values: Tensor,
-    stats: Tensor,
-    upstream: Tensor,
-    codes: list[int],
-    numbers: list[float],
-    num_classes: int,
-    to_x: bool,
-    to_y: bool,
-) -> tuple[Tensor, Tensor]:
+def _backward(
+    call: Call, p: Side, q: Side, values: Tensor, stats: Tensor, upstream: Tensor, wanted: tuple[bool, ...]
+) -> tuple[Tensor, ...]:
     from . import launch
 
-    sums = encoding.decode(codes, numbers, num_classes)
-    return launch.backward(*sums, x, y, num_classes, values, stats, upstream, (to_x, to_y))
+    return launch.backward(call, p.data[0], q.data[0], values, stats, upstream, wanted)
 
 
 # "CPU" is for Triton's interpreter (TRITON_INTERPRET=1), which the tests use; nothing chooses it by itself
-for _device in ("CUDA", "CPU"):
-    _library.impl("triton_rows", _rows, _device)  # type: ignore[no-untyped-call]
-    _library.impl("triton_row_gradients", _row_gradients, _device)  # type: ignore[no-untyped-call]
+_library = operators.define("triton_", ("CUDA", "CPU"), _forward, _backward)

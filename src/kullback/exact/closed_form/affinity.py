@@ -27,13 +27,12 @@ from torch.distributions import (
 )
 
 from kullback.divergences import renyi
-from kullback.engines import eager
 from kullback.exact.registry import closed_form, doubles, infinite_where
 from kullback.exact.shapes import batch_of, together
 from kullback.exact.special import log_ratio, rise
 from kullback.forms.finite import FiniteForm
 
-from .counts import categorical, same_total, two_point
+from .counts import categorical, of_forms, same_total, two_point
 from .gamma import beta_parameters, dirichlet, gamma, lkj_parameters, same_components, same_order, shape_rate
 from .multivariate import same_matrices, scale_tril, wishart
 
@@ -135,12 +134,7 @@ def poisson_affinity(p: Poisson, q: Poisson, order: float) -> Tensor:
 def _trials(count: Tensor | int, p: FiniteForm, q: FiniteForm, order: float) -> Tensor:
     """count times the log-affinity of one trial, which the finite engine gives as a Rényi divergence."""
     a, (x, y) = (order, (p, q)) if order > 0.0 else (1.0 - order, (q, p))
-    batch = batch_of(p, q)
-    row = renyi(a)
-    sums = [
-        eager.rows(total, x.reading, y.reading, x.expand(batch), y.expand(batch), x.num_classes) for total in row.sums
-    ]
-    value = (a - 1.0) * row.finish(*sums)
+    value = (a - 1.0) * of_forms(renyi(a), x, y)
     return torch.where(torch.as_tensor(count) == 0, 0.0, count * value)
 
 

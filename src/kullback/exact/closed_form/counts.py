@@ -6,9 +6,8 @@ import torch
 from torch import Tensor
 from torch.distributions import Bernoulli, Binomial, Geometric, Multinomial, NegativeBinomial, Poisson
 
-from kullback.core.reduction import GeneratorSum
-from kullback.divergences import CROSS_ENTROPY, KL
-from kullback.engines import eager
+from kullback.divergences import CROSS_ENTROPY, KL, Divergence
+from kullback.engines import choice
 from kullback.exact.registry import closed_form, doubles, given_as_probs, infinite_where, probabilities
 from kullback.exact.shapes import batch_of, together
 from kullback.exact.special import relative_entropy
@@ -29,10 +28,13 @@ def two_point(d: Bernoulli | Binomial | Geometric | NegativeBinomial) -> FiniteF
 
 def finite_kl(p: FiniteForm, q: FiniteForm) -> Tensor:
     """KL of two finite forms in float64, through the engine."""
-    batch = batch_of(p, q)
-    total = KL.sums[0]
-    assert isinstance(total, GeneratorSum)
-    return eager.rows(total, p.reading, q.reading, p.expand(batch), q.expand(batch), p.num_classes)
+    return of_forms(KL, p, q)
+
+
+def of_forms(divergence: Divergence, p: FiniteForm, q: FiniteForm) -> Tensor:
+    """A divergence of two finite forms in float64."""
+    batch, wide = batch_of(p, q), torch.float64
+    return choice.measure(divergence, p.to(wide).side(batch), q.to(wide).side(batch), p.num_classes)
 
 
 def _times(count: Tensor, value: Tensor) -> Tensor:
@@ -107,10 +109,8 @@ def multinomial_multinomial(p: Multinomial, q: Multinomial) -> Tensor:
 def multinomial_entropy(p: Multinomial) -> Tensor:
     """n H(Categorical(p)) - log n! + Σ_i E log X_i!, X_i binomial"""
     form, n = categorical(p), p.total_count
-    row = CROSS_ENTROPY.sums[0]
-    assert isinstance(row, GeneratorSum)
-    one = eager.rows(row, form.reading, form.reading, form.data, form.data, form.num_classes)
-    part = Binomial(n, probs=form.reading.weights(form.data).w, validate_args=False)
+    one = of_forms(CROSS_ENTROPY, form, form)
+    part = Binomial(n, probs=form.reading.weights(form.tensors).w, validate_args=False)
     x = torch.arange(n + 1, dtype=torch.float64)
     spread = (torch.exp(log_mass(part, x)) * torch.lgamma(x + 1.0)).sum((-2, -1))
     return n * one - math.lgamma(n + 1.0) + spread

@@ -1,0 +1,110 @@
+"""Weighted sums of divergences over rows: what a loss is, before it has a name."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ._errors import FormError
+from .divergences import Divergence
+from .engines import totals
+from .forms.finite import FiniteForm
+from .route import sides
+
+
+class Term(NamedTuple):
+    """Σ_rows weights · divergence(p‖q).
+
+    divergence   a row of `kullback.divergences`
+    p, q         forms over the same V; their batch shapes broadcast
+    weights      one number for all rows, or a tensor of the common batch shape: a mask, 1/(number kept), a mixing
+                 share. A row of weight 0 is dropped, and may hold NaN. No gradient flows to weights.
+    """
+
+    divergence: Divergence
+    p: FiniteForm
+    q: FiniteForm
+    weights: Tensor | float = 1.0
+
+
+class Total(NamedTuple):
+    """The sum of all terms, differentiable, and each term's own value, (K,), without gradient."""
+
+    value: Tensor
+    parts: Tensor
+
+
+def total(terms: Sequence[Term], *, out: Sequence[tuple[Tensor, Tensor]] = ()) -> Tensor:
+    """Σ_terms Σ_rows weights · divergence(p‖q): one number, as a loss.
+
+    The terms share V and the batch shape that their rows have. A tensor that appears in several terms, at whatever
+    temperature, is read once; where the C++ engine serves all terms, the gradients are made in the same pass.
+
+    Args:
+        terms: `Term`s.
+        out: (tensor, buffer) pairs: the gradient to `tensor`, which must be one that a form holds, is written into
+            `buffer`, contiguous and of its shape and dtype, during the call. Backward then gives out that very buffer.
+
+    Returns: a scalar, float64 if an input is float64 and float32 otherwise. With all weights 0, a zero that is
+        connected to the graph, with zero gradients.
+    Gradients: to every tensor that requires them, once and twice, with `retain_graph`.
+    Raises: FormError: no terms, different V or batch shapes, weights of another shape or that require grad.
+
+    >>> from kullback import divergences
+    >>> teacher, student = torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 0.0]], requires_grad=True)
+    >>> soft = Term(divergences.KL, Logits(teacher, 2.0), Logits(student, 2.0), weights=0.5 * 4.0)
+    >>> hard = Term(divergences.CROSS_ENTROPY, Labels([0], 2), Logits(student), weights=0.5)
+    >>> total([soft, hard])
+    tensor(0.5685, grad_fn=<_TotalBackward>)
+    """
+    return total_and_parts(terms, out=out).value
+
+
+def total_and_parts(terms: Sequence[Term], *, out: Sequence[tuple[Tensor, Tensor]] = ()) -> Total:
+    """`total`, with the value of each term beside it."""
+    if not terms:
+        raise FormError("total: there are no terms. Write total([Term(divergence, p, q, weights), ...]).")
+    weighed = [_weigh(k, term) for k, term in enumerate(terms)]
+    first = terms[0].p.num_classes
+    for term in terms[1:]:
+        if term.p.num_classes != first:
+            raise FormError(f"total: one term has V={first} and another V={term.p.num_classes}; they share their V.")
+    batch = weighed[0].p.batch_shape
+    for w in weighed[1:]:
+        if w.p.batch_shape != batch:
+            raise FormError(
+                f"total: one term has batch shape {tuple(batch)} and another {tuple(w.p.batch_shape)}. "
+                "The terms of a total share their rows: write a total for each."
+            )
+    return Total(*totals.total(weighed, first, _checked(out)))
+
+
+def _weigh(k: int, term: Term) -> totals.Weighed:
+    p, q = sides("total", term.p, term.q)
+    weights = term.weights
+    if isinstance(weights, Tensor):
+        if weights.requires_grad:
+            raise FormError(
+                f"total: the weights of term {k} require grad, but none flows to weights. Write weights.detach(), or "
+                "measure the rows with a verb and multiply them."
+            )
+        if weights.dim() and weights.shape != p.batch_shape:
+            raise FormError(
+                f"total: the weights of term {k} have shape {tuple(weights.shape)}, but there is one row for each of "
+                f"{tuple(p.batch_shape)}. Write weights.expand({tuple(p.batch_shape)}) if that is meant."
+            )
+        weights = weights.to(torch.float64)
+    else:
+        weights = float(weights)
+    return totals.Weighed(term.divergence, p, q, weights)
+
+
+def _checked(out: Sequence[tuple[Tensor, Tensor]]) -> Sequence[tuple[Tensor, Tensor]]:
+    for x, buffer in out:
+        if buffer.shape != x.shape or buffer.dtype != x.dtype or not buffer.is_contiguous():
+            raise FormError(
+                f"total: a buffer in out= has shape {tuple(buffer.shape)} and dtype {buffer.dtype} for a tensor of "
+                f"{tuple(x.shape)} and {x.dtype}; they are alike, and the buffer is contiguous."
+            )
+    return out
