@@ -8,6 +8,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 .PHONY: demo test quick check format docs sanitize fuzz bench clean
 
 demo: $(VENV)/.demo  ## install, then distil a teacher into a small student on real data
+	@echo "Distilling on scikit-learn's digits: about a minute on two cores. The run folder it names holds report.html."
 	$(BIN)/kullback distill
 
 test: $(VENV)/.test  ## install with the test tools, then run the whole suite
@@ -55,9 +56,13 @@ $(BIN)/python:
 BUILT_FROM = $(BIN)/python pyproject.toml constraints.txt CMakeLists.txt $(wildcard csrc/*)
 
 $(VENV)/.demo: $(BUILT_FROM)
+	@echo "Installing kullback and its extra 'distill' into $(VENV): PyTorch is large, and the C++ engine is compiled."
+	@echo "The first time takes 1 to 4 minutes; the next line comes when it is done."
 	$(BIN)/python -m pip install -q -e '.[distill]'
+	@echo "Installed. The command is $(BIN)/kullback; \"$(BIN)/kullback --help\" says what it can do."
 	@touch $@
 
 $(VENV)/.test: $(BUILT_FROM)
+	@echo "Installing kullback with all extras and the test tools into $(VENV); the first time takes some minutes."
 	$(BIN)/python -m pip install -q -e '.[data,distill,recipes,transport,triton,test,check]'
 	@touch $@

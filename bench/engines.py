@@ -344,31 +344,30 @@ def markdown(report):
 
 
 def picture(report, path):
-    import matplotlib
+    from kullback.kit.pictures import BLUE, INK, ORANGE, drawn
 
-    matplotlib.use("svg")
-    import matplotlib.pyplot as plt
-
-    plt.rcParams["svg.hashsalt"] = "kullback"
-    shown = ["PyTorch eager", "PyTorch compiled"]
+    shown = {"PyTorch eager": BLUE, "PyTorch compiled": ORANGE}
     keys = list(report["times"])
-    figure, axes = plt.subplots(1, 2, figsize=(10, 3.8), sharey=True)
-    for axis, which, title in zip(axes, ("forward_ms", "backward_ms"), ("forward", "forward + backward"), strict=True):
-        for offset, name in enumerate(shown):
-            mains = [report["times"][k]["main"] for k in keys]
-            ratios = [main[name][which] / main["kullback"][which] for main in mains]
-            axis.barh([i + 0.36 * offset for i in range(len(keys))], ratios, height=0.34, label=name)
-        axis.axvline(1.0, color="black", linewidth=1)
-        axis.set_title(title)
-        axis.set_xlabel("time / kullback's time")
-    axes[0].set_yticks([i + 0.18 for i in range(len(keys))])
-    axes[0].set_yticklabels(["({}, {}) {}".format(*k.split(",")) for k in keys])
-    axes[0].invert_yaxis()
-    axes[1].legend(frameon=False, loc="lower right")
-    figure.suptitle("Right of the line kullback is faster", fontsize=10)
-    figure.tight_layout()
+
+    def draw(figure):
+        axes = figure.subplots(1, 2, sharey=True)
+        whiches = (("forward_ms", "forward"), ("backward_ms", "forward + backward"))
+        for axis, (which, title) in zip(axes, whiches, strict=True):
+            for offset, (name, colour) in enumerate(shown.items()):
+                mains = [report["times"][k]["main"] for k in keys]
+                ratios = [main[name][which] / main["kullback"][which] for main in mains]
+                places = [i + 0.36 * offset for i in range(len(keys))]
+                axis.barh(places, ratios, height=0.34, label=name, color=colour)
+            axis.axvline(1.0, color=INK, linewidth=1)
+            axis.set(title=title, xlabel="time / kullback's time")
+        axes[0].set_yticks([i + 0.18 for i in range(len(keys))])
+        axes[0].set_yticklabels(["({}, {}) {}".format(*k.split(",")) for k in keys])
+        axes[0].invert_yaxis()
+        axes[1].legend(loc="center right")
+        figure.suptitle("Right of the line kullback is faster", fontsize=11)
+
     path.parent.mkdir(exist_ok=True)
-    figure.savefig(path, metadata={"Date": None})
+    path.write_bytes(drawn(draw, size=(10, 3.8), of="distill"))
 
 
 if __name__ == "__main__":

@@ -105,6 +105,51 @@ def test_lessons_are_there_and_every_picture_is_shown():
     assert [image.name for image in sorted(IMAGES.glob("*.svg")) if image.name not in text] == []
 
 
+CHEATSHEET = ROOT / "docs" / "cheatsheet.md"
+
+
+def cells(text: str) -> list[str]:
+    """What the last column of every table says to write."""
+    rows = [line.strip("| ") for line in text.splitlines() if line.startswith("| ") and "`" in line]
+    return [code for row in rows for code in re.findall(r"`([^`]+)`", row.rpartition(" | ")[2])]
+
+
+def test_every_row_of_the_cheatsheet_runs():
+    text = CHEATSHEET.read_text(encoding="utf-8")
+    names: dict[str, object] = {"__name__": "__main__"}
+    for example in doctest.DocTestParser().get_examples(python_only(text)):
+        exec(compile(example.source, "cheatsheet", "single"), names)
+    written = [code for code in cells(text) if not code.startswith("kullback ")]
+    assert len(written) > 25
+    for code in written:
+        assert eval(code, names) is not None, code
+
+
+def test_every_command_of_the_cheatsheet_runs(tmp_path, monkeypatch):
+    pytest.importorskip("typer")
+    pytest.importorskip("matplotlib")
+    import shlex
+
+    import numpy as np
+    from typer.testing import CliRunner
+
+    from kullback.cli import app
+
+    monkeypatch.chdir(tmp_path)
+    random = np.random.default_rng(0)
+    for name in "ab":
+        np.savetxt(f"{name}.csv", random.normal(size=(100, 2)), delimiter=",", header="x,y", comments="")
+    Path("p.csv").write_text("k,count\nu,30\nv,50\nw,20\n")
+    Path("q.csv").write_text("k,count\nu,35\nv,40\nw,25\n")
+    for name in "st":
+        np.save(f"{name}.npy", random.normal(size=(9, 4)))
+    commands = [code for code in cells(CHEATSHEET.read_text(encoding="utf-8")) if code.startswith("kullback ")]
+    assert len(commands) > 5
+    for command in commands:
+        found = CliRunner().invoke(app(), shlex.split(command)[1:])
+        assert found.exit_code == 0, (command, found.output)
+
+
 def test_the_checks_can_fail(tmp_path):
     page = tmp_path / "page.md"
     page.write_text(

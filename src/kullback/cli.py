@@ -1,8 +1,9 @@
 """The command `kullback`: gathers the sub-commands, each of which lives beside the work it starts."""
 
-from typing import TYPE_CHECKING
+import sys
+from typing import TYPE_CHECKING, Any
 
-from kullback.kit.ending import ending, fail
+from kullback.kit.ending import STOPPED, ending, fail
 from kullback.kit.extras import install
 from kullback.kit.terminal import spell_out
 
@@ -13,20 +14,51 @@ if TYPE_CHECKING:
 def app() -> "typer.Typer":
     """The command line; made on call, because it needs packages that `import kullback` does not."""
     import typer
+    from typer.core import TyperGroup
 
     from .compare.command import kl
     from .data.command import drift
     from .distill.command import distill
     from .recipes.command import register as register_recipes
 
-    commands = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+    usage_error: Any = typer.BadParameter.__mro__[1]
+
+    class Commands(TyperGroup):
+        """Says what is wrong with options in one line, as the commands do with what the options say."""
+
+        def main(self, *args: Any, **options: Any) -> Any:
+            try:
+                code = super().main(*args, **{**options, "prog_name": "kullback", "standalone_mode": False})
+            except usage_error as error:
+                if type(error).__name__ == "NoArgsIsHelpError":
+                    error.show()
+                    sys.exit(error.exit_code)
+                fail(error.ctx.command_path if error.ctx else "kullback", error.format_message())
+            except typer.Abort:
+                fail("kullback", "interrupted", STOPPED)
+            sys.exit(code if isinstance(code, int) else 0)
+
+    commands = typer.Typer(
+        cls=Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
+    )
     commands.command()(distill)
     commands.command()(kl)
     commands.add_typer(drift, name="drift")
     register_recipes(commands)
 
+    def show_version(asked: bool) -> None:
+        if asked:
+            import kullback as package
+
+            print(f"kullback {package.__version__}")
+            raise typer.Exit
+
     @commands.callback()
-    def kullback() -> None:
+    def kullback(
+        version: bool = typer.Option(
+            False, "--version", callback=show_version, is_eager=True, help="Print the version."
+        ),
+    ) -> None:
         """The Kullback-Leibler divergence and its relatives: to measure with, to train with, to trust."""
 
     return commands

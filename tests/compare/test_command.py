@@ -75,7 +75,13 @@ def test_probabilities_are_exact(files):
     answer = document("news_p.csv", "news_q.csv", "--base", "2")
     assert answer["results"][0]["value"] == pytest.approx(0.268482797083, abs=1e-12)
     assert answer["results"][0]["exact"] is True
-    assert answer["p"] == {"given": "news_p.csv", "held": "probs"}
+    assert answer["p"] == {
+        "given": "news_p.csv",
+        "held": "probs",
+        "because": "the numbers sum to 1 and none is below 0",
+        "notes": [],
+        "shape": [3],
+    }
     shown = run("news_p.csv", "news_q.csv").stdout
     assert shown.splitlines()[0].split() == ["KL(P‖Q)", "0.186098", "nats"]
     reverse = document("news_q.csv", "news_p.csv")["results"][0]["value"]
@@ -174,10 +180,10 @@ def test_the_picture_is_svg_that_names_both(files, pair):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("nan.csv", "a.csv"), "nan.csv: Samples: row 1 holds nan"),
+        (("nan.csv", "a.csv"), "nan.csv: row 1 holds nan"),
         (("gap.csv", "a2.npy"), "gap.csv: row 1 has no value in column 'x'"),
         (("typo.csv", "a.csv"), "row 2 has '3x' in column 'x'"),
-        (("empty.csv", "a.csv"), "empty.csv: cannot be read as csv"),
+        (("empty.csv", "a.csv"), "empty.csv: cannot be read as CSV: it is empty"),
         (("header.csv", "a.csv"), "no rows"),
         (("text.csv", "a.csv"), "column 'c' holds text"),
         (("twice.csv", "c1.csv"), "names 1 categories twice"),
@@ -185,12 +191,12 @@ def test_the_picture_is_svg_that_names_both(files, pair):
         (("objects.npy", "a.csv"), "not an .npy file of numbers"),
         (("data.xlsx", "a.csv"), ".xlsx is not a known format"),
         (("missing.csv", "a.csv"), "there is no such file"),
-        (("a.csv", "a2.npy"), "1 columns but those of q have 2"),
-        (("a.csv", "c1.csv"), "Samples and Counts"),
+        (("a.csv", "a2.npy"), "a.csv has 1 columns and a2.npy has 2"),
+        (("a.csv", "c1.csv"), "samples and counts cannot be compared"),
         (("news_p.csv", "long.csv"), "cannot be matched"),
         (("words.csv", "c1.csv"), "share no category"),
         (("a2.npy", "a2.npy", "--as", "counts"), "one row"),
-        (("a2.npy", "a2.npy", "--as", "numbers"), "samples, counts or probs"),
+        (("a2.npy", "a2.npy", "--as", "numbers"), "samples, counts, probs or logits"),
         (("b2.parquet", "a.csv", "--columns", "w"), "no column 'w'"),
         (("Normal(0,-1)", "Normal(0,1)"), "Normal refuses these arguments"),
         (("Normal(0,1,2,3)", "Normal(0,1)"), "Normal refuses"),
@@ -207,7 +213,7 @@ def test_the_picture_is_svg_that_names_both(files, pair):
         (("a.csv", "b.csv", "--plot", "out.png"), ".svg"),
         (("a.csv", "b.csv", "--plot", "nowhere/out.svg"), "there is no folder"),
         (("a.csv", "b.csv", "--divergence", "foo"), "'foo' is not known"),
-        (("a.csv", "b.csv", "--divergence", "renyi:-1"), "order must be"),
+        (("a.csv", "b.csv", "--divergence", "renyi:-1"), "order is -1.0, but it must be"),
         (("a.csv", "b.csv", "--divergence", "tv"), "from samples only kl and jeffreys"),
         (("c1.csv", "c2.csv", "--prior", "mine"), "jeffreys, kt, laplace"),
         (("c1.csv", "c2.csv", "--prior", "kt", "--drop-unseen"), "without --drop-unseen"),

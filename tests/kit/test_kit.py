@@ -169,6 +169,12 @@ def test_names_in_a_picture_are_text(name):
         assert f"<!-- {name} -->" in svg  # matplotlib writes each text as a comment beside its outlines
 
 
+def test_powers_on_logarithmic_axes_are_no_formulas():
+    svg = pictures.chart(lambda axes: axes.loglog([1e-8, 1.0], [0.1, 1e6]), size=(4, 3), of="distill")
+    assert "mathdefault" not in svg
+    assert "<!-- 10⁻⁸ -->" in svg
+
+
 def test_the_ground_is_clear_and_the_bytes_repeat():
     def draw(figure):
         figure.subplots().plot([0, 1], [0, 1])

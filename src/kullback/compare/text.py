@@ -1,14 +1,17 @@
 """Distributions written as text, such as "Normal(0, 1)". The text is parsed, never evaluated."""
 
 import ast
+import math
 import re
-from typing import Any
+import warnings
+from typing import Any, NoReturn
 
 import torch
 from torch import distributions
 from torch.distributions import Distribution
 
-from kullback._errors import FormError
+from kullback._errors import BadInput
+from kullback.kit.tables import shortened
 
 # the classes that may be written; their arguments are numbers, lists of numbers, or distributions
 _NAMES = """
@@ -18,9 +21,15 @@ _NAMES = """
     Weibull
 """
 ALLOWED = {name: getattr(distributions, name) for name in _NAMES.split() if hasattr(distributions, name)}
-_INTEGERS = {"total_count", "reinterpreted_batch_ndims"}
-_INTEGER_FIRST = {"Binomial", "Multinomial"}
-_LONGEST = 10_000  # characters: the parser recurses
+# arguments that must be whole numbers, by class: place and name
+_WHOLE = {
+    "Binomial": (0, "total_count"),
+    "Multinomial": (0, "total_count"),
+    "Independent": (1, "reinterpreted_batch_ndims"),
+}
+_LONGEST = 20_000  # characters
+_DEEPEST = 20  # calls and lists within each other
+_LARGEST_WHOLE = 2**53
 
 
 def looks_like_distribution(text: str) -> bool:
@@ -31,73 +40,106 @@ def looks_like_distribution(text: str) -> bool:
 def parse_distribution(text: str) -> Distribution:
     """The distribution that the text names, with float64 parameters.
 
-    Raises: FormError: not a call of an allowed class, or arguments that it refuses.
+    Raises: BadInput: not a call of an allowed class, or arguments that it refuses.
 
     >>> parse_distribution("Normal(0, 2)")
     Normal(loc: 0.0, scale: 2.0)
     """
     try:
-        tree = ast.parse(text.strip(), mode="eval") if len(text) <= _LONGEST else None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SyntaxWarning)
+            tree = ast.parse(text.strip(), mode="eval") if len(text) <= _LONGEST else None
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         tree = None
     if tree is None:
-        raise FormError(f"{_short(text)}: this is not a distribution. Write one such as Normal(0, 1).")
-    value = _value(tree.body, text)
+        _refuse(text, "this is not a distribution; write one such as Normal(0, 1)")
+    value = _value(tree.body, text, 0)
     if not isinstance(value, Distribution):
-        raise FormError(f"{_short(text)}: this is not a distribution. Write one such as Normal(0, 1).")
+        _refuse(text, "this is not a distribution; write one such as Normal(0, 1)")
+    if value.batch_shape:
+        _refuse(
+            text,
+            f"this is a batch of {value.batch_shape.numel()} distributions; write one number a parameter, or "
+            f"Independent({shortened(text, 40)}, {len(value.batch_shape)}) for one distribution over them all",
+        )
     return value
 
 
-def _value(node: ast.expr, text: str) -> Any:
+def _refuse(text: str, why: str) -> NoReturn:
+    raise BadInput(f"{shortened(text)}: {why}") from None
+
+
+def _value(node: ast.expr, text: str, depth: int) -> Any:
+    if depth > _DEEPEST:
+        _refuse(text, f"is nested more than {_DEEPEST} deep")
     if isinstance(node, ast.Call):
-        return _call(node, text)
+        return _call(node, text, depth)
     if isinstance(node, ast.List | ast.Tuple):
-        return [_value(one, text) for one in node.elts]
+        if not node.elts:
+            _refuse(text, "a list needs at least one number")
+        return [_value(one, text, depth + 1) for one in node.elts]
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub | ast.UAdd):
-        number = _value(node.operand, text)
+        number = _value(node.operand, text, depth + 1)
         if isinstance(number, int | float):
             return -number if isinstance(node.op, ast.USub) else number
     if isinstance(node, ast.Constant) and type(node.value) in (int, float):
         return node.value
-    raise FormError(
-        f"{_short(text)}: {_short(ast.unparse(node))} is not a number, a list of numbers or a distribution: nothing "
-        "else may be written here."
+    written = ast.get_source_segment(text.strip(), node) or "something"
+    _refuse(
+        text,
+        f"{shortened(written, 40)} is not a number, a list of numbers or a distribution: nothing else may be written",
     )
 
 
-def _call(node: ast.Call, text: str) -> Distribution:
-    name = node.func.id if isinstance(node.func, ast.Name) else ast.unparse(node.func)
+def _call(node: ast.Call, text: str, depth: int) -> Distribution:
+    name = (
+        node.func.id if isinstance(node.func, ast.Name) else ast.get_source_segment(text.strip(), node.func) or "this"
+    )
     if name not in ALLOWED:
-        raise FormError(
-            f"{_short(text)}: {_short(name)} is not a known distribution; write one of {', '.join(ALLOWED)}."
-        )
+        _refuse(text, f"{shortened(name, 40)} is not a known distribution; write one of {', '.join(ALLOWED)}")
     if any(keyword.arg is None for keyword in node.keywords) or any(isinstance(a, ast.Starred) for a in node.args):
-        raise FormError(f"{_short(text)}: * and ** cannot be written here; write the arguments out.")
-    first_is_integer = name in _INTEGER_FIRST
-    args = [_argument(_value(a, text), first_is_integer and i == 0) for i, a in enumerate(node.args)]
-    if name == "Independent" and len(args) > 1:
-        args[1] = int(args[1])
-    options = {str(k.arg): _argument(_value(k.value, text), k.arg in _INTEGERS) for k in node.keywords}
+        _refuse(text, "* and ** cannot be written here; write the arguments out")
+    place, whole = _WHOLE.get(name, (-1, ""))
+    args = [_argument(_value(a, text, depth + 1), i == place, whole, text) for i, a in enumerate(node.args)]
+    options = {
+        str(k.arg): _argument(_value(k.value, text, depth + 1), k.arg == whole, whole, text) for k in node.keywords
+    }
     try:
         made: Distribution = ALLOWED[name](*args, **options, validate_args=True)
-    except (TypeError, ValueError, RuntimeError, AttributeError) as error:
-        raise FormError(f"{_short(text)}: {name} refuses these arguments: {_reason(error)}") from None
+    except (TypeError, ValueError, RuntimeError, AttributeError, IndexError, NotImplementedError) as error:
+        _refuse(text, f"{name} refuses these arguments ({_reason(error)})")
+    if 0 in (*made.batch_shape, *made.event_shape):
+        _refuse(text, f"{name} is over nothing")
     return made
 
 
-def _argument(value: Any, integer: bool) -> Any:
-    if isinstance(value, Distribution) or (integer and isinstance(value, int)):
+def _argument(value: Any, whole: bool, name: str, text: str) -> Any:
+    if whole:
+        if not isinstance(value, int | float) or value != round_or_nan(value) or not 0 <= value <= _LARGEST_WHOLE:
+            written = shortened(str(value), 40)
+            _refuse(text, f"{name} is {written}, but it must be a whole number from 0 to 2^53")
+        return int(value)
+    if isinstance(value, Distribution):
         return value
     try:
-        return torch.tensor(value, dtype=torch.float64)
-    except (TypeError, ValueError, RuntimeError, OverflowError):
-        raise FormError("a list of numbers must be a rectangle, such as [[1, 0], [0, 1]].") from None
+        tensor = torch.tensor(value, dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError):
+        _refuse(text, "a list of numbers must be a rectangle, such as [[1, 0], [0, 1]]")
+    except OverflowError:
+        tensor = torch.tensor(math.inf)
+    if not bool(torch.isfinite(tensor).all()):
+        _refuse(text, "a parameter is beyond the range of double precision, about 1.8e308")
+    return tensor
+
+
+def round_or_nan(value: float) -> float:
+    """The nearest whole number; NaN, which nothing equals, for what has none."""
+    return round(value) if math.isfinite(value) else math.nan
 
 
 def _reason(error: Exception) -> str:
-    return str(error).split("\n")[0].partition(", but found invalid values")[0]
-
-
-def _short(text: str) -> str:
-    flat = " ".join(text.split())
-    return flat if len(flat) <= 80 else flat[:77] + "..."
+    """PyTorch's words in one line, without its own instructions."""
+    line = (str(error).strip() or type(error).__name__).split("\n")[0].partition(", but found invalid values")[0]
+    line = re.sub(r"Expected parameter (\w+) \(.*?\)\) of distribution .*? to satisfy", r"\1 must satisfy", line)
+    line = re.sub(r"^\w+(?:\.<locals>)?\.__init__\(\)|^__init__\(\)", "it", line).replace(" positional", "")
+    return shortened(line, 120)

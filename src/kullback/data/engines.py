@@ -85,7 +85,7 @@ class Source:
                 "category": nw.String,
                 "boolean": nw.Boolean,
                 "time": nw.Datetime("us"),
-            }[kind]
+            }
             self.frame = self.frame.with_columns(value.cast(types[kind]).alias(column.alias))
         self.columns[name] = replace(column, kind=kind, whole=False, zoned=False)
         return True

@@ -54,6 +54,9 @@ def drawn(
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # an empty box stands in for it
         figure = figures.Figure(figsize=size, layout="constrained")
         draw(figure)
+        for axes in figure.axes:
+            for axis in (axes.xaxis, axes.yaxis):
+                _plain_powers(axis, extra("matplotlib.ticker", of=of))
         file = io.BytesIO()
         metadata = {"svg": {"Date": None, "Creator": None}, "pdf": {"CreationDate": None}}.get(form, {})
         figure.savefig(file, format=form, metadata=metadata, dpi=150)
@@ -80,6 +83,26 @@ def short(name: str, longest: int = 10) -> str:
     line = "".join(c if c.isprintable() else "?" for c in " ".join(name.split()))
     line = line if len(line) <= longest else line[: longest - 1] + "…"
     return f" {line}" if line.startswith("_") else line  # matplotlib's legends leave out a leading underscore
+
+
+def _plain_powers(axis: Any, ticker: Any) -> None:
+    """matplotlib writes the powers on logarithmic axes as formulas, which here are text."""
+    if isinstance(axis.get_major_formatter(), ticker.LogFormatterMathtext):
+        axis.set_major_formatter(ticker.FuncFormatter(lambda value, _: power(value)))
+    if isinstance(axis.get_minor_formatter(), ticker.LogFormatterMathtext):
+        axis.set_minor_formatter(ticker.NullFormatter())
+
+
+def power(value: float) -> str:
+    """A number on a logarithmic axis.
+
+    >>> power(0.01), power(1e-7)
+    ('0.01', '10⁻⁷')
+    """
+    mantissa, _, exponent = f"{value:e}".partition("e")
+    if float(mantissa) != 1.0 or abs(int(exponent)) < 4:
+        return f"{value:g}"
+    return "10" + str(int(exponent)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
 
 
 def _lighter(svg: str) -> str:

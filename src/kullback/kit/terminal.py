@@ -49,7 +49,7 @@ def pairs(lines: Sequence[tuple[str, str]]) -> str:
     method  exact
     """
     width = max(len(name) for name, _ in lines) + 2
-    return "\n".join(f"{name:<{width}}{value}" for name, value in lines)
+    return "\n".join(f"{name:<{width}}{value}".rstrip() for name, value in lines)
 
 
 def show_table(

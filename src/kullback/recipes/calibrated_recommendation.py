@@ -10,6 +10,7 @@ small λ already decides.
 """
 
 import importlib.util
+import math
 import re
 import sys
 import sysconfig
@@ -24,7 +25,7 @@ from kullback import Logits, Probs, kl
 from kullback.losses import average
 from kullback.recommend import calibration, genre_distribution, rerank
 
-from .shared import BLUE, ORANGE, Clock, Result, check, picture, progress, seeded, smooth
+from .shared import BLUE, INK, ORANGE, Clock, Result, check, picture, progress, seeded, smooth
 
 LENGTH = 10  # of a list
 COMMON, BUSY = 8, 12  # users that an item needs, items that a user needs
@@ -158,13 +159,20 @@ def draw(figure: Any, curve: list[float], rows: dict[str, list[dict[str, float]]
     """Left the recommender's loss, right hits against calibration along the trade-off."""
     left, right = figure.subplots(1, 2)
     left.plot(*smooth(curve, 10), color=BLUE)
-    left.set(title="Training loss: KL(items ‖ scores)", xlabel="step")
+    left.set(title="Training loss", xlabel="step", ylabel="KL(items ‖ scores), nats")
     points = [
         tuple(sum(row[name] for row in each) / len(each) for name in ("calibration KL ↓", "hidden items found ↑"))
         for each in rows.values()
     ]
     right.plot(*zip(*points, strict=True), "o-", color=ORANGE)
-    for method, point in zip(rows, points, strict=True):
-        right.annotate(method, point, xytext=(5, -11), textcoords="offset points", fontsize=8)
-    right.set(title="Hits against calibration", xlabel="KL(taste ‖ list)", ylabel="hidden items found")
-    right.margins(0.15)
+    height = max(y for _, y in points) - min(y for _, y in points)
+    last = -math.inf
+    for method, (x, y) in sorted(zip(rows, points, strict=True), key=lambda pair: pair[1][1]):
+        last = max(y, last + 0.09 * height)  # in a column to the right, none over another
+        line = {"arrowstyle": "-", "color": INK, "linewidth": 0.6}
+        right.annotate(
+            method, (x, y), (1.08 * max(x for x, _ in points), last), fontsize=8, va="center", arrowprops=line
+        )
+    right.set(title="Hits against calibration", xlabel="KL(taste ‖ list), nats", ylabel="hidden items found")
+    right.margins(x=0.05, y=0.12)
+    right.set_xlim(right=1.55 * max(x for x, _ in points))

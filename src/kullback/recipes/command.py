@@ -13,7 +13,7 @@ from kullback._errors import BadInput
 from kullback.kit.ending import ending
 
 from . import NAMES
-from .shared import Result, show
+from .shared import Result, one_thread, show
 
 
 def register(app: typer.Typer) -> None:
@@ -43,7 +43,8 @@ def run_recipe(name: str, *, seeds: int | None = None, steps: int | None = None,
         guess = f"did you mean {near[0]!r}? " if near else ""
         raise BadInput(f"there is no recipe {name!r}; {guess}Recipes: {', '.join(NAMES)}")
     given = {key: value for key, value in (("seeds", seeds), ("steps", steps)) if value is not None}
-    result: Result = _module(name).run(**given, out=out)
+    with one_thread():
+        result: Result = _module(name).run(**given, out=out)
     return result
 
 

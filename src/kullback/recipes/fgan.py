@@ -18,7 +18,22 @@ from torch import Tensor, nn
 from kullback import Probs, js
 from kullback.losses import FGAN, fgan
 
-from .shared import BLUE, GREEN, INK, ORANGE, PINK, Clock, Result, check, extra, picture, progress, seeded, smooth
+from .shared import (
+    BLUE,
+    GREEN,
+    INK,
+    ORANGE,
+    PINK,
+    PURPLE,
+    Clock,
+    Result,
+    check,
+    extra,
+    picture,
+    progress,
+    seeded,
+    smooth,
+)
 
 DIGITS = (3, 4, 7)
 COLUMNS = {"energy distance ↓": ".4f", "binned JS ↓": ".4f"}
@@ -139,7 +154,7 @@ def run(seeds: int = 3, steps: int = 1000, out: Path | None = None) -> Result:
 def draw(figure: Any, curves: dict[str, list[float]], clouds: dict[str, Tensor]) -> None:
     """The way down, then the held-out points and the draws of every method."""
     panels = figure.subplots(2, 4, height_ratios=[1, 1]).flatten()
-    colours = dict(zip(("held out", GAUSSIAN, *METHODS), ("black", INK, BLUE, ORANGE, GREEN, PINK), strict=True))
+    colours = dict(zip(("held out", GAUSSIAN, *METHODS), (PURPLE, INK, BLUE, ORANGE, GREEN, PINK), strict=True))
     for method, distances in curves.items():
         steps, means = smooth(distances, 5)
         panels[0].semilogy(

@@ -196,6 +196,6 @@ def draw(figure: Any, every: dict[str, list[list[float]]], rows: dict[str, list[
         for number, row in enumerate(rows[method]):
             label = method if number == 0 else None
             right.semilogx(row["largest KL ↓"], row["return, last quarter ↑"], "o", color=colour, label=label)
-    left.set(title="Mean return", xlabel="iteration", ylim=(0, 510))
+    left.set(title="While learning", xlabel="iteration", ylabel="mean return", ylim=(0, 510))
     right.set(title="One point a seed", xlabel="largest KL of an update", ylabel="return, last quarter", ylim=(0, 510))
     right.legend(fontsize=8, loc="lower left")

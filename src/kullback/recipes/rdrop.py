@@ -107,6 +107,6 @@ def draw(figure: Any, curves: dict[str, list[float]], rows: dict[str, list[dict[
         left.semilogy(*smooth(losses, 20), color=colour, label=method)
         accuracy, nats = ([row[name] for row in rows[method]] for name in ("accuracy ↑", "nats a digit ↓"))
         right.plot(accuracy, nats, "o", color=colour, label=method)
-    left.set(title="Training loss", xlabel="step")
+    left.set(title="Training loss", xlabel="step", ylabel="nats")
     right.set(title="Held out, one point a seed", xlabel="accuracy", ylabel="nats a digit")
     left.legend()

@@ -171,7 +171,7 @@ def draw(figure: Any, curves: dict[str, list[float]], reliability: dict[str, lis
     for (method, losses), colour in zip(curves.items(), (ORANGE, BLUE, INK), strict=False):
         left.semilogy(*smooth(losses, 20), color=colour, label=method)
         right.plot(*zip(*reliability[method], strict=True), "o-", color=colour, label=method)
-    left.set(title="Training loss: KL(smoothed label ‖ model)", xlabel="step")
+    left.set(title="Training loss", xlabel="step", ylabel="KL(smoothed label ‖ model), nats")
     right.plot([0.3, 1], [0.3, 1], ":", color=INK)
     right.set(title="Held-out letters: confidence and truth", xlabel="confidence", ylabel="share right")
     left.legend()

@@ -17,7 +17,7 @@ from kullback.kit import extras, pictures
 from kullback.kit import progress as kit_progress
 from kullback.kit.files import check_file, write_bytes
 from kullback.kit.numbers import Summary, finite
-from kullback.kit.pictures import BLUE, GREEN, INK, ORANGE, PINK
+from kullback.kit.pictures import BLUE, GREEN, INK, ORANGE, PINK, PURPLE
 from kullback.kit.terminal import paragraph, show_table
 
 __all__ = [
@@ -26,10 +26,12 @@ __all__ = [
     "INK",
     "ORANGE",
     "PINK",
+    "PURPLE",
     "Clock",
     "Result",
     "check",
     "extra",
+    "one_thread",
     "picture",
     "progress",
     "seeded",
@@ -136,6 +138,17 @@ def seeded(seed: int) -> Iterator[torch.Generator]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield torch.Generator().manual_seed(seed)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Networks this small gain nothing from more threads, and lose much on a machine that has other work."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from kullback import Probs, kl
 from kullback.losses import ForwardKL, FullGaussian, ReverseKL
 
-from .shared import BLUE, GREEN, ORANGE, Clock, Result, check, extra, picture, progress, seeded, smooth
+from .shared import BLUE, GREEN, INK, ORANGE, Clock, Result, check, extra, picture, progress, seeded, smooth
 
 BANDWIDTH = 0.3  # cm
 LOW, HIGH, CELLS = (-2.0, -2.0), (10.0, 5.0), (240, 140)  # the grid of the exact numbers, 0.05 cm
@@ -147,20 +147,30 @@ def draw(figure: Any, curves: dict[str, list[float]], fits: dict[str, list[FullG
     """Left the losses, right the target with the fitted ellipses of two standard deviations."""
     left, right = figure.subplots(1, 2, width_ratios=[2, 3])
     colours = dict(zip(METHODS, (GREEN, BLUE, ORANGE), strict=True))
+    colors = extra("matplotlib.colors")
     for method, losses in curves.items():
         left.plot(*smooth(losses, 10), color=colours[method], label=method)
-    left.set(title="Training loss (up to a constant)", xlabel="step")
+    left.set(title="Training loss", xlabel="step", ylabel="nats, up to a constant")
     left.legend()
     p = target.log_p(grid()).exp().view(CELLS).T.numpy()
-    right.imshow(p, cmap="Greys", origin="lower", extent=(LOW[0], HIGH[0], LOW[1], HIGH[1]), aspect="auto")
+    faint = (*colors.to_rgb(INK), 0.0)
+    shade = colors.LinearSegmentedColormap.from_list("density", [faint, INK])
+    right.imshow(p, cmap=shade, origin="lower", extent=(LOW[0], HIGH[0], LOW[1], HIGH[1]), aspect="auto")
     turn = torch.linspace(0, 2 * math.pi, 40)
     circle = torch.stack([turn.cos(), turn.sin()])
     for method in METHODS:
         for number, q in enumerate(fits[method]):
             x, y = 2 * q.scale_tril @ circle + q.mu.unsqueeze(-1)
-            style = "--" if method == METHODS[0] else "-"
-            right.plot(x, y, style, color=colours[method], label=method if number == 0 else None, linewidth=1.2)
+            exact = method == METHODS[0]
+            if exact and number:
+                continue
+            style = {"linestyle": (0, (4, 3)), "linewidth": 2.4, "zorder": 3} if exact else {"linewidth": 1.2}
+            right.plot(x, y, color=colours[method], label=method if number == 0 else None, **style)
     right.set(
-        title="Fits from every start (2 σ)", xlabel="petal length (cm)", ylabel="width", xlim=(-1, 9), ylim=(-1, 4)
+        title="Fits from every start (2 σ)",
+        xlabel="petal length (cm)",
+        ylabel="petal width (cm)",
+        xlim=(-1, 9),
+        ylim=(-1, 4),
     )
     right.legend(fontsize=8, loc="upper left")

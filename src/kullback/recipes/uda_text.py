@@ -184,6 +184,8 @@ def draw(figure: Any, rows: dict[str, list[dict[str, float]]], curves: dict[str,
         values = [row["accuracy ↑"] for row in rows[method]]
         right.bar(place, sum(values) / len(values), 0.6, color=colour, alpha=0.5)
         right.plot([place] * len(values), values, "o", color=colour)
-    left.set(title="Training loss", xlabel="step")
+    left.set(title="Training loss", xlabel="step", ylabel="nats")
     left.legend()
-    right.set(title=f"Held-out accuracy, {labels} labels a class", xticks=range(3), xticklabels=METHODS)
+    right.set(
+        title=f"Held-out accuracy, {labels} labels a class", xticks=range(3), xticklabels=METHODS, ylabel="accuracy"
+    )

@@ -140,7 +140,7 @@ def draw(figure: Any, curves: dict[str, list[float]], samples: dict[str, Tensor]
     left, right = figure.subplots(1, 2, width_ratios=[2, 3])
     for (method, losses), colour in zip(curves.items(), (ORANGE, BLUE, GREEN, INK, PINK), strict=True):
         left.plot(*smooth(losses, 50), color=colour, label=method)
-    left.set(title="Training loss (nats)", xlabel="step", ylim=(0, 45))
+    left.set(title="Training loss", xlabel="step", ylabel="nats a digit", ylim=(0, 45))
     left.legend(fontsize=8, ncols=2)
     framed = [nn.functional.pad(tiles, (1, 1, 1, 1)) for tiles in samples.values()]
     shown = torch.cat([torch.cat(list(tiles), 1) for tiles in framed], 0)
