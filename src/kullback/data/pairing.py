@@ -50,7 +50,8 @@ def pair(reference: Counted, current: Counted) -> Paired:
     weights = np.maximum(x / 5.0, y / FEWEST) if isinstance(reference.bins, Numbers) else (x + y) / FEWEST
     groups = _joined(reference.bins, weights, x + y)
     joined = tuple(
-        "NaN or null" if {labels[i] for i in g} == {"NaN", "null"} else _span(labels, g, reference.bins) for g in groups
+        "NaN or null" if {labels[i] for i in g} == {"NaN", "null"} else _span(labels, g, x + y, reference.bins)
+        for g in groups
     )
     marks = []
     regular = list(reference.bins.ordered)
@@ -84,8 +85,10 @@ def _joined(bins: Bins, enough: Floats, pooled: Floats) -> tuple[tuple[int, ...]
     return tuple(tuple(g) for g in sorted(kept))
 
 
-def _span(labels: Sequence[str], group: tuple[int, ...], bins: Bins) -> str:
-    """The name of neighbouring cells together."""
+def _span(labels: Sequence[str], group: tuple[int, ...], pooled: Floats, bins: Bins) -> str:
+    """The name of neighbouring cells together; of a cell that only empty ones joined, its own."""
+    held = tuple(i for i in group if pooled[i] > 0)
+    group = held if len(held) == 1 else group
     if len(group) == 1:
         return labels[group[0]]
     first, last = labels[group[0]], labels[group[-1]]
