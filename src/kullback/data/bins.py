@@ -122,8 +122,8 @@ def number_edges(quantiles: Sequence[float], low: float, *, whole: bool) -> tupl
 
     >>> number_edges([0.1234567, 0.2391, 0.391], 0.0, whole=False)
     (0.123, 0.239, 0.391)
-    >>> number_edges([0.0, 0.0, 0.3], 0.0, whole=True)   # zeros apart from the rest
-    (1.0,)
+    >>> number_edges([0.0, 0.0, 3.3], 0.0, whole=True)   # zeros apart from what is below and above
+    (0.0, 1.0, 4.0)
     """
     points = [low, *quantiles]
     atoms = {b for a, b in pairwise(points) if a == b}
@@ -134,7 +134,8 @@ def number_edges(quantiles: Sequence[float], low: float, *, whole: bool) -> tupl
         elif i:
             gaps = [abs(value - points[j]) for j in (i - 1, i + 1) if j < len(points)]
             edges.add(float(math.ceil(value)) if whole else _rounded(value, min(gaps) / 20.0))
-    return tuple(sorted(edge for edge in edges if edge > low))
+    # below the smallest value nothing needs a cell, unless that value has one and the current table may go below it
+    return tuple(sorted(edge for edge in edges if edge > low or low in atoms))
 
 
 PERIODS = ("minute", "hour", "day", "week", "month", "quarter", "year")

@@ -124,6 +124,7 @@ class Place:
             except duckdb.Error as error:
                 raise BadInput(f"--database {self.database}: {_first_line(error)}") from None
             made.execute("SET TimeZone = 'UTC'")
+            made.execute("SET enable_progress_bar = false")  # it would go to standard output
             made.execute("BEGIN TRANSACTION")
             self._open.append(made)
         return self._open[0]
@@ -164,8 +165,13 @@ def open_source(data: Any, place: Place, columns: Sequence[str] = (), drop: Sequ
     native, engine, label, files = _native(data, place)
     stamp = _stamp(files)
     with speaking(label):
+        places = {}
+        if engine == "spark":  # to Spark a.b is field b of a, and `a` is a
+            places = {name: f"s{i}" for i, name in enumerate(native.columns)}
+            native = native.toDF(*places.values())
         frame = nw.from_native(native).lazy()
         schema = dict(frame.collect_schema())
+        schema = {name: schema[place] for name, place in places.items()} or schema
         chosen = _chosen(label, list(schema), columns, drop)
         found: dict[str, Column] = {}
         skipped: dict[str, str] = {}
@@ -176,7 +182,9 @@ def open_source(data: Any, place: Place, columns: Sequence[str] = (), drop: Sequ
                 continue
             zoned = bool(getattr(schema[name], "time_zone", None))
             found[name] = Column(name, f"c{i}", kind, schema[name].is_integer(), zoned)
-        expressions = [_plain(nw.col(one.name), one, schema[one.name], engine) for one in found.values()]
+        expressions = [
+            _plain(nw.col(places.get(one.name, one.name)), one, schema[one.name], engine) for one in found.values()
+        ]
         # a frame without columns has no rows to count
         frame = frame.select(*(expressions or [nw.lit(1).alias("c0")]))
     return Source(frame, found, skipped, engine, label, tuple(schema), stamp, files)
