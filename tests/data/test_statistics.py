@@ -11,7 +11,15 @@ from kullback.data import drift, statistics
 from kullback.data.bins import Categories, Numbers
 from kullback.data.pairing import pair
 from kullback.data.profiles import Counted
-from kullback.data.statistics import MEASURES, benjamini_hochberg, compare, contributions, effects, holm, homogeneity
+from kullback.data.statistics import (
+    MEASURES,
+    benjamini_hochberg,
+    cell_contributions,
+    compare,
+    effects,
+    holm,
+    homogeneity,
+)
 
 X, Y = np.array([500.0, 300.0, 200.0]), np.array([300.0, 600.0, 100.0])
 
@@ -106,7 +114,7 @@ def test_intervals_cover_the_truth(n, shift):
 
 
 def test_contributions_add_up_to_the_effect_and_are_never_negative():
-    parts = contributions(X, Y)
+    parts = cell_contributions(X, Y)
     assert (parts >= 0).all()
     assert parts.sum() == pytest.approx(effects(X, Y)["kl"].raw, rel=1e-12)
 

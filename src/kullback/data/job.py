@@ -16,7 +16,7 @@ from .engines import Kind, Place, Source, open_source
 from .joint import Joint, joint
 from .pairing import Paired, pair
 from .profiles import Counted, Profile, known, make, make_groups
-from .statistics import ADJUST, MEASURES, Comparison, Effect, Test, compare, contributions
+from .statistics import ADJUST, MEASURES, Comparison, Effect, Test, cell_contributions, compare
 
 BINS, CATEGORIES = 10, 200
 GROUPS = 100  # of --by, at most
@@ -188,7 +188,7 @@ def drift(
     tell: Progress = progress or (lambda done, total, what: None)
     place = Place(database, spark)
     try:
-        left, right = _opened(reference, place, columns, drop), _opened(current, place, columns, drop)
+        left, right = opened(reference, place, columns, drop), opened(current, place, columns, drop)
         for name in drop:
             if name not in (*_names(left), *_names(right)):
                 raise BadInput(f"--drop {_quoted(name)}: there is no such column in {_label(left)} or {_label(right)}")
@@ -260,7 +260,7 @@ def profile(
             if missing:
                 raise BadInput(f"{source.label}: has no column {missing[0]!r} of the kind that the profile has")
             for name, column in source.columns.items():
-                _same_kind(name, like.columns[name].bins.kind, column.kind, like.source, source.label)
+                same_kind(name, like.columns[name].bins.kind, column.kind, like.source, source.label)
         made = make(source, bins=bins, categories=categories, like=like)
     finally:
         place.close()
@@ -355,7 +355,7 @@ def _one(
         low = min(n, m)
         if low < 5 * len(paired.x):
             marks.append("fewer than five rows a cell: the test holds, the interval is rough")
-    parts = contributions(paired.x, paired.y).tolist() if len(paired.x) else []
+    parts = cell_contributions(paired.x, paired.y).tolist() if len(paired.x) else []
     cells = tuple(
         Cell(label, int(u), int(v), c) for label, u, v, c in zip(paired.labels, paired.x, paired.y, parts, strict=True)
     )
@@ -416,7 +416,8 @@ def _notes(
     return tuple(notes)
 
 
-def _opened(data: Data, place: Place, columns: Sequence[str], drop: Sequence[str]) -> Source | Profile:
+def opened(data: Data, place: Place, columns: Sequence[str], drop: Sequence[str]) -> Source | Profile:
+    """A table ready to be counted, or a profile; of it the columns asked for."""
     if isinstance(data, Profile):
         return _cut(data, columns, drop)
     if isinstance(data, str | Path) and str(data).lower().endswith(".json"):
@@ -458,10 +459,11 @@ def _comparable(left: Source | Profile, right: Source | Profile, asked: Sequence
         if a != b and not any(
             isinstance(side, Source) and side.recast(name, kind) for side, kind in ((left, b), (right, a))
         ):
-            _same_kind(name, a, b, _label(left), _label(right))
+            same_kind(name, a, b, _label(left), _label(right))
 
 
-def _same_kind(name: str, a: str, b: str, left: str, right: str) -> None:
+def same_kind(name: str, a: str, b: str, left: str, right: str) -> None:
+    """Raises: BadInput: a column holds another kind of value on the other side."""
     if a != b:
         words = {"number": "numbers", "category": "text", "boolean": "booleans", "time": "times"}
         raise BadInput(

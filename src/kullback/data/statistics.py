@@ -21,7 +21,7 @@ import torch
 
 from kullback.estimate import JEFFREYS, Interval
 from kullback.forms.finite import Probs
-from kullback.verbs import jeffreys, js, kl
+from kullback.verbs import contributions, jeffreys, js, kl
 
 Floats = npt.NDArray[np.float64]
 EXPECTED = 50.0  # counts a cell must expect for the χ² law: then 5 % is between 4.6 and 5.6 % at up to 200 cells
@@ -232,17 +232,17 @@ def benjamini_hochberg(p_values: Sequence[float]) -> list[float]:
 ADJUST: dict[str, Callable[[Sequence[float]], list[float]]] = {"holm": holm, "bh": benjamini_hochberg, "none": list}
 
 
-def contributions(x: Floats, y: Floats) -> Floats:
-    """What each cell adds to KL(p‖q) of the smoothed frequencies: p log(p/q) - p + q, each ≥ 0, in nats.
+def cell_contributions(x: Floats, y: Floats) -> Floats:
+    """What each cell adds to KL(p‖q) of the smoothed frequencies, in nats; each ≥ 0.
 
-    >>> parts = contributions(np.array([50.0, 30.0, 20.0]), np.array([30.0, 60.0, 10.0]))
+    >>> parts = cell_contributions(np.array([50.0, 30.0, 20.0]), np.array([30.0, 60.0, 10.0]))
     >>> raw = effects(np.array([50.0, 30.0, 20.0]), np.array([30.0, 60.0, 10.0]))["kl"].raw
     >>> bool((parts >= 0).all()), bool(abs(parts.sum() - raw) < 1e-12)
     (True, True)
     """
-    p, q = smoothed(x), smoothed(y)
-    ratio = q / p
-    return np.maximum(p * (ratio - 1.0 - np.log(ratio)), 0.0)
+    p, q = (Probs(torch.from_numpy(smoothed(side))) for side in (x, y))
+    parts: Floats = contributions(p, q).numpy()
+    return parts
 
 
 def smoothed(x: Floats) -> Floats:

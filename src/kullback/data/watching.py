@@ -22,9 +22,9 @@ from kullback._errors import BadInput
 from .bins import PERIODS, Bins
 from .counting import tally
 from .engines import Column, Place, Source, open_source
-from .job import Cell, Data, _opened, _same_kind
+from .job import Cell, Data, opened, same_kind
 from .profiles import Counted, Profile, make
-from .statistics import Floats, contributions, effects, statistic
+from .statistics import Floats, cell_contributions, effects, statistic
 
 SIMULATIONS, MOST_SIMULATIONS = 2000, 20_000
 TRUNCATE = dict(zip(PERIODS, ("1m", "1h", "1d", "1w", "1mo", "1q", "1y"), strict=True))
@@ -115,7 +115,7 @@ class Monitor:
     []
     >>> alarm, = monitor.update(pl.DataFrame({"x": [i % 60 for i in range(500)]}))
     >>> alarm.column, alarm.moved[0].label
-    ('x', '≥ 80')
+    ('x', '60 to 79')
     """
 
     reference: Profile
@@ -189,7 +189,7 @@ def watch(
     _check(window, alpha, smallest)
     place = Place(database, spark)
     try:
-        left = _opened(reference, place, columns, drop)
+        left = opened(reference, place, columns, drop)
         base = left if isinstance(left, Profile) else make(left, bins=10, categories=200)
         names = [name for name in base.columns if name != time]
         source = open_source(data, place, [*names, time], ())
@@ -199,7 +199,7 @@ def watch(
         if not names:
             raise BadInput(f"{base.source}: has no column besides {time!r}")
         for name in names:
-            _same_kind(name, base.columns[name].bins.kind, source.columns[name].kind, base.source, source.label)
+            same_kind(name, base.columns[name].bins.kind, source.columns[name].kind, base.source, source.label)
         if time not in source.columns:
             raise BadInput(f"{source.label}: column {time!r} holds no times")
         key = _period(nw.col(source.columns[time].alias), source, source.columns[time], every)
@@ -291,7 +291,7 @@ def _alarm(
     value = effects(x[used], y[used])["kl"].value
     if value < smallest:
         return []
-    parts = contributions(x[used], y[used])
+    parts = cell_contributions(x[used], y[used])
     labels = reference.bins.labels
     cells = [
         Cell(labels[i], int(x[i]), int(y[i]), float(part))
