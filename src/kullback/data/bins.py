@@ -250,14 +250,17 @@ def _rounded(value: float, step: float) -> float:
 def _intervals(edges: Sequence[float], whole: bool) -> list[str]:
     if not edges:
         return ["any number"]
-    inner = [_between(a, b, whole) for a, b in pairwise(edges)]
-    return [f"< {_short(edges[0])}", *inner, f"≥ {_short(edges[-1])}"]
+    # the edge just above a value that has a cell of its own is written as that value
+    shown = [a if not whole and b == math.nextafter(a, math.inf) else b for a, b in pairwise((-math.inf, *edges))]
+    inner = [_between(a, b, s, whole) for (a, b), s in zip(pairwise(edges), shown, strict=False)]
+    last = f"> {_short(shown[-1])}" if shown[-1] < edges[-1] else f"≥ {_short(edges[-1])}"
+    return [f"< {_short(edges[0])}", *inner, last]
 
 
-def _between(a: float, b: float, whole: bool) -> str:
+def _between(a: float, b: float, shown: float, whole: bool) -> str:
     if b == (a + 1.0 if whole else math.nextafter(a, math.inf)):
         return f"= {_short(a)}"
-    return f"{_short(a)} to {_short(b - 1.0 if whole else b)}"
+    return f"{_short(shown)} to {_short(b - 1.0 if whole else b)}"
 
 
 def _short(value: float) -> str:

@@ -99,7 +99,7 @@ def _span(labels: Sequence[str], group: tuple[int, ...], pooled: Floats, bins: B
         return "any value"
     if first.startswith(("< ", "before ")):
         return f"< {high}" if bins.kind == "number" else f"up to {high}"
-    if last.startswith("≥ ") or last.endswith(" or later"):
+    if last.startswith(("≥ ", "> ")) or last.endswith(" or later"):
         return f"≥ {low}" if bins.kind == "number" else f"{low} or later"
     return f"{low} to {high}"
 
