@@ -1,5 +1,23 @@
-// core/generators.py, transcribed under the same names (the list is in job.hpp). The formulas are explained there.
+// core/generators.py, transcribed under the same names The formulas are explained there.
 #pragma once
+
+// The list of generators: a struct of each name stands below, and core/generators.py has one of the same name. Enumeration,
+// dispatch and the names that Python compares with its own come from here.
+#define KULLBACK_GENERATORS(X) \
+  X(kl)                        \
+  X(reverse_kl)                \
+  X(jeffreys)                  \
+  X(js)                        \
+  X(skew_kl)                   \
+  X(alpha)                     \
+  X(tv)                        \
+  X(squared_hellinger)         \
+  X(chi2)                      \
+  X(triangular)                \
+  X(nothing)                   \
+  X(cross_entropy)
+
+#ifdef KULLBACK_ISA  // the rest is for kernels alone
 
 #include "math.hpp"
 
@@ -95,7 +113,8 @@ struct skew_kl {
   KULLBACK_INLINE Terms<T> at(const skew_kl& g, Cells<T> c) {
     const T w = T(g.w), u = T(g.u);
     const T m = w * c.p + u * c.q, y = log_mix(w, u, c.d);
-    const T back = m > T(0) ? c.p / m : T(0);  // p/m, at most 1/w; where both have underflowed nothing counts
+    // p/m, at most 1/w: subnormal numbers have lost digits, which only double keeps; where both are 0 nothing counts
+    const T back = sizeof(T) == 8 ? exp(-y) : m > T(0) ? c.p / m : m;
     const T from_p = growth(c.p, c.p * back, -y), from_q = growth(c.q, c.q * back, -y);
     return {excess(c.p, m, y), -c.p * y - w * from_p, -u * from_q};
   }
@@ -210,3 +229,5 @@ KULLBACK_INLINE bool with(double parameter, Act act) {
 
 }  // namespace KULLBACK_ISA
 }  // namespace kullback
+
+#endif  // KULLBACK_ISA

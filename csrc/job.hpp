@@ -3,6 +3,8 @@
 
 #include <stdint.h>
 
+#include "generators.hpp"
+
 namespace kullback {
 
 enum class Dtype : int { float64 = 0, float32 = 1, bfloat16 = 2, float16 = 3 };
@@ -12,23 +14,7 @@ static inline int64_t size_of(Dtype dtype) { return dtype == Dtype::float64 ? 8 
 // core/readings.py
 enum class Reading : int { logits = 0, log_probs = 1, probs = 2, labels = 3 };
 
-// The list of generators: a struct of each name stands in generators.hpp, and core/generators.py has one of the same name.
-// Enumeration, dispatch and the names that Python compares with its own come from here. log_affinity is
-// core/reduction.py's other sum.
-#define KULLBACK_GENERATORS(X) \
-  X(kl)                        \
-  X(reverse_kl)                \
-  X(jeffreys)                  \
-  X(js)                        \
-  X(skew_kl)                   \
-  X(alpha)                     \
-  X(tv)                        \
-  X(squared_hellinger)         \
-  X(chi2)                      \
-  X(triangular)                \
-  X(nothing)                   \
-  X(cross_entropy)
-
+// The generators that generators.hpp lists, and core/reduction.py's other sum.
 #define KULLBACK_ENUMERATOR(name) name,
 enum class Formula : int { KULLBACK_GENERATORS(KULLBACK_ENUMERATOR) log_affinity };
 #undef KULLBACK_ENUMERATOR
@@ -66,15 +52,15 @@ struct Job {
   int64_t shape[kMaxDims];
   int64_t num_rows, num_columns;
   Side sides[2];
-  double* values;    // (rows), float64; null where `out` is enough
-  void* out;         // (rows), scale · value in float32 or float64, or null
+  double* values;  // (rows), float64; null where `out` is enough
+  void* out;       // (rows), scale · value in float32 or float64, or null
   bool out_is_double;
   double scale;
-  Stats* stats;      // (rows, 2), or null where no gradient will be asked for
+  Stats* stats;          // (rows, 2), or null where no gradient will be asked for
   const void* upstream;  // (rows), float32 or float64, of `out`; the backward pass only, as is:
   bool upstream_is_double;
   int64_t upstream_strides[kMaxDims];
-  void* gradients[2];  // (rows, columns) contiguous, of the dtype of their side; null where not wanted
+  void* gradients[2];     // (rows, columns) contiguous, of the dtype of their side; null where not wanted
   bool exact_normalizer;  // the sum is not flat at p = q, so that an error in log Z counts to first order
 };
 
@@ -98,8 +84,8 @@ struct Output {
   void* data;
 };
 
-// One term, Σ_rows w·D. A row of weight 0 is not looked at. Of the job, `values`, `stats`, `upstream` and `gradients` are
-// not read; `log_affinity` is not served.
+// One term, Σ_rows w·D. A row of weight 0 is not looked at. Of the job, `values`, `out`, `stats`, `upstream` and
+// `gradients` are not read; `log_affinity` is not served.
 struct Term {
   Job job;
   const double* weights;  // by strides along the batch axes, as is:
@@ -117,8 +103,8 @@ struct Total {
 
 // A piece of a row's work that merges with its neighbours in the order of columns.
 struct Piece {
-  double max[2], sum[2];          // stage one, of either side; log_affinity's own in [0] of stage two
-  double value, sum_x[2];         // stage two; log_affinity: NaN in `value` where a score is
+  double max[2], sum[2];   // stage one, of either side; log_affinity's own in [0] of stage two
+  double value, sum_x[2];  // stage two; log_affinity: NaN in `value` where a score is
 };
 
 // What the terms of a total know of one row.
@@ -127,15 +113,15 @@ struct TotalRow {
   Stats stats[kMaxTerms][2];
 };
 
-// Scores at one temperature, of which several terms may have need: e^((x - m) / T), kept from stage one for the gradients.
+// Scores at one temperature, which several terms may need: e^((x - m) / T), kept from stage one for the gradients.
 struct Scores {
-  int term, side;         // where they are read
-  int base, power;        // power > 1: the exponentials are those of scores `base`, raised to it
+  int term, side;          // where they are read
+  int base, power;         // power > 1: the exponentials are those of scores `base`, raised to it
   bool exact, adds_below;  // Σ exp in double throughout; Σ (x - m) is wanted
-  int64_t kept;           // where a row's exponentials lie in `kept`; their ranges, Range a block, behind them
+  int64_t kept;            // where a row's exponentials lie in `kept`; their ranges, Range a block, behind them
 };
 
-// general: as rows; pair: two rows of logits at one temperature; labels: cross-entropy of labels, from the normaliser alone
+// general: as rows do; pair: two rows of logits at one temperature; labels: cross-entropy from the normaliser alone
 enum class Route : int { general, pair, labels };
 
 // How a total is computed, decided once a call.
@@ -144,9 +130,10 @@ struct Plan {
   Route routes[kMaxTerms];
   int num_scores;
   Scores scores[2 * kMaxTerms];
-  int scores_of[kMaxTerms][2];  // of a pair's sides and of side 1 of labels
+  int scores_of[kMaxTerms][2];   // of a pair's sides and of side 1 of labels
   int64_t kept_x[kMaxTerms][2];  // where ∂f/∂log w of a pair lies in `kept`; -1: its gradient is not wanted
   int64_t kept_floats;           // for one row
+  int64_t rows_together;         // rows that go together when they are short
 };
 
 struct ScoresPiece {

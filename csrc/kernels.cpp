@@ -10,8 +10,26 @@ namespace KULLBACK_ISA {
 
 extern const Kernels kernels;
 const Kernels kernels = {
-    KULLBACK_STRING(KULLBACK_ISA), forward_rows, backward_rows,  normalize_piece, merge_normalizers, sum_piece,
-    merge_sums,                    backward_piece, plan_total, total_rows, total_weights, total_normalize_piece, total_merge_normalizers, total_sum_piece, total_merge_sums, total_gradient_piece, rows_together, kept_floats, apply<double>, apply<float>,
+    KULLBACK_STRING(KULLBACK_ISA),
+    forward_rows,
+    backward_rows,
+    normalize_piece,
+    merge_normalizers,
+    sum_piece,
+    merge_sums,
+    backward_piece,
+    plan_total,
+    total_rows,
+    total_weights,
+    normalize_shared,
+    total_merge_normalizers,
+    sum_shared,
+    total_merge_sums,
+    gradient_shared,
+    rows_together,
+    kept_floats,
+    apply<double>,
+    apply<float>,
 };
 
 }  // namespace KULLBACK_ISA

@@ -6,8 +6,7 @@
 namespace kullback {
 namespace KULLBACK_ISA {
 
-// bfloat16 scores are read where they are used. Their difference needs no compensation: eight digits from eight leave single
-// precision exact, unless one of the two is nothing beside the other.
+// bfloat16 scores are read where they are used.
 struct Bfloat16 {
   uint16_t bits;
 };
@@ -26,32 +25,42 @@ KULLBACK_INLINE void with_scores(Dtype dtype, const void* row, int64_t from, int
 
 // What every cell of a pair of rows shares.
 struct PairOfRows {
-  float max_a, max_b, log_sum_a, log_sum_b, scale, shift_high, shift_low;
+  float max_a, max_b, log_sum_a, log_sum_b, scale, shift_high, shift_low, rest_high, rest_low;
 
   PairOfRows(const Job& job, const Stats* stats) {
     max_a = float(stats[0].max), max_b = float(stats[1].max);
     log_sum_a = float(stats[0].log_sum), log_sum_b = float(stats[1].log_sum);
     scale = float(job.sides[0].inverse_temperature);
     // log Z_b - log Z_a, before temperature
-    const double shift = (stats[1].max - stats[0].max) + (stats[1].log_sum - stats[0].log_sum) / job.sides[0].inverse_temperature;
+    const double shift =
+        (stats[1].max - stats[0].max) + (stats[1].log_sum - stats[0].log_sum) / job.sides[0].inverse_temperature;
     shift_high = float(shift);
     shift_low = float(shift - double(shift_high));
+    const double rest = (stats[1].log_sum - stats[0].log_sum) / job.sides[0].inverse_temperature;
+    rest_high = float(rest);
+    rest_low = float(rest - double(rest_high));
   }
 };
 
-// d = ((b - a) - (log Z_b - log Z_a)) / temperature by a compensated subtraction, so that a common offset costs nothing.
+// d = ((b - a) - (log Z_b - log Z_a)) / temperature by a compensated subtraction: a common offset costs nothing.
 KULLBACK_INLINE float log_ratio(float a, float b, float shift_high, float shift_low, float scale) {
   const float difference = b - a, moved = difference - b;
   const float lost = (b - (difference - moved)) - (a + moved);  // what rounding b - a lost, exactly
   return ((difference - shift_high) + (lost - shift_low)) * scale;
 }
 
-KULLBACK_INLINE float log_ratio(Bfloat16 a, Bfloat16 b, float shift_high, float shift_low, float scale) {
-  return (((widen(b) - widen(a)) - shift_high) - shift_low) * scale;
+KULLBACK_INLINE float log_ratio(float a, float b, const PairOfRows& r) {
+  return log_ratio(a, b, r.shift_high, r.shift_low, r.scale);
 }
 
-KULLBACK_INLINE Cells<float> cells_of_logits(float a, float b, float max_a, float max_b, float log_sum_a, float log_sum_b,
-                                             float shift_high, float shift_low, float scale) {
+// Scores of eight digits lose nothing when their own row's maximum is taken off, unless they are nothing beside it: an
+// offset is gone before the two rows meet, and their difference needs no compensation.
+KULLBACK_INLINE float log_ratio(Bfloat16 a, Bfloat16 b, const PairOfRows& r) {
+  return ((((widen(b) - r.max_b) - (widen(a) - r.max_a)) - r.rest_high) - r.rest_low) * r.scale;
+}
+
+KULLBACK_INLINE Cells<float> cells_of_logits(float a, float b, float max_a, float max_b, float log_sum_a,
+                                             float log_sum_b, float shift_high, float shift_low, float scale) {
   const float log_p = (a - max_a) * scale - log_sum_a, log_q = (b - max_b) * scale - log_sum_b;
   return {exp_negative(log_p), exp_negative(log_q), log_ratio(a, b, shift_high, shift_low, scale), log_q};
 }
@@ -64,7 +73,8 @@ struct FromLogits {
   template <class G>
   KULLBACK_INLINE Seen<float> terms(const G& g, const Edges&, const FromLogits& s, int i) {
     const PairOfRows& r = s.rows;
-    const Cells<float> c = cells_of_logits(s.a[i], s.b[i], r.max_a, r.max_b, r.log_sum_a, r.log_sum_b, r.shift_high, r.shift_low, r.scale);
+    const Cells<float> c =
+        cells_of_logits(s.a[i], s.b[i], r.max_a, r.max_b, r.log_sum_a, r.log_sum_b, r.shift_high, r.shift_low, r.scale);
     return {G::template at<float>(g, c), c.p, c.q, !(magnitude(c.d) < float(g.reach))};
   }
 };
@@ -80,8 +90,9 @@ struct FromExponentials {
   template <class G>
   KULLBACK_INLINE Seen<float> terms(const G& g, const Edges&, const FromExponentials& s, int i) {
     const PairOfRows& r = s.rows;
-    const float p = s.exp_a[i] * s.to_p, q = s.exp_b[i] * s.to_q, log_q = (widen(s.b[i]) - r.max_b) * r.scale - r.log_sum_b;
-    const Cells<float> c = {p, q, log_ratio(s.a[i], s.b[i], r.shift_high, r.shift_low, r.scale), log_q};
+    const float p = s.exp_a[i] * s.to_p, q = s.exp_b[i] * s.to_q,
+                log_q = (widen(s.b[i]) - r.max_b) * r.scale - r.log_sum_b;
+    const Cells<float> c = {p, q, log_ratio(s.a[i], s.b[i], r), log_q};
     return {G::template at<float>(g, c), p, q, 0};
   }
 };
@@ -98,7 +109,7 @@ struct FromSafeLogits {
     const PairOfRows& r = s.rows;
     const float below_a = (widen(s.a[i]) - r.max_a) * r.scale, below_b = (widen(s.b[i]) - r.max_b) * r.scale;
     const float p = exp_bounded(below_a) * s.to_p, q = exp_bounded(below_b) * s.to_q;
-    const Cells<float> c = {p, q, log_ratio(s.a[i], s.b[i], r.shift_high, r.shift_low, r.scale), below_b - r.log_sum_b};
+    const Cells<float> c = {p, q, log_ratio(s.a[i], s.b[i], r), below_b - r.log_sum_b};
     return {G::template at<float>(g, c), p, q, 0};
   }
 };
@@ -109,7 +120,8 @@ KULLBACK_INLINE void with_pair(const Job& job, const Row& r, int64_t from, int n
   if (job.sides[0].dtype == Dtype::bfloat16 && job.sides[1].dtype == Dtype::bfloat16) {
     act(static_cast<const Bfloat16*>(r.data[0]) + from, static_cast<const Bfloat16*>(r.data[1]) + from);
   } else {
-    act(load<float>(job.sides[0].dtype, r.data[0], from, n, rooms[0]), load<float>(job.sides[1].dtype, r.data[1], from, n, rooms[1]));
+    act(load<float>(job.sides[0].dtype, r.data[0], from, n, rooms[0]),
+        load<float>(job.sides[1].dtype, r.data[1], from, n, rooms[1]));
   }
 }
 
@@ -148,6 +160,7 @@ static bool safe(const Range& a, const Range& b, const Stats* stats, double scal
 struct Kept {
   float* exps[2];
   Range* ranges[2];
+  Ahead* ahead;  // null where threads share the row
 };
 
 KULLBACK_INLINE int64_t blocks_of(int64_t columns) { return (columns + kBlock - 1) / kBlock; }
@@ -158,10 +171,10 @@ static int64_t kept_floats(const Job& job) {
   return 2 * kBlock * blocks_of(job.num_columns) + 4 * blocks_of(job.num_columns);
 }
 
-KULLBACK_INLINE Kept kept_at(const Job& job, float* room) {
+KULLBACK_INLINE Kept kept_at(const Job& job, float* room, Ahead* ahead) {
   const int64_t blocks = blocks_of(job.num_columns);
   Range* ranges = reinterpret_cast<Range*>(room + 2 * kBlock * blocks);
-  return {{room, room + kBlock * blocks}, {ranges, ranges + blocks}};
+  return {{room, room + kBlock * blocks}, {ranges, ranges + blocks}, ahead};
 }
 
 // Σ e^(x - m) of one block, and its terms in `exps`.
@@ -188,7 +201,8 @@ static double exponentials(const X* x, int n, Range range, double scale, float* 
 }
 
 // Stage one of the columns [from, from + count) of one side, count <= kPiece.
-static Normalizer normalize_and_keep(const Job& job, int side, const void* row, int64_t from, int64_t count, const Kept& kept) {
+static Normalizer normalize_and_keep(const Job& job, int side, const void* row, int64_t from, int64_t count,
+                                     const Kept& kept) {
   constexpr int most = int(kPiece / kBlock);
   const Side& s = job.sides[side];
   alignas(64) float room[kBlock];
@@ -199,6 +213,7 @@ static Normalizer normalize_and_keep(const Job& job, int side, const void* row, 
   for (int k = 0; k < blocks; ++k) {
     const int64_t at = from + int64_t(k) * kBlock;
     const int n = int(from + count - at < kBlock ? from + count - at : kBlock);
+    if (kept.ahead != nullptr) Ahead::step(*kept.ahead);
     with_scores(s.dtype, row, at, n, room, [&](const auto* x) {
       ranges[k] = range_of(x, n);
       sums[k] = exponentials(x, n, ranges[k], s.inverse_temperature, kept.exps[side] + at);
@@ -217,7 +232,8 @@ static Normalizer normalize_and_keep(const Job& job, int side, const void* row, 
 
 // Stage two of the columns [from, from + count), count <= kPiece. `otherwise(at, n)` sums a block that is not safe.
 template <class Otherwise>
-static void sum_kept(const Job& job, const Row& r, int64_t from, int64_t count, const Kept& kept, Sums& sums, Otherwise otherwise) {
+static void sum_kept(const Job& job, const Row& r, int64_t from, int64_t count, const Kept& kept, Sums& sums,
+                     Otherwise otherwise) {
   constexpr int most = int(kPiece / kBlock);
   alignas(64) float rooms[2][kBlock];
   alignas(64) float factors[2][most];
@@ -236,6 +252,7 @@ static void sum_kept(const Job& job, const Row& r, int64_t from, int64_t count, 
     for (int k = 0; k < blocks; ++k) {
       const int64_t at = from + int64_t(k) * kBlock;
       const int n = int(from + count - at < kBlock ? from + count - at : kBlock);
+      if (kept.ahead != nullptr) Ahead::step(*kept.ahead);
       if (!safe(ranges[0][k], ranges[1][k], r.stats, scale, g.reach)) {
         otherwise(at, n);
         continue;
@@ -275,7 +292,8 @@ static bool write_gradients_of(const G& generator, int n, const Source& where, c
 }
 
 template <class G, class Source>
-static bool write_gradients_of(const G& g, int n, const Source& source, const float* scale, const float* sum_x, float* const* to) {
+static bool write_gradients_of(const G& g, int n, const Source& source, const float* scale, const float* sum_x,
+                               float* const* to) {
   return to[1] == nullptr   ? write_gradients_of<1>(g, n, source, scale, sum_x, to[0], to[1])
          : to[0] == nullptr ? write_gradients_of<2>(g, n, source, scale, sum_x, to[0], to[1])
                             : write_gradients_of<3>(g, n, source, scale, sum_x, to[0], to[1]);

@@ -13,13 +13,15 @@ static Kind weigh_block(const Job& job, const Row& r, int64_t from, int n, Block
   bool fine = true;
   for (int side = 0; side < 2; ++side)
     if (side == 0 ? !no_p : !no_q)
-      fine &= weigh<float>(job.sides[side], r.data[side], r.label[side], from, n, r.stats[side], b.room, b.log_w[side], b.w[side]);
+      fine &= weigh<float>(job.sides[side], r.data[side], r.label[side], from, n, r.stats[side], b.room, b.log_w[side],
+                           b.w[side]);
   return !fine ? Kind::redo : no_p ? Kind::p_gone : no_q ? Kind::q_gone : Kind::both;
 }
 
 static void weigh_block(const Job& job, const Row& r, int64_t from, int n, Block<double>& b) {
   for (int side = 0; side < 2; ++side)
-    weigh<double>(job.sides[side], r.data[side], r.label[side], from, n, r.stats[side], b.room, b.log_w[side], b.w[side]);
+    weigh<double>(job.sides[side], r.data[side], r.label[side], from, n, r.stats[side], b.room, b.log_w[side],
+                  b.w[side]);
 }
 
 static void sum_block_in_double(const Job& job, const Row& r, int64_t from, int n, Sums& sums) {
@@ -48,7 +50,8 @@ static bool sum_block_in_single(const Job& job, const Row& r, int64_t from, int 
 }
 
 // Stage two of the columns [from, from + count); `kept` holds what stage one kept, or null.
-static void sum_columns(const Job& job, const Row& r, int64_t from, int64_t count, float* kept, Piece& piece) {
+static void sum_columns(const Job& job, const Row& r, int64_t from, int64_t count, float* kept, Ahead* ahead,
+                        Piece& piece) {
   if (job.formula == Formula::log_affinity) {
     Normalizer all = {-kInf, 0.0};
     double odd = 0.0;  // NaN where a score is: max and sum alone could not tell NaN from +inf
@@ -72,9 +75,10 @@ static void sum_columns(const Job& job, const Row& r, int64_t from, int64_t coun
     if (wide || !sum_block_in_single(job, r, at, n, sums, b)) sum_block_in_double(job, r, at, n, sums);
   };
   if (kept != nullptr) {
-    sum_kept(job, r, from, count, kept_at(job, kept), sums, sum_block);
+    sum_kept(job, r, from, count, kept_at(job, kept, ahead), sums, sum_block);
   } else {
-    for (int64_t at = from; at < from + count; at += kBlock) sum_block(at, int(from + count - at < kBlock ? from + count - at : kBlock));
+    for (int64_t at = from; at < from + count; at += kBlock)
+      sum_block(at, int(from + count - at < kBlock ? from + count - at : kBlock));
   }
   piece.value = sums.value;
   piece.sum_x[0] = sums.x[0];
@@ -89,15 +93,19 @@ KULLBACK_INLINE int64_t piece_size(const Job& job, int64_t piece) {
 }
 
 // `kept`: room of `kept_floats` for the row, or null.
-static void normalize_piece(const Job& job, int64_t row, int64_t piece, float* kept, Piece& out) {
+static void normalize_piece(const Job& job, int64_t row, int64_t piece, float* kept, Ahead* ahead, Piece& out) {
   const int64_t from = piece * kPiece, count = piece_size(job, piece);
   for (int side = 0; side < 2; ++side) {
     const void* data = row_of(job, side, row);
-    const Normalizer z = kept != nullptr ? normalize_and_keep(job, side, data, from, count, kept_at(job, kept))
+    const Normalizer z = kept != nullptr ? normalize_and_keep(job, side, data, from, count, kept_at(job, kept, ahead))
                                          : normalize_side(job, side, data, from, count);
     out.max[side] = z.max;
     out.sum[side] = z.sum;
   }
+}
+
+static void normalize_piece(const Job& job, int64_t row, int64_t piece, float* kept, Piece& out) {
+  normalize_piece(job, row, piece, kept, nullptr, out);
 }
 
 static void merge_normalizers(const Job& job, const Piece* pieces, int64_t count, Stats* stats) {
@@ -115,7 +123,7 @@ static void merge_normalizers(const Job& job, const Piece* pieces, int64_t count
 }
 
 static void sum_piece(const Job& job, int64_t row, int64_t piece, const Stats* stats, float* kept, Piece& out) {
-  sum_columns(job, find_row(job, row, stats), piece * kPiece, piece_size(job, piece), kept, out);
+  sum_columns(job, find_row(job, row, stats), piece * kPiece, piece_size(job, piece), kept, nullptr, out);
 }
 
 static void finish_row(const Job& job, int64_t row, const Stats* stats, double value) {
@@ -152,10 +160,16 @@ static double merge_sums(const Job& job, const Piece* pieces, int64_t count, Sta
 // One row, piece by piece in order: the same bits as if threads had shared the pieces.
 static double sum_row(const Job& job, int64_t row, float* kept, Stats* stats) {
   const int64_t count = pieces_of(job);
+  Ahead ahead{};
+  if (kept != nullptr && row + 1 < job.num_rows) {
+    const int64_t lines = Ahead::add(ahead, job, 0, row + 1) + Ahead::add(ahead, job, 1, row + 1);
+    const int64_t steps = 3 * blocks_of(job.num_columns);  // two sides in stage one, one block of both in stage two
+    ahead.share = int((lines + steps - 1) / steps);
+  }
   Normalizer z[2] = {{-kInf, 0.0}, {-kInf, 0.0}};
   for (int64_t i = 0; i < count; ++i) {
     Piece piece;
-    normalize_piece(job, row, i, kept, piece);
+    normalize_piece(job, row, i, kept, &ahead, piece);
     for (int side = 0; side < 2; ++side)
       z[side] = merge(z[side], {piece.max[side], piece.sum[side]}, job.sides[side].inverse_temperature);
   }
@@ -170,7 +184,7 @@ static double sum_row(const Job& job, int64_t row, float* kept, Stats* stats) {
   total.sum[0] = total.value = total.sum_x[0] = total.sum_x[1] = 0.0;
   for (int64_t i = 0; i < count; ++i) {
     Piece piece;
-    sum_piece(job, row, i, stats, kept, piece);
+    sum_columns(job, find_row(job, row, stats), i * kPiece, piece_size(job, i), kept, &ahead, piece);
     if (job.formula == Formula::log_affinity) {
       const Normalizer sum = merge({total.max[0], total.sum[0]}, {piece.max[0], piece.sum[0]}, 1.0);
       total.max[0] = sum.max;
@@ -243,7 +257,9 @@ static bool gradients_in_single(const Job& job, const Row& r, int64_t from, int 
   return true;
 }
 
-static bool moderate(double x) { return x == 0.0 || (magnitude(x) < double(kSafe) && magnitude(x) > 1.0 / double(kSafe)); }
+static bool moderate(double x) {
+  return x == 0.0 || (magnitude(x) < double(kSafe) && magnitude(x) > 1.0 / double(kSafe));
+}
 
 // Whether a row's gradients are beyond single precision whatever its cells are.
 static bool wide_gradients(const Job& job, const Row& r) {
@@ -274,7 +290,7 @@ static void backward_columns(const Job& job, int64_t row, int64_t from, int64_t 
     const int n = int(from + count - at < kBlock ? from + count - at : kBlock);
     float* to[2];
     for (int side = 0; side < 2; ++side)
-      to[side] = out[side] == nullptr                            ? nullptr
+      to[side] = out[side] == nullptr                      ? nullptr
                  : job.sides[side].dtype == Dtype::float32 ? reinterpret_cast<float*>(out[side]) + at
                                                            : narrow[side];
     if (!wide && gradients_in_single(job, r, at, n, to, b)) {

@@ -27,7 +27,7 @@ struct Real<float> {
   static constexpr Bits bias = 127;
   static constexpr float shifter = 0x1.8p23f;  // adding it rounds to an integer, held in the low bits
   static constexpr float ln2_hi = 0x1.63p-1f, ln2_lo = -0x1.bd0106p-13f;  // k·ln2_hi is exact
-  static constexpr float exp_low = -87.33f, exp_high = 88.37f;  // outside: 0 and inf
+  static constexpr float exp_low = -87.33f, exp_high = 88.37f;            // outside: 0 and inf
   static constexpr int exp_terms = 8, log_terms = 6;
 };
 
@@ -100,16 +100,18 @@ KULLBACK_INLINE T polynomial(const T (&coefficients)[n], T y) {
   return sum;
 }
 
-// (e^y - 1 - y) / y², minimax. For e^f on |f| <= ln(2)/2: e^f to 1.1e-7, and to 4e-9. For e^y - 1 - y on |y| <= 1: to 1.1e-7.
+// (e^y - 1 - y) / y², minimax. For e^f on |f| <= ln(2)/2: e^f to 1.1e-7, and to 4e-9. For e^y - 1 - y on |y| <= 1:
+// to 1.1e-7.
 constexpr float kExcessShort[] = {0x1.fffdfcp-2f, 0x1.5557aep-3f, 0x1.5729fp-5f, 0x1.106282p-7f};
 constexpr float kExcessNarrow[] = {0x1.fffffcp-2f, 0x1.555492p-3f, 0x1.5558f2p-5f, 0x1.1239d4p-7f, 0x1.6a244cp-10f};
-constexpr float kExcessWide[] = {0.5f,           0x1.55557cp-3f,  0x1.555504p-5f, 0x1.10fce8p-7f,
-                                 0x1.6c272cp-10f, 0x1.aa419cp-13f, 0x1.a2c5ecp-16f};
+constexpr float kExcessWide[] = {
+    0.5f, 0x1.55557cp-3f, 0x1.555504p-5f, 0x1.10fce8p-7f, 0x1.6c272cp-10f, 0x1.aa419cp-13f, 0x1.a2c5ecp-16f};
 
 // e^x for -87 <= x <= 0.
 KULLBACK_INLINE float exp_bounded(float x) {
   using R = Real<float>;
-  constexpr float biased = R::shifter + float(R::bias);  // the low bits of `shifted` are the exponent of 2^k as they are
+  constexpr float biased =
+      R::shifter + float(R::bias);  // the low bits of `shifted` are the exponent of 2^k as they are
   const float shifted = x * 1.44269504f + biased;
   const float k = shifted - biased;
 #ifdef __FMA__
@@ -124,7 +126,8 @@ KULLBACK_INLINE float exp_bounded(float x) {
 // e^x for x <= 0; 0 below -87.
 KULLBACK_INLINE float exp_negative(float x) {
   using R = Real<float>;
-  constexpr float biased = R::shifter + float(R::bias);  // the low bits of `shifted` are the exponent of 2^k as they are
+  constexpr float biased =
+      R::shifter + float(R::bias);  // the low bits of `shifted` are the exponent of 2^k as they are
   const float bounded = x < -87.0f ? -87.0f : x;
   const float shifted = bounded * 1.44269504f + biased;
   const float k = shifted - biased;
@@ -153,7 +156,8 @@ KULLBACK_INLINE T log(T x) {
   constexpr T tiny = sizeof(T) == 8 ? T(0x1p-1022) : T(0x1p-126f);
   constexpr T lift = sizeof(T) == 8 ? T(0x1p54) : T(0x1p25f);
   constexpr T lift_log2 = sizeof(T) == 8 ? T(54) : T(25);
-  constexpr typename R::Bits half_root = sizeof(T) == 8 ? typename R::Bits(0x3fe6a09e667f3bcdULL) : typename R::Bits(0x3f3504f3U);
+  constexpr typename R::Bits half_root =
+      sizeof(T) == 8 ? typename R::Bits(0x3fe6a09e667f3bcdULL) : typename R::Bits(0x3f3504f3U);
   constexpr typename R::Bits one = R::bias << R::mantissa;
   constexpr typename R::Bits mask = (typename R::Bits(1) << R::mantissa) - 1;
   const bool subnormal = x < tiny;

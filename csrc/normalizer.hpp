@@ -20,7 +20,8 @@ KULLBACK_INLINE Normalizer merge(Normalizer a, Normalizer b, double scale) {
   if (a.sum == 0.0) return b;
   if (b.sum == 0.0) return a;
   const double m = a.max > b.max ? a.max : b.max, base = finite(m);
-  const double to_a = a.max == m ? 1.0 : exp((a.max - base) * scale), to_b = b.max == m ? 1.0 : exp((b.max - base) * scale);
+  const double to_a = a.max == m ? 1.0 : exp((a.max - base) * scale),
+               to_b = b.max == m ? 1.0 : exp((b.max - base) * scale);
   return {m, a.sum * to_a + b.sum * to_b};
 }
 
@@ -60,7 +61,8 @@ static Normalizer normalize(const Side& s, const void* row, int64_t from, int64_
   Normalizer all = {-kInf, 0.0};
   for (int64_t at = from; at < from + count; at += kBlock) {
     const int n = int(from + count - at < kBlock ? from + count - at : kBlock);
-    all = merge(all, normalize_block(load<T>(s.dtype, row, at, n, room), n, s.inverse_temperature), s.inverse_temperature);
+    all = merge(all, normalize_block(load<T>(s.dtype, row, at, n, room), n, s.inverse_temperature),
+                s.inverse_temperature);
   }
   return all;
 }

@@ -131,6 +131,30 @@ KULLBACK_INLINE const void* row_of(const Job& job, int side, int64_t row) {
   return static_cast<const char*>(s.data) + bytes * offset_of(job, s.strides, row);
 }
 
+// What the next row will read, asked for line by line while this row is computed, so that memory is not idle.
+struct Ahead {
+  const char* at[2 * kMaxTerms];
+  int64_t left[2 * kMaxTerms];  // lines
+  int streams, now, share;      // `share` lines a step
+
+  KULLBACK_INLINE void step(Ahead& a) {
+    int lines = a.share;
+    while (lines > 0 && a.now < a.streams) {
+      const int n = int(a.left[a.now] < lines ? a.left[a.now] : lines);
+      for (int i = 0; i < n; ++i) __builtin_prefetch(a.at[a.now] + 64 * i, 0, 2);
+      a.at[a.now] += 64 * n;
+      a.left[a.now] -= n;
+      lines -= n;
+      if (a.left[a.now] == 0) ++a.now;
+    }
+  }
+
+  static int64_t add(Ahead& a, const Job& job, int side, int64_t row) {
+    a.at[a.streams] = static_cast<const char*>(row_of(job, side, row));
+    return a.left[a.streams++] = (size_of(job.sides[side].dtype) * job.num_columns + 63) / 64;
+  }
+};
+
 KULLBACK_INLINE bool logits_at_one_temperature(const Job& job) {
   return job.sides[0].reading == Reading::logits && job.sides[1].reading == Reading::logits &&
          job.sides[0].inverse_temperature == job.sides[1].inverse_temperature;
@@ -162,7 +186,6 @@ KULLBACK_INLINE Row find_row(const Job& job, int64_t row, const Stats* stats) {
   r.value = r.upstream = 0.0;
   return r;
 }
-
 
 }  // namespace KULLBACK_ISA
 }  // namespace kullback

@@ -1,4 +1,5 @@
-// Many short rows of logits side by side, one a lane, so that no lane is idle: cell (column, row) is at column·kLanes + row.
+// Many short rows of logits side by side, one a lane, so that no lane is idle: cell (column, row) is at
+// column·kLanes + row.
 //
 // A row that is not safe in single precision is computed alone, as a long row would be; no row's result depends on its
 // neighbours.
@@ -12,7 +13,8 @@ namespace KULLBACK_ISA {
 constexpr int kLanes = 64, kShort = 64;
 
 static bool side_by_side(const Job& job) {
-  return job.num_columns <= kShort && job.num_rows >= kLanes / 4 && logits_at_one_temperature(job) && !double_throughout(job);
+  return job.num_columns <= kShort && job.num_rows >= kLanes / 4 && logits_at_one_temperature(job) &&
+         !double_throughout(job);
 }
 
 struct Lanes {
@@ -25,9 +27,10 @@ struct Lanes {
   alignas(64) int alone[kLanes];
 };
 
-static void gather(const Job& job, int64_t first, int count, Lanes& t) {
+// Both sides, or from `from` = 1 the second alone.
+static void gather(const Job& job, int from, int64_t first, int count, Lanes& t) {
   const int columns = int(job.num_columns);
-  for (int side = 0; side < 2; ++side) {
+  for (int side = from; side < 2; ++side) {
     for (int r = 0; r < kLanes; ++r) {
       float room[kShort];
       const void* row = row_of(job, side, first + (r < count ? r : 0));
@@ -37,8 +40,8 @@ static void gather(const Job& job, int64_t first, int count, Lanes& t) {
   }
 }
 
-static void find_ranges(int columns, Lanes& t) {
-  for (int side = 0; side < 2; ++side) {
+static void find_ranges(int columns, int from, Lanes& t) {
+  for (int side = from; side < 2; ++side) {
     float *max = t.max[side], *min = t.min[side];
     const float* cells = t.cells[side];
     for (int r = 0; r < kLanes; ++r) max[r] = min[r] = cells[r];
@@ -54,11 +57,11 @@ static void find_ranges(int columns, Lanes& t) {
 }
 
 // The exponentials of every cell, wrong where a row is not safe, and, where `sums` is given, their sums.
-static void find_exponentials(const Job& job, Lanes& t, double (*sums)[kLanes]) {
+static void find_exponentials(const Job& job, int from, Lanes& t, double (*sums)[kLanes]) {
   const int columns = int(job.num_columns);
-  const double scale = job.sides[0].inverse_temperature;
+  const double scale = job.sides[1].inverse_temperature;
   const float high = float(scale), low = float(scale - double(high));
-  for (int side = 0; side < 2; ++side) {
+  for (int side = from; side < 2; ++side) {
     const float *max = t.max[side], *cells = t.cells[side];
     float* exps = t.exps[side];
     for (int v = 0; v < columns; ++v) {
@@ -100,7 +103,8 @@ static void prepare_lanes(const Job& job, Lanes& t, double reach) {
     t.to_weight[1][r] = float(exp(-log_sum_b));
   }
   for (int r = 0; r < kLanes; ++r) {
-    const Stats stats[2] = {{double(t.max[0][r]), t.log_sum_d[0][r], 0.0}, {double(t.max[1][r]), t.log_sum_d[1][r], 0.0}};
+    const Stats stats[2] = {{double(t.max[0][r]), t.log_sum_d[0][r], 0.0},
+                            {double(t.max[1][r]), t.log_sum_d[1][r], 0.0}};
     t.alone[r] = !safe({t.max[0][r], t.min[0][r]}, {t.max[1][r], t.min[1][r]}, stats, scale, reach);
   }
 }
@@ -109,14 +113,15 @@ template <class G>
 KULLBACK_INLINE Seen<float> terms_of_lane(const G& g, const Lanes& t, int v, int r, float scale) {
   const float a = t.cells[0][v * kLanes + r], b = t.cells[1][v * kLanes + r];
   const float p = t.exps[0][v * kLanes + r] * t.to_weight[0][r], q = t.exps[1][v * kLanes + r] * t.to_weight[1][r];
-  const float d = log_ratio(a, b, t.shift_high[r], t.shift_low[r], scale), log_q = (b - t.max[1][r]) * scale - t.log_sum[1][r];
+  const float d = log_ratio(a, b, t.shift_high[r], t.shift_low[r], scale),
+              log_q = (b - t.max[1][r]) * scale - t.log_sum[1][r];
   return {G::template at<float>(g, {p, q, d, log_q}), p, q, 0};
 }
 
 // One column of every lane.
 template <class G>
-static void sum_column(const G& generator, const Lanes& t, int v, float scale, float* __restrict value, float* __restrict x_p,
-                       float* __restrict x_q) {
+static void sum_column(const G& generator, const Lanes& t, int v, float scale, float* __restrict value,
+                       float* __restrict x_p, float* __restrict x_q) {
   const G g = generator;
 #pragma omp simd
   for (int r = 0; r < kLanes; ++r) {
@@ -145,9 +150,9 @@ static void forward_lanes(const Job& job, int64_t first, int count) {
   const int columns = int(job.num_columns);
   alignas(64) double sums[2][kLanes];
   alignas(64) float value[kLanes] = {}, x_p[kLanes] = {}, x_q[kLanes] = {};
-  gather(job, first, count, t);
-  find_ranges(columns, t);
-  find_exponentials(job, t, sums);
+  gather(job, 0, first, count, t);
+  find_ranges(columns, 0, t);
+  find_exponentials(job, 0, t, sums);
   for (int side = 0; side < 2; ++side) {
 #pragma omp simd
     for (int r = 0; r < kLanes; ++r) t.log_sum_d[side][r] = log(sums[side][r]);
@@ -175,8 +180,8 @@ static void backward_lanes(const Job& job, int64_t first, int count) {
   alignas(64) float gradients[2][kShort * kLanes];
   alignas(64) float scale[2][kLanes] = {}, sum_x[2][kLanes] = {};
   bool silent_or_wide[kLanes] = {};
-  gather(job, first, count, t);
-  find_ranges(columns, t);
+  gather(job, 0, first, count, t);
+  find_ranges(columns, 0, t);
   for (int r = 0; r < kLanes; ++r) {
     const int64_t row = first + (r < count ? r : 0);
     const double value = job.values[row], upstream = upstream_of(job, row);
@@ -190,7 +195,7 @@ static void backward_lanes(const Job& job, int64_t first, int count) {
       sum_x[side][r] = float(stats.sum_x);
     }
   }
-  find_exponentials(job, t, nullptr);
+  find_exponentials(job, 0, t, nullptr);
   with_generator(job, [&](const auto& g) {
     prepare_lanes(job, t, g.reach);
     for (int v = 0; v < columns; ++v)
@@ -207,7 +212,8 @@ static void backward_lanes(const Job& job, int64_t first, int count) {
       float room[kShort];
       for (int v = 0; v < columns; ++v) room[v] = gradients[side][v * kLanes + r];
       const Dtype dtype = job.sides[side].dtype;
-      store<float>(dtype, static_cast<char*>(job.gradients[side]) + size_of(dtype) * (first + r) * columns, 0, columns, room);
+      store<float>(dtype, static_cast<char*>(job.gradients[side]) + size_of(dtype) * (first + r) * columns, 0, columns,
+                   room);
     }
   }
 }

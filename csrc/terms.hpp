@@ -12,8 +12,8 @@ enum class Kind { both, p_gone, q_gone, redo };
 
 // log w and w of n cells of one row. False where single precision must not go on.
 template <class T>
-static bool weigh(const Side& s, const void* row, int64_t label, int64_t from, int n, const Stats& stats, T* room, double* log_w,
-                  T* w) {
+static bool weigh(const Side& s, const void* row, int64_t label, int64_t from, int n, const Stats& stats, T* room,
+                  double* log_w, T* w) {
   switch (s.reading) {
     case Reading::logits: {
       const T* x = load<T>(s.dtype, row, from, n, room);
@@ -71,8 +71,8 @@ KULLBACK_INLINE bool gone(const Side& s, int64_t label, int64_t from, int n) {
 // One side's gradient from its x = ∂f/∂log w: core's `pull_back`, times `scale` (upstream over temperature).
 // `other` is log of the other side's weight; only edges look at it.
 template <class T>
-static void pull_back(const Job& job, int side, int n, double scale_d, double sum_x_d, const T* w, const double* other, const T* x,
-                      T* out) {
+static void pull_back(const Job& job, int side, int n, double scale_d, double sum_x_d, const T* w, const double* other,
+                      const T* x, T* out) {
   const T scale = T(scale_d), sum_x = T(sum_x_d), plain = T(job.edges.plain[side]);
   switch (job.sides[side].reading) {
     case Reading::logits:

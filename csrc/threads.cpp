@@ -14,9 +14,9 @@
 
 namespace kullback {
 
-#define KULLBACK_DECLARE(isa)      \
-  namespace isa {                  \
-  extern const Kernels kernels;    \
+#define KULLBACK_DECLARE(isa)   \
+  namespace isa {               \
+  extern const Kernels kernels; \
   }
 KULLBACK_DECLARE(baseline)
 #ifdef KULLBACK_X86
@@ -58,8 +58,8 @@ void each_share(int64_t rows, int64_t together, int threads, Work work) {
   });
 }
 
-// This thread's room for what rows keep between stages: at least kKeptFloats, and the same memory at every call unless it
-// must grow. Null for 0, and where there is no memory: rows then keep nothing and compute their exponentials twice.
+// This thread's room for what rows keep between stages: at least kKeptFloats, and the same memory at every call unless
+// it must grow. Null for 0, and where there is no memory: rows then keep nothing and compute their exponentials twice.
 float* room_for(int64_t floats) {
   thread_local std::unique_ptr<float, decltype(&std::free)> room(nullptr, &std::free);
   thread_local int64_t size = 0;
@@ -79,7 +79,8 @@ void prefer_large_pages([[maybe_unused]] void* data, [[maybe_unused]] int64_t by
   constexpr uintptr_t large = uintptr_t(1) << 21;
   const uintptr_t first = (reinterpret_cast<uintptr_t>(data) + large - 1) & ~(large - 1);
   const uintptr_t last = (reinterpret_cast<uintptr_t>(data) + uintptr_t(bytes)) & ~(large - 1);
-  if (data != nullptr && bytes >= (int64_t(32) << 20)) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+  if (data != nullptr && bytes >= (int64_t(32) << 20))
+    madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
 #endif
 }
 
@@ -160,11 +161,7 @@ void total(const Kernels& kernels, const Total& given, int threads) {
   constexpr int64_t most_groups = 4096;
   static Stats wanted;  // a job that has somewhere to keep its statistics sums x
   std::vector<Term> terms(given.terms, given.terms + given.num_terms);
-  int64_t together = 1;
-  for (Term& term : terms) {
-    term.job.stats = term.outputs[0] >= 0 || term.outputs[1] >= 0 ? &wanted : nullptr;
-    together = std::max(together, kernels.rows_together(term.job));
-  }
+  for (Term& term : terms) term.job.stats = term.outputs[0] >= 0 || term.outputs[1] >= 0 ? &wanted : nullptr;
   Total total = given;
   total.terms = terms.data();
   Plan plan;
@@ -193,7 +190,8 @@ void total(const Kernels& kernels, const Total& given, int threads) {
     }
     return;
   }
-  const int64_t least = (rows + most_groups - 1) / most_groups, size = (least + together - 1) / together * together;
+  const int64_t least = (rows + most_groups - 1) / most_groups, together = plan.rows_together;
+  const int64_t size = (least + together - 1) / together * together;
   const int64_t groups = size == 0 ? 0 : (rows + size - 1) / size;
   std::vector<double> sums(size_t(groups) * terms.size());
   each_share(groups, 1, members, [&](int64_t first, int64_t last) {

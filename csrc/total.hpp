@@ -34,7 +34,8 @@ static Route route_of(const Total& total, const Term& term) {
   if (kept_floats(job) > 0) return Route::pair;
   const Side &p = job.sides[0], &q = job.sides[1];
   // the normaliser's error counts to first order in cross-entropy, which is large, and in KL from one class, its equal
-  const bool linear = job.formula == Formula::cross_entropy || (job.formula == Formula::kl && p.off == 0.0 && p.on == 1.0);
+  const bool linear =
+      job.formula == Formula::cross_entropy || (job.formula == Formula::kl && p.off == 0.0 && p.on == 1.0);
   return linear && p.reading == Reading::labels && q.reading == Reading::logits ? Route::labels : Route::general;
 }
 
@@ -42,15 +43,16 @@ static Route route_of(const Total& total, const Term& term) {
 static int find_scores(Plan& plan, int k, int side) {
   const Job& job = plan.total.terms[k].job;
   const bool labels = plan.routes[k] == Route::labels;
+  const bool exact = labels && job.exact_normalizer, adds_below = labels && job.sides[0].off != 0.0;
   int base = -1, power = 1;
   for (int i = 0; i < plan.num_scores; ++i) {
     Scores& s = plan.scores[i];
     const Job& other = plan.total.terms[s.term].job;
     if (!same_data(job, side, other, s.side)) continue;
     const double ratio = job.sides[side].inverse_temperature / other.sides[s.side].inverse_temperature;
-    if (ratio == 1.0) {
-      s.exact |= labels && job.exact_normalizer;
-      s.adds_below |= labels && job.sides[0].off != 0.0;
+    // an exact normaliser is not for a pair, whose two errors cancel near p = q
+    if (ratio == 1.0 && s.exact == exact) {
+      s.adds_below |= adds_below;
       return i;
     }
     if (labels && s.base < 0 && (ratio == 2.0 || ratio == 3.0 || ratio == 4.0)) {
@@ -58,9 +60,23 @@ static int find_scores(Plan& plan, int k, int side) {
       power = int(ratio);
     }
   }
-  const bool exact = labels && job.exact_normalizer;
-  plan.scores[plan.num_scores] = {k, side, base, power, exact, labels && job.sides[0].off != 0.0, 0};
+  plan.scores[plan.num_scores] = {k, side, base, power, exact, adds_below, 0};
   return plan.num_scores++;
+}
+
+KULLBACK_INLINE bool in_double(const Output& out) { return out.dtype == Dtype::float64; }
+
+constexpr int kLaneOutputs = 4;
+
+static bool in_lanes(const Plan& plan) {
+  const Total& total = plan.total;
+  const Job& any = total.terms[0].job;
+  if (any.num_columns > kShort || any.num_rows < kLanes / 4 || total.num_outputs > kLaneOutputs) return false;
+  for (int k = 0; k < total.num_terms; ++k)
+    if (plan.routes[k] == Route::general) return false;
+  for (int k = 0; k < total.num_outputs; ++k)
+    if (in_double(total.outputs[k])) return false;
+  return true;
 }
 
 static void plan_total(const Total& total, Plan& plan) {
@@ -71,7 +87,9 @@ static void plan_total(const Total& total, Plan& plan) {
   for (const Route route : in_order)
     for (int k = 0; k < total.num_terms; ++k)
       for (int side = 0; side < 2; ++side)
-        if (plan.routes[k] == route) plan.scores_of[k][side] = route == Route::labels && side == 0 ? -1 : find_scores(plan, k, side);
+        if (plan.routes[k] == route)
+          plan.scores_of[k][side] = route == Route::labels && side == 0 ? -1 : find_scores(plan, k, side);
+  plan.rows_together = in_lanes(plan) ? kLanes : 1;
   const int64_t blocks = blocks_of(total.terms[0].job.num_columns);
   int64_t size = 0;
   for (int i = 0; i < plan.num_scores; ++i) {
@@ -96,11 +114,33 @@ KULLBACK_INLINE float* exps_of(const Plan& plan, int scores, float* kept) {
 }
 
 KULLBACK_INLINE Range* ranges_of(const Plan& plan, int scores, float* kept) {
-  return reinterpret_cast<Range*>(exps_of(plan, scores, kept) + kBlock * blocks_of(plan.total.terms[0].job.num_columns));
+  return reinterpret_cast<Range*>(exps_of(plan, scores, kept) +
+                                  kBlock * blocks_of(plan.total.terms[0].job.num_columns));
 }
 
 // Without room to keep anything, everything is general.
-KULLBACK_INLINE Route route(const Plan& plan, int k, const float* kept) { return kept == nullptr ? Route::general : plan.routes[k]; }
+KULLBACK_INLINE Route route(const Plan& plan, int k, const float* kept) {
+  return kept == nullptr ? Route::general : plan.routes[k];
+}
+
+static void look_ahead(const Plan& plan, int64_t row, Ahead& a) {
+  a.streams = a.now = a.share = 0;
+  const Job& any = plan.total.terms[0].job;
+  if (row >= any.num_rows) return;
+  int64_t lines = 0;
+  int steps = 0;
+  for (int i = 0; i < plan.num_scores; ++i) {
+    const Scores& s = plan.scores[i];
+    if (s.base >= 0) continue;
+    const Job& job = plan.total.terms[s.term].job;
+    lines += Ahead::add(a, job, s.side, row);
+    ++steps;
+  }
+  for (int k = 0; k < plan.total.num_terms; ++k) steps += plan.routes[k] == Route::pair;
+  steps += plan.total.num_outputs > 0;
+  const int64_t all = steps * blocks_of(any.num_columns);
+  if (all > 0) a.share = int((lines + all - 1) / all);
+}
 
 // ---------------------------------------------------------------- stage one
 
@@ -139,7 +179,8 @@ KULLBACK_INLINE ScoresPiece merge(ScoresPiece a, ScoresPiece b, int64_t count_a,
 }
 
 // The scores `own` and all powers of them, block by block.
-static void normalize_scores(const Plan& plan, int own, int64_t row, int64_t from, int64_t count, float* kept, TotalPiece& out) {
+static void normalize_scores(const Plan& plan, int own, int64_t row, int64_t from, int64_t count, float* kept,
+                             Ahead& ahead, TotalPiece& out) {
   const Scores& s = plan.scores[own];
   const Job& job = plan.total.terms[s.term].job;
   const Side& side = job.sides[s.side];
@@ -152,10 +193,12 @@ static void normalize_scores(const Plan& plan, int own, int64_t row, int64_t fro
   const int blocks = int(blocks_of(count));
   double max = -kInf, below = 0.0;
   bool adds_below = false;
-  for (int i = own; i < plan.num_scores; ++i) adds_below |= (i == own || plan.scores[i].base == own) && plan.scores[i].adds_below;
+  for (int i = own; i < plan.num_scores; ++i)
+    adds_below |= (i == own || plan.scores[i].base == own) && plan.scores[i].adds_below;
   for (int k = 0; k < blocks; ++k) {
     const int64_t at = from + int64_t(k) * kBlock;
     const int n = int(from + count - at < kBlock ? from + count - at : kBlock);
+    Ahead::step(ahead);
     with_scores(side.dtype, data, at, n, room, [&](const auto* x) {
       ranges[k] = range_of(x, n);
       sums[own][k] = exponentials(x, n, ranges[k], side.inverse_temperature, exps + at);
@@ -202,20 +245,21 @@ static bool needed(const Plan& plan, int own, const TotalRow& t) {
   return false;
 }
 
-static void total_normalize_piece(const Plan& plan, const TotalRow& t, int64_t row, int64_t piece, float* kept, TotalPiece& out) {
+static void total_normalize_piece(const Plan& plan, const TotalRow& t, int64_t row, int64_t piece, float* kept,
+                                  Ahead& ahead, TotalPiece& out) {
   const Total& total = plan.total;
   const int64_t from = piece * kPiece, count = piece_size(total.terms[0].job, piece);
   if (kept != nullptr)
     for (int i = 0; i < plan.num_scores; ++i)
-      if (plan.scores[i].base < 0 && needed(plan, i, t)) normalize_scores(plan, i, row, from, count, kept, out);
+      if (plan.scores[i].base < 0 && needed(plan, i, t)) normalize_scores(plan, i, row, from, count, kept, ahead, out);
   for (int k = 0; k < total.num_terms; ++k)
     if (t.weight[k] != 0.0 && route(plan, k, kept) == Route::general)
       normalize_piece(total.terms[k].job, row, piece, nullptr, out.terms[k]);
 }
 
 // Merges a later piece into `all`, which holds the pieces before it.
-static void absorb_normalizers(const Plan& plan, int64_t piece, TotalPiece& all, const TotalPiece& next, const float* kept,
-                               const TotalRow& t) {
+static void absorb_normalizers(const Plan& plan, int64_t piece, TotalPiece& all, const TotalPiece& next,
+                               const float* kept, const TotalRow& t) {
   const Job& any = plan.total.terms[0].job;
   if (kept != nullptr)
     for (int i = 0; i < plan.num_scores; ++i) {
@@ -227,7 +271,8 @@ static void absorb_normalizers(const Plan& plan, int64_t piece, TotalPiece& all,
   for (int k = 0; k < plan.total.num_terms; ++k) {
     if (t.weight[k] == 0.0 || route(plan, k, kept) != Route::general) continue;
     for (int side = 0; side < 2; ++side) {
-      const Normalizer before = piece == 0 ? Normalizer{-kInf, 0.0} : Normalizer{all.terms[k].max[side], all.terms[k].sum[side]};
+      const Normalizer before =
+          piece == 0 ? Normalizer{-kInf, 0.0} : Normalizer{all.terms[k].max[side], all.terms[k].sum[side]};
       const Normalizer z = merge(before, {next.terms[k].max[side], next.terms[k].sum[side]},
                                  plan.total.terms[k].job.sides[side].inverse_temperature);
       all.terms[k].max[side] = z.max;
@@ -313,7 +358,8 @@ KULLBACK_INLINE float factor_of(const Range& range, const Stats& stats, double s
   return float(exp((double(range.max) - stats.max) * scale - stats.log_sum));
 }
 
-static void sum_pair(const Plan& plan, int k, const TotalRow& t, int64_t row, int64_t from, int64_t count, float* kept, Piece& out) {
+static void sum_pair(const Plan& plan, int k, const TotalRow& t, int64_t row, int64_t from, int64_t count, float* kept,
+                     Ahead& ahead, Piece& out) {
   const Job& job = plan.total.terms[k].job;
   const Row r = find_row(job, row, t.stats[k]);
   const int* scores = plan.scores_of[k];
@@ -326,13 +372,15 @@ static void sum_pair(const Plan& plan, int k, const TotalRow& t, int64_t row, in
   with_generator(job, [&](const auto& g) {
     for (int64_t at = from; at < from + count; at += kBlock) {
       const int n = int(from + count - at < kBlock ? from + count - at : kBlock);
+      Ahead::step(ahead);
       const Range &range_a = ranges[0][at / kBlock], &range_b = ranges[1][at / kBlock];
       if (!safe(range_a, range_b, r.stats, scale, g.reach)) {
         if (!sum_block_in_single(job, r, at, n, sums, b)) sum_block_in_double(job, r, at, n, sums);
         continue;
       }
       float* keep[2];
-      for (int side = 0; side < 2; ++side) keep[side] = plan.kept_x[k][side] < 0 ? nullptr : kept + plan.kept_x[k][side] + at;
+      for (int side = 0; side < 2; ++side)
+        keep[side] = plan.kept_x[k][side] < 0 ? nullptr : kept + plan.kept_x[k][side] + at;
       const float to_p = factor_of(range_a, r.stats[0], scale), to_q = factor_of(range_b, r.stats[1], scale);
       with_pair(job, r, at, n, b.w, [&](const auto* x, const auto* y) {
         sum_and_keep(g, n, FromExponentials{x, y, exps[0] + at, exps[1] + at, to_p, to_q, rows}, sums, keep);
@@ -345,12 +393,13 @@ static void sum_pair(const Plan& plan, int k, const TotalRow& t, int64_t row, in
   out.sum_x[1] = sums.x[1];
 }
 
-static void total_sum_piece(const Plan& plan, const TotalRow& t, int64_t row, int64_t piece, float* kept, TotalPiece& out) {
+static void total_sum_piece(const Plan& plan, const TotalRow& t, int64_t row, int64_t piece, float* kept, Ahead& ahead,
+                            TotalPiece& out) {
   const int64_t from = piece * kPiece, count = piece_size(plan.total.terms[0].job, piece);
   for (int k = 0; k < plan.total.num_terms; ++k) {
     if (t.weight[k] == 0.0) continue;
     const Route how = route(plan, k, kept);
-    if (how == Route::pair) sum_pair(plan, k, t, row, from, count, kept, out.terms[k]);
+    if (how == Route::pair) sum_pair(plan, k, t, row, from, count, kept, ahead, out.terms[k]);
     if (how == Route::general) sum_piece(plan.total.terms[k].job, row, piece, t.stats[k], nullptr, out.terms[k]);
   }
 }
@@ -420,6 +469,41 @@ static void add_labels(int power, int n, float c, const float* exps, float off, 
   }
 }
 
+// Past the caches: what is large is read by others, later. `fence` before another thread may read it.
+static void stream(float* out, const float* values, int n) {
+  int i = 0;
+#if defined(__AVX512F__) || defined(__SSE2__)
+#ifdef __AVX512F__
+  constexpr int lanes = 16;
+#else
+  constexpr int lanes = 4;
+#endif
+  typedef float Vector __attribute__((vector_size(4 * lanes)));
+  for (; i < n && (reinterpret_cast<uintptr_t>(out + i) & (4 * lanes - 1)) != 0; ++i) out[i] = values[i];
+  for (; i + lanes <= n; i += lanes) {
+    Vector v;
+    __builtin_memcpy(&v, values + i, 4 * lanes);
+#ifdef __AVX512F__
+    __builtin_ia32_movntps512(out + i, v);
+#else
+    __builtin_ia32_movntps(out + i, v);
+#endif
+  }
+#endif
+  for (; i < n; ++i) out[i] = values[i];
+}
+
+KULLBACK_INLINE void fence() {
+#ifdef __SSE2__
+  __builtin_ia32_sfence();
+#endif
+}
+
+KULLBACK_INLINE bool streams(const Total& total, const Output& out) {
+  const Job& any = total.terms[0].job;
+  return out.dtype == Dtype::float32 && any.num_rows * any.num_columns >= int64_t(1) << 23;
+}
+
 // The sums of one block that are under way: a term writes where nothing has been written, else adds.
 template <class T>
 struct Under {
@@ -433,7 +517,8 @@ struct Under {
   }
 };
 
-static void add_block(const Plan& plan, int k, const Row& r, int64_t at, int n, bool wide, float* kept, Under<float>& under) {
+static void add_block(const Plan& plan, int k, const Row& r, int64_t at, int n, bool wide, float* kept,
+                      Under<float>& under) {
   const Term& term = plan.total.terms[k];
   const Job& job = term.job;
   const int* scores = plan.scores_of[k];
@@ -452,17 +537,19 @@ static void add_block(const Plan& plan, int k, const Row& r, int64_t at, int n, 
   }
   if (how == Route::pair) {
     const double over_temperature = job.sides[0].inverse_temperature;
-    const Range range[2] = {ranges_of(plan, scores[0], kept)[at / kBlock], ranges_of(plan, scores[1], kept)[at / kBlock]};
+    const Range range[2] = {ranges_of(plan, scores[0], kept)[at / kBlock],
+                            ranges_of(plan, scores[1], kept)[at / kBlock]};
     bool is_safe = false;
-    with_generator(job, [&](const auto& g) { return is_safe = safe(range[0], range[1], r.stats, over_temperature, g.reach); });
+    with_generator(
+        job, [&](const auto& g) { return is_safe = safe(range[0], range[1], r.stats, over_temperature, g.reach); });
     if (is_safe) {
       const float scale = float(scale_of(job, 0, r.upstream));
       for (int side = 0; side < 2; ++side) {
         const int to = term.outputs[side];
         if (to < 0) continue;
         const float c = scale * float(r.stats[side].sum_x) * factor_of(range[side], r.stats[side], over_temperature);
-        add_pair(!under.begun[to], n, scale, kept + plan.kept_x[k][side] + at, c, exps_of(plan, scores[side], kept) + at,
-                 under.sums[to]);
+        add_pair(!under.begun[to], n, scale, kept + plan.kept_x[k][side] + at, c,
+                 exps_of(plan, scores[side], kept) + at, under.sums[to]);
         under.begun[to] = true;
       }
       return;
@@ -473,18 +560,18 @@ static void add_block(const Plan& plan, int k, const Row& r, int64_t at, int n, 
   add_gradients(term, r, at, n, wide, under.sums);
 }
 
-static void add_block(const Plan& plan, int k, const Row& r, int64_t at, int n, bool wide, float*, Under<double>& under) {
+static void add_block(const Plan& plan, int k, const Row& r, int64_t at, int n, bool wide, float*,
+                      Under<double>& under) {
   const Term& term = plan.total.terms[k];
   for (int side = 0; side < 2; ++side)
     if (term.outputs[side] >= 0) Under<double>::begin(under, term.outputs[side], n);
   add_gradients(term, r, at, n, wide, under.sums);
 }
 
-KULLBACK_INLINE bool in_double(const Output& out) { return out.dtype == Dtype::float64; }
-
 // The outputs of one width: float64 is added in double, all others in single precision.
 template <class T>
-static void total_gradients(const Plan& plan, const TotalRow& t, int64_t row, int64_t from, int64_t count, float* kept) {
+static void total_gradients(const Plan& plan, const TotalRow& t, int64_t row, int64_t from, int64_t count, float* kept,
+                            Ahead& ahead) {
   constexpr bool is_double = Same<T, double>::value;
   const Total& total = plan.total;
   const int64_t columns = total.terms[0].job.num_columns;
@@ -505,10 +592,11 @@ static void total_gradients(const Plan& plan, const TotalRow& t, int64_t row, in
   alignas(64) T room[kMaxOutputs][kBlock];
   for (int64_t at = from; at < from + count; at += kBlock) {
     const int n = int(from + count - at < kBlock ? from + count - at : kBlock);
+    Ahead::step(ahead);
     Under<T> under;
     for (int k = 0; k < total.num_outputs; ++k) {
       const Output& out = total.outputs[k];
-      const bool in_place = !is_double && out.dtype == Dtype::float32;
+      const bool in_place = !is_double && out.dtype == Dtype::float32 && !streams(total, out);
       under.sums[k] = in_place ? static_cast<T*>(out.data) + row * columns + at : room[k];
       under.begun[k] = false;
     }
@@ -518,21 +606,45 @@ static void total_gradients(const Plan& plan, const TotalRow& t, int64_t row, in
       const Output& out = total.outputs[k];
       if (in_double(out) != is_double) continue;
       Under<T>::begin(under, k, n);
-      if (under.sums[k] == room[k])
-        store<T>(out.dtype, static_cast<char*>(out.data) + size_of(out.dtype) * row * columns, at, n, room[k]);
+      if (under.sums[k] != room[k]) continue;
+      if constexpr (!is_double) {
+        if (streams(total, out)) {
+          stream(static_cast<float*>(out.data) + row * columns + at, room[k], n);
+          continue;
+        }
+      }
+      store<T>(out.dtype, static_cast<char*>(out.data) + size_of(out.dtype) * row * columns, at, n, room[k]);
     }
   }
+  fence();
 }
 
-static void total_gradient_piece(const Plan& plan, const TotalRow& t, int64_t row, int64_t piece, float* kept) {
+static void total_gradient_piece(const Plan& plan, const TotalRow& t, int64_t row, int64_t piece, float* kept,
+                                 Ahead& ahead) {
   const int64_t from = piece * kPiece, count = piece_size(plan.total.terms[0].job, piece);
   bool any[2] = {false, false};
   for (int k = 0; k < plan.total.num_outputs; ++k) any[in_double(plan.total.outputs[k])] = true;
-  if (any[0]) total_gradients<float>(plan, t, row, from, count, kept);
-  if (any[1]) total_gradients<double>(plan, t, row, from, count, kept);
+  if (any[0]) total_gradients<float>(plan, t, row, from, count, kept, ahead);
+  if (any[1]) total_gradients<double>(plan, t, row, from, count, kept, ahead);
 }
 
 // ---------------------------------------------------------------- rows
+
+static void normalize_shared(const Plan& plan, const TotalRow& t, int64_t row, int64_t piece, float* kept,
+                             TotalPiece& out) {
+  Ahead nothing{};
+  total_normalize_piece(plan, t, row, piece, kept, nothing, out);
+}
+
+static void sum_shared(const Plan& plan, const TotalRow& t, int64_t row, int64_t piece, float* kept, TotalPiece& out) {
+  Ahead nothing{};
+  total_sum_piece(plan, t, row, piece, kept, nothing, out);
+}
+
+static void gradient_shared(const Plan& plan, const TotalRow& t, int64_t row, int64_t piece, float* kept) {
+  Ahead nothing{};
+  total_gradient_piece(plan, t, row, piece, kept, nothing);
+}
 
 static void total_weights(const Plan& plan, int64_t row, TotalRow& t) {
   for (int k = 0; k < plan.total.num_terms; ++k) {
@@ -541,14 +653,15 @@ static void total_weights(const Plan& plan, int64_t row, TotalRow& t) {
   }
 }
 
-static void total_merge_normalizers(const Plan& plan, int64_t row, const TotalPiece* pieces, int64_t count, const float* kept,
-                                    TotalRow& t) {
+static void total_merge_normalizers(const Plan& plan, int64_t row, const TotalPiece* pieces, int64_t count,
+                                    const float* kept, TotalRow& t) {
   TotalPiece all;
   for (int64_t i = 0; i < count; ++i) absorb_normalizers(plan, i, all, pieces[i], kept, t);
   finish_normalizers(plan, row, all, kept, t);
 }
 
-static void total_merge_sums(const Plan& plan, const TotalPiece* pieces, int64_t count, const float* kept, TotalRow& t) {
+static void total_merge_sums(const Plan& plan, const TotalPiece* pieces, int64_t count, const float* kept,
+                             TotalRow& t) {
   for (int64_t i = 0; i < count; ++i) absorb_sums(plan, i, pieces[i], kept, t);
 }
 
@@ -556,20 +669,175 @@ static void total_merge_sums(const Plan& plan, const TotalPiece* pieces, int64_t
 static void total_row(const Plan& plan, int64_t row, float* kept, TotalRow& t) {
   const int64_t count = pieces_of(plan.total.terms[0].job);
   TotalPiece all, piece;
+  Ahead ahead;
+  look_ahead(plan, row + 1, ahead);
   for (int64_t i = 0; i < count; ++i) {
-    total_normalize_piece(plan, t, row, i, kept, piece);
+    total_normalize_piece(plan, t, row, i, kept, ahead, piece);
     absorb_normalizers(plan, i, all, piece, kept, t);
   }
   finish_normalizers(plan, row, all, kept, t);
   for (int64_t i = 0; i < count; ++i) {
-    total_sum_piece(plan, t, row, i, kept, piece);
+    total_sum_piece(plan, t, row, i, kept, ahead, piece);
     absorb_sums(plan, i, piece, kept, t);
   }
   if (plan.total.num_outputs > 0)
-    for (int64_t i = 0; i < count; ++i) total_gradient_piece(plan, t, row, i, kept);
+    for (int64_t i = 0; i < count; ++i) total_gradient_piece(plan, t, row, i, kept, ahead);
+}
+
+// ---------------------------------------------------------------- short rows
+
+struct TotalLanes {
+  alignas(64) float sums[kLaneOutputs][kShort * kLanes];
+  alignas(64) float x[2][kShort * kLanes];
+  double weight[kMaxTerms][kLanes], value[kMaxTerms][kLanes];
+  bool alone[kLanes];  // rows that a long row's loops must compute
+};
+
+// One column of every lane, its x kept.
+template <class G>
+static void keep_column(const G& generator, const Lanes& t, int v, float scale, float* __restrict value,
+                        float* __restrict sum_p, float* __restrict sum_q, float* __restrict keep_p,
+                        float* __restrict keep_q) {
+  const G g = generator;
+#pragma omp simd
+  for (int r = 0; r < kLanes; ++r) {
+    const Seen<float> cell = terms_of_lane(g, t, v, r, scale);
+    value[r] += cell.f.value;
+    sum_p[r] += cell.f.dlogp;
+    sum_q[r] += cell.f.dlogq;
+    keep_p[r] = cell.f.dlogp;
+    keep_q[r] = cell.f.dlogq;
+  }
+}
+
+static void pair_in_lanes(const Plan& plan, int k, const int* live, Lanes& t, TotalLanes& all) {
+  const Term& term = plan.total.terms[k];
+  const Job& job = term.job;
+  const int columns = int(job.num_columns);
+  const float over_temperature = float(job.sides[0].inverse_temperature);
+  alignas(64) float value[kLanes] = {}, sum_x[2][kLanes] = {}, scale[kLanes];
+  with_generator(job, [&](const auto& g) {
+    prepare_lanes(job, t, g.reach);
+    for (int v = 0; v < columns; ++v)
+      keep_column(g, t, v, over_temperature, value, sum_x[0], sum_x[1], all.x[0] + v * kLanes, all.x[1] + v * kLanes);
+    return true;
+  });
+  for (int r = 0; r < kLanes; ++r) {
+    const double s = scale_of(job, 0, all.weight[k][r]);
+    all.value[k][r] = double(value[r]);
+    scale[r] = float(s);
+    const bool wide = !(magnitude(sum_x[0][r]) < kSafe) || !(magnitude(sum_x[1][r]) < kSafe);
+    all.alone[r] |= live[r] && (t.alone[r] || !moderate(s) || wide);
+  }
+  for (int side = 0; side < 2; ++side) {
+    if (term.outputs[side] < 0) continue;
+    float* sums = all.sums[term.outputs[side]];
+    const float *x = all.x[side], *exps = t.exps[side], *to_weight = t.to_weight[side], *sum = sum_x[side];
+    for (int v = 0; v < columns; ++v) {
+#pragma omp simd
+      for (int r = 0; r < kLanes; ++r) {
+        const float sent = scale[r] * (x[v * kLanes + r] - exps[v * kLanes + r] * to_weight[r] * sum[r]);
+        sums[v * kLanes + r] += live[r] ? sent : 0.0f;
+      }
+    }
+  }
+}
+
+static void labels_in_lanes(const Plan& plan, int k, int64_t first, int count, const int* live, Lanes& t,
+                            TotalLanes& all) {
+  const Term& term = plan.total.terms[k];
+  const Job& job = term.job;
+  const Side &p = job.sides[0], &q = job.sides[1];
+  const int columns = int(job.num_columns), to = term.outputs[1];
+  alignas(64) float factor[kLanes], off[kLanes];
+  double below[kLanes] = {};
+  if (p.off != 0.0)
+    for (int v = 0; v < columns; ++v)
+      for (int r = 0; r < kLanes; ++r) below[r] += double(t.cells[1][v * kLanes + r]) - double(t.max[1][r]);
+  for (int r = 0; r < kLanes; ++r) {
+    factor[r] = off[r] = 0.0f;
+    if (!live[r] || r >= count) continue;
+    const double scale = scale_of(job, 1, all.weight[k][r]), max = double(t.max[1][r]);
+    const ScoresPiece z = {max, exp(t.log_sum_d[1][r]), below[r]};
+    Stats stats[2];
+    all.value[k][r] = cross_entropy_of_labels(job, first + r, z, stats);
+    const bool narrow =
+        (double(t.min[1][r]) - max) * q.inverse_temperature > -80.0 && magnitude(all.value[k][r]) < kInf;
+    all.alone[r] |= !narrow || !moderate(scale);
+    factor[r] = float(-scale * stats[1].sum_x * exp(-t.log_sum_d[1][r]));
+    off[r] = float(scale * p.off);
+    if (to >= 0) {
+      const int64_t label = *static_cast<const int64_t*>(row_of(job, 0, first + r));
+      all.sums[to][label * kLanes + r] -= float(scale * (p.on - p.off));
+    }
+  }
+  if (to < 0) return;
+  for (int v = 0; v < columns; ++v) {
+#pragma omp simd
+    for (int r = 0; r < kLanes; ++r)
+      all.sums[to][v * kLanes + r] += live[r] ? factor[r] * t.exps[1][v * kLanes + r] - off[r] : 0.0f;
+  }
+}
+
+static void total_lanes(const Plan& plan, int64_t first, int count, double* sums) {
+  const Total& total = plan.total;
+  const int columns = int(total.terms[0].job.num_columns);
+  TotalLanes all;
+  for (int k = 0; k < total.num_outputs; ++k)
+    for (int i = 0; i < columns * kLanes; ++i) all.sums[k][i] = 0.0f;
+  for (int r = 0; r < kLanes; ++r) all.alone[r] = false;
+  for (int k = 0; k < total.num_terms; ++k) {
+    const Term& term = total.terms[k];
+    const Job& job = term.job;
+    const int from = plan.routes[k] == Route::labels ? 1 : 0;
+    alignas(64) int live[kLanes];
+    alignas(64) double exp_sums[2][kLanes];
+    for (int r = 0; r < kLanes; ++r) {
+      const double weight = r < count ? term.weights[offset_of(job, term.weight_strides, first + r)] : 0.0;
+      all.weight[k][r] = weight;
+      all.value[k][r] = 0.0;
+      live[r] = weight != 0.0;
+    }
+    Lanes t;
+    gather(job, from, first, count, t);
+    find_ranges(columns, from, t);
+    find_exponentials(job, from, t, exp_sums);
+    for (int side = from; side < 2; ++side) {
+#pragma omp simd
+      for (int r = 0; r < kLanes; ++r) t.log_sum_d[side][r] = log(exp_sums[side][r]);
+    }
+    if (from == 0) {
+      pair_in_lanes(plan, k, live, t, all);
+    } else {
+      labels_in_lanes(plan, k, first, count, live, t, all);
+    }
+  }
+  for (int r = 0; r < count; ++r) {
+    const int64_t row = first + r;
+    TotalRow t;
+    for (int k = 0; k < total.num_terms; ++k) {
+      t.weight[k] = all.weight[k][r];
+      t.value[k] = all.value[k][r];
+    }
+    if (all.alone[r]) total_row(plan, row, nullptr, t);
+    for (int k = 0; k < total.num_terms; ++k)
+      if (t.weight[k] != 0.0) sums[k] += t.weight[k] * t.value[k];
+    if (all.alone[r]) continue;
+    for (int k = 0; k < total.num_outputs; ++k) {
+      float room[kShort];
+      for (int v = 0; v < columns; ++v) room[v] = all.sums[k][v * kLanes + r];
+      const Output& out = total.outputs[k];
+      store<float>(out.dtype, static_cast<char*>(out.data) + size_of(out.dtype) * row * columns, 0, columns, room);
+    }
+  }
 }
 
 static void total_rows(const Plan& plan, int64_t first, int64_t last, float* kept, double* sums) {
+  if (plan.rows_together > 1) {
+    for (int64_t row = first; row < last; row += kLanes)
+      total_lanes(plan, row, int(last - row < kLanes ? last - row : kLanes), sums);
+    return;
+  }
   for (int64_t row = first; row < last; ++row) {
     TotalRow t;
     total_weights(plan, row, t);

@@ -1,7 +1,7 @@
 """Writes docs/pairs.md: the closed forms, their measured errors, and PyTorch's beside them.
 
-    python docs/pairs.py            write
-    python docs/pairs.py --check    fail if the file names other pairs than the registry
+    python docs/pairs.py [--jobs N]  write, on N processes
+    python docs/pairs.py --check     fail if the file names other pairs than the registry
 
 Errors are the worst relative errors over the rows of tests/exact/closed_forms.json and vectors.json (mpmath; interior,
 boundary, nearly equal and extreme parameters), for parameters of that dtype. A wrong infinity, NaN or refusal is
@@ -12,6 +12,7 @@ import json
 import math
 import sys
 import warnings
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import torch
@@ -23,6 +24,9 @@ from kullback.exact.closed_form import low_rank
 from kullback.exact.registry import CLOSED_FORMS
 
 ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "tests"))
+import sweep  # noqa: E402
+
 ROWS = json.loads((ROOT / "tests" / "exact" / "closed_forms.json").read_text())
 VECTORS = json.loads((ROOT / "tests" / "exact" / "vectors.json").read_text())
 HEAD = """# Pairs of distributions with a closed form
@@ -47,15 +51,23 @@ The same ladder serves every verb. On the line and on the integers all of them a
 named here, else by quadrature or a sum with a proven tail, or raise `ToleranceError`.
 
 * `jeffreys` and `cross_entropy` follow from a closed KL, and from a closed entropy: {entropies}.
-* `renyi`, `alpha`, `hellinger` and `chi2` are functions of ∫ p^a q^(1-a), which is closed for {affinities}.
+* `renyi`, `alpha`, `tsallis`, `hellinger` and `chi2` are functions of ∫ p^a q^(1-a), which is closed for {affinities}.
 * Products (`Independent`): KL, Jeffreys, Rényi, entropy and cross-entropy add up, the affinities of `alpha`,
-  `hellinger` and `chi2` multiply.
+  `tsallis`, `hellinger` and `chi2` multiply. Orders 0 and 1 are KL itself, from q or from p.
+* `skew` and `triangular` have no closed forms here; their terms are at most a multiple of p + q, so that no integral or
+  sum of them is infinite.
+* A divergence of your own says how it grows (`Generator(tail=...)`); without that it is refused on unbounded supports.
 * `js` and `tv` of Normal vectors of one covariance (that no gradient is asked of) are those of N(0, 1) and N(δ, 1),
   with Mahalanobis' distance δ.
+* Two `Multinomial` of up to 2,000,000 outcomes are summed over these, for any divergence.
 * Vectors otherwise (`js`, `tv`, pairs without an entry above): no integral over several
-  dimensions is exact here, and they raise `NoExactMethod`.
+  dimensions is exact here, and they raise `NoExactMethod`, with the line to write for an estimate from draws.
 * KL and entropy of `LowRankMultivariateNormal` (and `Independent` Normals) never form a covariance matrix from {large}
   dimensions on, if these are at least four times the ranks together. Their affinities do.
+
+Refused by quadrature, with `ToleranceError`: integrands that fall so slowly that a share of them lies where float64
+holds neither density (StudentT with df below 0.1, a tail that falls like x^-1.01), and densities of your own with a
+singular end other than 0.
 
 By quadrature because no closed form is known: `GeneralizedPareto`, `StudentT`, `FisherSnedecor`, mixtures, and
 `Kumaraswamy` of different powers (in the variable -b log(1 - x^a), in which nothing is singular).
@@ -65,6 +77,20 @@ TAIL = """
 
 | pair | served by |
 | --- | --- |
+"""
+
+SWEEP = """
+## Every pair on one space
+
+Worst relative errors of KL and of JS for every pair of families on the line, the half-line, the unit interval and the
+integers, in value, slope and curvature along one direction through all parameters of both sides (the latter two
+relative to the largest of the three), against mpmath (`tests/exact/make_sweep.py`, `tests/exact/sweep.json`), for
+parameters of that dtype. In float32 they are mostly the rounding of the parameters. "inf": KL is infinite there, which
+is what is found; JS is what the errors are of. {count} pairs; the worst of all:
+{worst}.
+
+| pair | space | KL | float64: value, slope, curvature | float32: value, slope, curvature |
+| --- | --- | --- | --- | --- |
 """
 
 
@@ -113,6 +139,32 @@ def worst(function, rows, dtype):
     return "**wrong**" if max(errors) == math.inf else f"{max(errors):.0e}" if max(errors) else "0"
 
 
+def swept_row(row):
+    """Worst of KL and JS in value, slope and curvature, float64 and then float32."""
+    torch.set_num_threads(1)
+    cells = []
+    for dtype in (torch.float64, torch.float32):
+        found = [sweep.errors(row, verb, dtype) for verb in ("kl", "js")]
+        cells += [max(pair) for pair in zip(*found, strict=True)]
+    return cells
+
+
+def swept(jobs):
+    """The table of tests/exact/sweep.json."""
+    with ProcessPoolExecutor(jobs) as pool:
+        rows = list(pool.map(swept_row, sweep.ROWS, chunksize=4))
+    lines, all_worst = [], [0.0] * 6
+    for row, cells in zip(sweep.ROWS, rows, strict=True):
+        all_worst = [max(pair) for pair in zip(all_worst, cells, strict=True)]
+        text = [f"{e:.0e}" if e else "0" for e in cells]
+        value = "inf" if row["kl"][0] == "inf" else f"{float(row['kl'][0]):.4g}"
+        name = f"{row['p']}‖{row['q']}"
+        lines.append(f"| {name} | {row['space']} | {value} | {', '.join(text[:3])} | {', '.join(text[3:])} |")
+    worst = [f"{e:.0e}" for e in all_worst]
+    said = f"{', '.join(worst[:3])} in float64, {', '.join(worst[3:])} in float32"
+    return SWEEP.format(count=len(lines), worst=said).rstrip() + "\n" + "\n".join(lines)
+
+
 def has(entry):
     return any(
         issubclass(entry.types[0], a) and issubclass(entry.types[1], b) and a is not td.ExponentialFamily
@@ -140,6 +192,7 @@ def main():
     if "--check" in sys.argv:
         text = (ROOT / "docs" / "pairs.md").read_text()
         missing = [e.name for e in entries if f"| {e.name} |" not in text]
+        missing += [f"{r['p']}‖{r['q']}" for r in sweep.ROWS if f"| {r['p']}‖{r['q']} | {r['space']} |" not in text]
         sys.exit(f"docs/pairs.md lacks {missing}; run python docs/pairs.py" if missing else 0)
     lines = []
     with warnings.catch_warnings():
@@ -157,7 +210,15 @@ def main():
     served = {entry.types for entry in entries}
     rest = [f"| {p.__name__}‖{q.__name__} | {by(p, q)} |" for p, q in _KL_REGISTRY if (p, q) not in served]
     powers = POWERS.format(entropies=names("entropy"), affinities=names("log_affinity"), large=low_rank.LARGE)
-    text = [HEAD.rstrip(), *lines, powers.rstrip(), TAIL.rstrip(), *sorted(rest)]
+    jobs = int(sys.argv[sys.argv.index("--jobs") + 1]) if "--jobs" in sys.argv else 1
+    text = [
+        HEAD.rstrip(),
+        *lines,
+        powers.rstrip(),
+        TAIL.rstrip(),
+        *sorted(rest),
+        swept(jobs),
+    ]
     (ROOT / "docs" / "pairs.md").write_text("\n".join(text) + "\n")
 
 

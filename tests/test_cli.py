@@ -102,7 +102,8 @@ def test_a_missing_package_of_the_extra_is_one_line(table, monkeypatch):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals")
-def test_ctrl_c_leaves_a_valid_folder_and_exit_code_130(table, tmp_path):
+@pytest.mark.parametrize("kind", ["SIGINT", "SIGTERM"])
+def test_a_signal_leaves_a_valid_folder_says_how_to_go_on_and_ends_with_130(table, tmp_path, kind):
     out = tmp_path / "out"
     arguments = [
         table,
@@ -122,20 +123,48 @@ def test_ctrl_c_leaves_a_valid_folder_and_exit_code_130(table, tmp_path):
         stderr=subprocess.PIPE,
         text=True,
     )
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     results = out / "results.json"
     while time.monotonic() < deadline and process.poll() is None:
         if results.exists() and json.loads(results.read_text())["teacher"] is not None:
             break
         time.sleep(0.05)
     time.sleep(0.3)  # into the first student's training
-    process.send_signal(signal.SIGINT)
-    stdout, stderr = process.communicate(timeout=60)
+    process.send_signal(getattr(signal, kind))
+    stdout, stderr = process.communicate(timeout=120)
     assert process.returncode == 130, stderr
     assert "Traceback" not in stderr
-    assert "interrupted" in stderr
+    assert "36 training rows, 24 held out; 24 students of 100000 epochs of 16 steps of 64 rows; about" in stderr
+    assert f"interrupted; {out} holds the teacher, as incomplete" in stderr
+    assert f"Go on with: kullback distill --resume {out}" in stderr
     document = json.loads(results.read_text())
     assert document["status"] == "incomplete"
     assert document["teacher"]["accuracy"] > 0.8
     assert json.loads(stdout) == document
-    assert sorted(path.name for path in out.iterdir()) == ["results.json", "settings.json"]
+    assert sorted(path.name for path in out.iterdir()) == ["results.json", "settings.json", "unfinished"]
+
+
+def test_resume_goes_on_and_then_says_that_nothing_is_left(table, tmp_path, monkeypatch):
+    from kullback.distill import job
+
+    render = job.render
+    monkeypatch.setattr(job, "render", lambda results: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    stopped = call(table, "--target", "kind", *SMALL, "--out", "here")
+    assert stopped.exit_code == 1
+    last = stopped.stderr.splitlines()[-1]
+    assert last.startswith("kullback distill: No space left on device; here holds 6 finished students, as incomplete.")
+    assert last.endswith("Go on with: kullback distill --resume here")
+    assert "Traceback" not in stopped.stderr
+    monkeypatch.setattr(job, "render", render)
+
+    refused = call("--resume", "here", "--seeds", "3")
+    assert refused.exit_code == 2
+    assert "--resume goes on with the settings of its folder; leave --seeds out" in refused.stderr
+    again = call("--resume", "here")
+    assert again.exit_code == 0, again.output
+    assert "Best student:" in again.stdout
+    document = json.loads((tmp_path / "cwd" / "here" / "results.json").read_text())
+    assert document["status"] == "complete"
+    once_more = call("--resume", "here")
+    assert (once_more.exit_code, once_more.stdout) == (0, "Complete already. Report: here/report.html\n")
+    assert json.loads(call("--resume", "here", "--json").stdout) == document

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import pickle
 import warnings
 
 import pytest
@@ -81,6 +82,14 @@ def test_the_module(log_target, reduction):
     theirs, their_warnings = call(torch.nn.KLDivLoss(reduction=reduction, log_target=log_target), log_q, target)
     torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-7)
     assert our_warnings == their_warnings
+
+
+def test_the_module_is_one_of_pytorchs_and_can_be_pickled():
+    loss = pickle.loads(pickle.dumps(KLDivLoss(reduction="sum", log_target=True)))
+    assert isinstance(loss, torch.nn.KLDivLoss)
+    assert (loss.reduction, loss.log_target) == ("sum", True)
+    edge = torch.tensor([-math.inf, 0.0])
+    assert loss(edge, edge).item() == 0  # and not PyTorch's NaN
 
 
 @pytest.mark.parametrize(

@@ -81,7 +81,7 @@ def explain(p: Any, q: Any, /, divergence: Divergence = KL) -> Route | exact.Den
 def route(divergence: Divergence, p: Any, q: Any, /, *, verb: str | None = None) -> Route | exact.DensityPlan:
     """What `verbs.measure(divergence, p, q)` will do."""
     if exact.is_measurable(p) or exact.is_measurable(q):
-        return exact.explain(p, q)
+        return exact.explain(divergence, p, q)
     left, right = sides(verb or divergence.family, p, q)
     batch_shape, num_classes = left.batch_shape, p.num_classes
     decision = choice.decide(divergence, left, right, num_classes)

@@ -6,7 +6,6 @@ For new code write `kl`, which says its direction and takes what you hold.
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
-from torch.nn import _reduction
 
 __all__ = ["KLDivLoss", "kl_div"]
 
@@ -51,7 +50,7 @@ def kl_div(
     tensor(0.1438)
     """
     if size_average is not None or reduce is not None:
-        reduction = _reduction.legacy_get_string(size_average, reduce)
+        reduction = nn.KLDivLoss(size_average, reduce).reduction  # PyTorch's own translation, with its warning
     elif reduction == "mean":
         _warn_of_mean()
     # each masks its inputs as well as its result, so that no derivative multiplies 0 by inf
@@ -67,27 +66,13 @@ def kl_div(
     raise ValueError(f"{reduction} is not a valid value for reduction; write 'none', 'mean', 'sum' or 'batchmean'.")
 
 
-class KLDivLoss(nn.Module):
+class KLDivLoss(nn.KLDivLoss):
     """The signature and values of `torch.nn.KLDivLoss`, without its NaNs; see `kl_div`.
 
     >>> import torch
     >>> KLDivLoss(reduction="batchmean")(torch.tensor([[0.75, 0.25]]).log(), torch.tensor([[0.5, 0.5]]))
     tensor(0.1438)
     """
-
-    __constants__ = ("log_target", "reduction")
-
-    def __init__(
-        self,
-        size_average: bool | None = None,
-        reduce: bool | None = None,
-        reduction: str = "mean",
-        log_target: bool = False,
-    ) -> None:
-        super().__init__()
-        legacy = size_average is not None or reduce is not None
-        self.reduction = _reduction.legacy_get_string(size_average, reduce) if legacy else reduction
-        self.log_target = log_target
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """KL(target‖exp(input)), reduced."""

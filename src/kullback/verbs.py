@@ -8,7 +8,9 @@ back a zero gradient (docs/decisions/0002). All raise `FormError` for a bare ten
 not broadcast, or different devices.
 """
 
+import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -22,6 +24,24 @@ from .engines import choice
 from .forms.density import Measured
 from .forms.finite import FiniteForm
 from .route import sides
+
+__all__ = [
+    "alpha",
+    "chi2",
+    "contributions",
+    "cross_entropy",
+    "entropy",
+    "hellinger",
+    "jeffreys",
+    "js",
+    "kl",
+    "measure",
+    "renyi",
+    "skew",
+    "triangular",
+    "tsallis",
+    "tv",
+]
 
 
 def kl(p: Measured, q: Measured, /, *, base: float = math.e) -> Tensor:
@@ -271,6 +291,41 @@ def measure(divergence: Divergence, p: Any, q: Any, /, *, base: float = math.e, 
         return value if unit == 1.0 else value / unit
     left, right = sides(verb or divergence.family, p, q)
     return choice.measure(divergence, left, right, p.num_classes, unit)
+
+
+def row_of(divergence: Any, /) -> Divergence | None:
+    """The row of the table that a verb, a `functools.partial` of one, or a row itself measures; else None.
+
+    >>> from functools import partial
+    >>> row_of(kl).name, row_of(partial(js, weight=0.1)).name, row_of(lambda p, q: kl(q, p))
+    ('kl', 'js(0.1)', None)
+    """
+    if isinstance(divergence, Divergence):
+        return divergence
+    verb, given = divergence, {}
+    if isinstance(divergence, functools.partial):
+        if divergence.func is measure and len(divergence.args) == 1 and not divergence.keywords:
+            return row_of(divergence.args[0])
+        if divergence.args:
+            return None
+        verb, given = divergence.func, divergence.keywords
+    family = divergences.FAMILIES.get(getattr(verb, "__name__", ""))
+    if family is None or globals().get(verb.__name__) is not verb:
+        return None
+    if isinstance(family, Divergence):
+        return None if given else family
+    name = "weight" if verb in (js, skew) else "order"
+    number = given.get(name, 0.5 if verb is js else 0.1 if verb is skew else None)
+    return family(_PARAMETERS[verb](number)) if number is not None and given.keys() <= {name} else None
+
+
+_PARAMETERS: dict[Any, Callable[[float], float]] = {
+    js: lambda w: _number("js", "weight", w, 0.0, 1.0),
+    skew: lambda w: _number("skew", "weight", w, 0.0, 1.0),
+    alpha: lambda a: _number("alpha", "order", a, -math.inf, math.inf),
+    tsallis: lambda a: _number("tsallis", "order", a, 0.0, math.inf),
+    renyi: lambda a: _number("renyi", "order", a, 0.0, math.inf),
+}
 
 
 def _result_dtype(x: Tensor, y: Tensor) -> torch.dtype:

@@ -72,6 +72,46 @@ def test_scaling_uses_what_it_is_given_and_leaves_constants_at_zero():
     assert scaling(np.array([[4.0, 5.0]])).tolist() == [[3.0, 0.0]]
 
 
+def test_text_with_few_values_becomes_features_of_zeros_and_ones(tmp_path):
+    path = tmp_path / "t.parquet"
+    city = ["Rome", "Oslo", "Rome", "Oslo"] * 5
+    pl.DataFrame({"f": range(20), "city": city, "on": [True, False] * 10, "y": list("ab") * 10}).write_parquet(path)
+    table = data.read_table(path, "y")
+    assert table.feature_names == ("f", "city=Oslo", "city=Rome", "on")
+    assert table.features[:3].tolist() == [[0, 0, 1, 1], [1, 1, 0, 0], [2, 0, 1, 1]]
+    assert table.notes == ("Columns of text, taken as categories (with how many values): city (2)",)
+
+
+def test_a_frame_for_prediction_must_have_the_columns_and_known_values():
+    columns = (data.Column("f"), data.Column("city", ("Oslo", "Rome")))
+    frame = pl.DataFrame({"city": ["Rome", "Oslo"], "f": [1.5, 2.0]})  # by name, not position
+    assert data.encode(frame, columns, "it").tolist() == [[1.5, 0, 1], [2.0, 1, 0]]
+    with pytest.raises(BadInput, match="it: has no column 'city'; columns are f"):
+        data.encode(frame.select("f"), columns, "it")
+    with pytest.raises(BadInput, match=r"column 'city' holds 'Bonn', which is not among its values, in row 1 \(1 such"):
+        data.encode(pl.DataFrame({"f": [1.0, 2.0], "city": ["Rome", "Bonn"]}), columns, "it")
+    with pytest.raises(BadInput, match="column 'city' holds a missing value in row 0"):
+        data.encode(pl.DataFrame({"f": [1.0], "city": [None]}), columns, "it")
+
+
+def test_text_of_a_name_each_is_no_category(tmp_path):
+    path = tmp_path / "t.parquet"
+    names = [f"person {i}" for i in range(20)]
+    pl.DataFrame({"f": range(20), "name": names, "y": list("ab") * 10}).write_parquet(path)
+    with pytest.raises(BadInput, match=r"not numeric: name .*at most 4 different values .*--drop name"):
+        data.read_table(path, "y")
+
+
+def test_a_fingerprint_tells_tables_apart(tmp_path):
+    path = tmp_path / "t.parquet"
+    prints = set()
+    for f, y in (([1, 2, 3, 4], "aabb"), ([1, 2, 3, 5], "aabb"), ([1, 2, 3, 4], "abab"), ([1, 2, 3, 4], "aacc")):
+        pl.DataFrame({"f": f, "y": list(y)}).write_parquet(path)
+        prints.add(data.read_table(path, "y").fingerprint())
+        assert data.read_table(path, "y").fingerprint() in prints
+    assert len(prints) == 4
+
+
 BAD = {
     "non-numeric": ({"f": ["1", "2", "NA", "4"], "y": list("aabb")}, r"not numeric: f \(.*'NA' in row 2\).*--drop f"),
     "missing value": ({"f": [1.0, None, 3.0, 4.0], "y": list("aabb")}, r"column 'f' holds a missing value in row 1"),

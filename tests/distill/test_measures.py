@@ -32,13 +32,24 @@ def test_calibration_of_one_bin_is_accuracy_against_mean_confidence():
     assert measures.calibration_error(logits, labels) >= gap
 
 
-def test_divergence_per_class_is_the_verb_by_class():
+def test_the_mean_per_class_is_that_of_its_rows():
     g = torch.Generator().manual_seed(1)
     p, q = (Logits(torch.randn(6, 3, generator=g)) for _ in range(2))
     labels = torch.tensor([0, 1, 2, 0, 1, 2])
     rows = kl(p, q).double()
     expected = [rows[[c, c + 3]].mean().item() for c in range(3)]
-    assert measures.divergence_per_class(p, q, labels) == pytest.approx(expected, rel=1e-12)
+    assert measures.mean_per_class(rows, labels, 3) == pytest.approx(expected, rel=1e-12)
+
+
+def test_bins_of_parts_pool_to_the_bins_of_the_whole():
+    g = torch.Generator().manual_seed(2)
+    logits, labels = torch.randn(300, 4, generator=g), torch.randint(4, (300,), generator=g)
+    whole = measures.reliability(Logits(logits), labels)
+    split = [measures.reliability(Logits(logits[part]), labels[part]) for part in (slice(0, 90), slice(90, 300))]
+    for ours, theirs in zip(measures.pooled(split), whole, strict=True):
+        assert (ours.place, ours.count) == (theirs.place, theirs.count)
+        assert (ours.confidence, ours.accuracy) == pytest.approx((theirs.confidence, theirs.accuracy), rel=1e-12)
+    assert measures.gap(whole) == measures.calibration_error(Logits(logits), labels)
 
 
 def test_summary_by_hand():

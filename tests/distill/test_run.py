@@ -1,15 +1,19 @@
+import html
 import json
 import math
+import re
 from dataclasses import replace
 
 import numpy as np
 import polars as pl
 import pytest
 import torch
+from sklearn.neighbors import KNeighborsClassifier
 
 from kullback import Logits, Probs, kl
-from kullback.distill import BadInput, Settings, load_student, measures, run
+from kullback.distill import BadInput, Settings, job, load_student, measures, pictures, run, teachers, training
 from kullback.distill.data import digits
+from kullback.distill.report import table_rows, verdict
 from kullback.distill.results import MEASURES
 from kullback.distill.training import KINDS
 
@@ -48,8 +52,8 @@ def test_means_errors_and_paired_differences_are_those_of_the_values(finished):
     summary = finished.summary("both", "accuracy")
     assert summary.mean == pytest.approx((first + second) / 2, rel=1e-12)
     assert summary.stderr == pytest.approx(abs(first - second) / 2, rel=1e-9)
-    gains = [b.accuracy - a.accuracy for a, b in zip(finished.of("labels"), finished.of("both"), strict=True)]
-    difference = finished.difference("both", "labels", "accuracy")
+    gains = [b.accuracy - a.accuracy for a, b in zip(finished.of("labels only"), finished.of("both"), strict=True)]
+    difference = finished.difference("both", "labels only", "accuracy")
     assert difference.values == pytest.approx(gains)
     assert difference.stderr == pytest.approx(np.std(gains, ddof=1) / math.sqrt(2))
 
@@ -98,6 +102,7 @@ def test_the_report_asks_for_nothing_from_outside_and_names_its_pictures(finishe
     assert "@import" not in page
     assert "<link" not in page
     assert page.count("<svg") == page.count('<svg role="img" aria-label=') == 5 + 6
+    assert not re.search(r"\bnan\b", page, re.IGNORECASE)
     assert "KL(teacher‖student)" in page
     assert f"{finished.summary('both', 'accuracy').mean * 100:.2f}" in page
 
@@ -132,8 +137,8 @@ def test_students_of_a_seed_start_alike_and_learn_from_what_they_should(tmp_path
         learning_rate=0.02,
     )
     results = run(settings)
-    assert results.summary("labels", "accuracy").mean > 0.9
-    assert results.summary("teacher", "accuracy").mean < 0.1
+    assert results.summary("labels only", "accuracy").mean > 0.9
+    assert results.summary("teacher only", "accuracy").mean < 0.1
     assert results.teacher_measures["accuracy"] == 0.0
 
 
@@ -154,8 +159,8 @@ def test_every_divergence_pulls_the_student_to_the_teacher(tmp_path, table_file,
         learning_rate=0.02,
     )
     results = run(settings)
-    assert results.of("teacher")[0].kl < 0.3
-    assert results.of("teacher")[0].accuracy > 0.9
+    assert results.of("teacher only")[0].kl < 0.3
+    assert results.of("teacher only")[0].accuracy > 0.9
 
 
 def test_one_seed_has_no_standard_error_and_many_classes_no_pictures(tmp_path, table_file):
@@ -164,6 +169,120 @@ def test_one_seed_has_no_standard_error_and_many_classes_no_pictures(tmp_path, t
     page = (tmp_path / "out" / "report.html").read_text()
     assert "one seed, so no standard error" in page
     assert "Some held-out pictures" not in page
+    assert "Accuracy against temperature" not in page
+    assert not re.search(r"\bnan\b", page + verdict(results) + str(table_rows(results)), re.IGNORECASE)
+
+
+def test_the_headline_names_the_best_student_and_its_lead_over_each_other(finished):
+    text = verdict(finished)
+    best = max(KINDS, key=lambda kind: finished.summary(kind, "accuracy").mean)
+    assert text.startswith(f"Best student: {best}, right on {finished.summary(best, 'accuracy').mean * 100:.2f} % ")
+    for other in set(KINDS) - {best}:
+        lead = finished.difference(best, other, "accuracy")
+        assert f"{lead.mean * 100:.2f} ± {lead.stderr * 100:.2f} points over {other}" in text
+    assert finished.to_json()["best_student"] == best
+    assert text in html.unescape((finished.folder / "report.html").read_text())
+
+
+def test_a_lead_within_its_error_is_not_called_one(finished):
+    def with_accuracies(**values):
+        outcomes = [
+            replace(o, accuracy=values[o.kind.split()[0]][o.seed]) for o in finished.outcomes if o.seed in (0, 1)
+        ]
+        return verdict(replace(finished, outcomes=outcomes))
+
+    apart = with_accuracies(labels=(0.5, 0.52), teacher=(0.9, 0.91), both=(0.7, 0.72))
+    assert apart.startswith("Best student: teacher only, right on 90.50 %")
+    assert "19.50 ± 0.50 points over both and by 39.50 ± 0.50 points over labels only" in apart
+    assert "each is more than two standard errors" in apart
+    close = with_accuracies(labels=(0.5, 0.52), teacher=(0.9, 0.8), both=(0.8, 0.85))
+    assert "not beyond two standard errors over both" in close
+
+
+def test_terminal_report_and_document_use_the_same_words(finished):
+    names = [row[0] for row in table_rows(finished)[2:]]
+    assert names == list(KINDS) == list(finished.to_json()["students"])
+    page = (finished.folder / "report.html").read_text()
+    for name in names:
+        assert f'<th scope="row">{name}</th>' in page
+    assert "teacher and labels" not in page
+
+
+def test_settings_are_shown_and_kept_as_they_took_effect(tmp_path, table_file):
+    settings = replace(
+        TINY, data=table_file, target="kind", labels=None, epochs=None, teacher_epochs=1, seeds=1, sweep=()
+    )
+    run(replace(settings, out=tmp_path / "out"))
+    written = json.loads((tmp_path / "out" / "settings.json").read_text())
+    assert (written["labels"], written["epochs"], written["batch_size"]) == (18, 40, 64)
+    page = (tmp_path / "out" / "report.html").read_text()
+    for text in ("labels</code> = 18", "epochs</code> = 40", "batch_size</code> = 64", "sweep</code> = none"):
+        assert f"<code>{text}" in page
+    assert "= –" not in page
+
+
+def test_batches_grow_with_the_root_of_the_rows_and_epochs_fall():
+    filled = {n: Settings().filled_in(n, 80) for n in (1_000, 20_000, 60_000, 320_000, 10_000_000)}
+    assert [s.batch_size for s in filled.values()] == [64, 256, 448, 1_088, 6_272]
+    assert [(s.epochs, s.teacher_epochs) for s in filled.values()] == [(40, 25), (40, 25), (23, 14), (20, 6), (20, 6)]
+    asked = Settings(epochs=3, batch_size=7, labels=9, teacher_epochs=2)
+    assert asked.filled_in(1_000_000, 80) == asked
+
+
+@pytest.mark.filterwarnings("error")
+def test_names_are_text_in_pictures_and_page(tmp_path):
+    names = ["$5 % $9", "$\\frac{$", "<b>"]
+    frame = blobs().rename({"x": "$\\frac{$", "y": "<script>"})
+    frame = frame.with_columns(kind=pl.col("kind").replace_strict(dict(zip("abc", names, strict=True))))
+    frame.write_parquet(tmp_path / "t.parquet")
+    settings = replace(TINY, data=tmp_path / "t.parquet", target="kind", seeds=1, sweep=(), teacher="GaussianNB")
+    results = run(replace(settings, out=tmp_path / "<i>out"))
+    assert results.complete
+    assert sorted(results.table.class_names) == sorted(names)
+    page = (tmp_path / "<i>out" / "report.html").read_text()
+    assert "<b>" not in page
+    assert "<script>" not in page
+    assert "<i>" not in page
+    assert load_student(tmp_path / "<i>out").class_names == results.table.class_names
+
+
+def test_a_table_with_text_columns_is_learned_and_its_student_takes_frames(tmp_path):
+    frame = blobs(90).with_columns(colour=pl.Series(["red", "green", "blue"] * 30))
+    frame.write_csv(tmp_path / "t.csv")
+    settings = replace(TINY, data=tmp_path / "t.csv", target="kind", drop=("x", "y"), teacher="LogisticRegression")
+    results = run(replace(settings, seeds=1, sweep=(), epochs=30, learning_rate=0.02, out=tmp_path / "out"))
+    assert results.summary("teacher only", "accuracy").mean == 1.0  # the colour is the class
+    student = load_student(tmp_path / "out")
+    assert student.feature_names == ("flat", "colour=blue", "colour=green", "colour=red")
+    assert student.predict(frame.head(3)) == ["a", "b", "c"]
+    assert "colour (3)" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_a_bounded_teacher_learns_from_as_many_rows_as_it_says(tmp_path, table_file, monkeypatch):
+    monkeypatch.setitem(teachers.BOUNDED, "KNeighborsClassifier", 12)
+    settings = replace(TINY, data=table_file, target="kind", teacher="KNeighborsClassifier", seeds=1, sweep=())
+    seen = []
+    fit = KNeighborsClassifier.fit
+    monkeypatch.setattr(KNeighborsClassifier, "fit", lambda self, x, y: seen.append(len(x)) or fit(self, x, y))
+    results = run(replace(settings, out=tmp_path / "bound"))
+    assert (seen, results.teacher.saw_labels) == ([12], 12)
+    assert "learned from 12 of the 36 training rows" in (tmp_path / "bound" / "report.html").read_text()
+    assert run(replace(settings, teacher_rows=36, out=tmp_path / "all")).teacher.saw_labels == seen[-1] == 36
+    with pytest.raises(BadInput, match=r"--teacher-rows is 37, .* write a number from 3 to 36"):
+        run(replace(settings, teacher_rows=37))
+
+
+def test_curves_of_many_rows_look_at_some_of_them_and_say_so(tmp_path, table_file, monkeypatch):
+    monkeypatch.setattr(job, "CURVE_ROWS", 10)
+    monkeypatch.setattr(pictures, "CURVE_ROWS", 10)
+    seen = []
+    look = training._look
+    monkeypatch.setattr(training, "_look", lambda model, rows: seen.append(len(rows.labels)) or look(model, rows))
+    settings = replace(TINY, data=table_file, target="kind", seeds=1, sweep=(), teacher="GaussianNB")
+    results = run(replace(settings, out=tmp_path / "out"))
+    assert set(seen) == {10}
+    assert sum(b.count for b in results.of("both")[0].bins) == 24
+    assert "curves are measured on 10 held-out rows" in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_a_scikit_learn_teacher_is_measured_as_it_predicts(tmp_path, table_file):
@@ -192,7 +311,7 @@ def test_teacher_files_of_probabilities_and_of_logits_mean_the_same(tmp_path, ta
     expected = runs["logits.npy"].teacher_measures
     for results in runs.values():
         assert results.teacher_measures == pytest.approx(expected, rel=1e-9)
-        assert results.of("teacher")[0].kl == pytest.approx(runs["logits.npy"].of("teacher")[0].kl, rel=1e-3)
+        assert results.of("teacher only")[0].kl == pytest.approx(runs["logits.npy"].of("teacher only")[0].kl, rel=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -275,38 +394,14 @@ def test_unnamed_folders_do_not_collide(inside, table_file, monkeypatch):
     assert new_folder(None, now, "kullback-distill").name == "kullback-distill-20260102-030405-2"
 
 
-@pytest.mark.parametrize("at", ["teacher", "student from labels, seed 0", "student from labels, seed 1", "report"])
-def test_an_interrupt_leaves_what_was_finished(tmp_path, table_file, at):
-    def stop(done: int, total: int, what: str) -> None:
-        if what == at:
-            raise KeyboardInterrupt
-
-    out = tmp_path / "out"
-    with pytest.raises(KeyboardInterrupt) as caught:
-        run(replace(TINY, data=table_file, target="kind", out=out), stop)
-    document = json.loads((out / "results.json").read_text())
-    assert document["status"] == "incomplete"
-    finished = {"teacher": 0, "student from labels, seed 0": 0, "student from labels, seed 1": 1, "report": 2}[at]
-    assert [len(document["students"][kind]["finished_seeds"]) for kind in KINDS] == [finished] * 3
-    assert (document["teacher"] is None) == (at == "teacher")
-    assert (out / "student.safetensors").exists() == (finished > 0)
-    assert not list(out.glob(".*"))
-    if finished:
-        frame = pl.read_parquet(out / "predictions.parquet")
-        saved = frame.select(f"student_{c}" for c in "abc").to_numpy()
-        features = blobs().select("x", "y", "flat").to_numpy()
-        np.testing.assert_allclose(load_student(out).predict_proba(features), saved, rtol=1e-6)
-    assert caught.value.args[0].folder == out
-
-
 @pytest.mark.slow
 def test_the_default_run_beats_labels_alone_by_more_than_two_standard_errors(tmp_path):
     results = run(Settings(out=tmp_path / "out"))
     print(f"default run: {results.seconds:.0f} s")
-    for kind in ("teacher", "both"):
-        gain = results.difference(kind, "labels", "accuracy")
+    for kind in ("teacher only", "both"):
+        gain = results.difference(kind, "labels only", "accuracy")
         assert gain.mean > 2 * gain.stderr
-        assert results.difference(kind, "labels", "nll").mean < 0
-        assert results.difference(kind, "labels", "kl").mean < 0
-    assert results.summary("labels", "accuracy").mean > 0.8  # the baseline is trained well, not a straw man
+        assert results.difference(kind, "labels only", "nll").mean < 0
+        assert results.difference(kind, "labels only", "kl").mean < 0
+    assert results.summary("labels only", "accuracy").mean > 0.8  # the baseline is trained well, not a straw man
     assert results.student_parameters * 100 < results.teacher.parameters

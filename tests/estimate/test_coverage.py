@@ -19,10 +19,21 @@ CALIBRATED = [
     ("K1(): N(0,1) ‖ N(1,1), 1000 draws from p", 400),
     ("K3(): N(0,1) ‖ N(0.1,1), 1000 draws from p", 400),
     ("Regressed(): N(0,1) ‖ N(1,1), 1000 draws from p", 400),
-    ("PlugIn(MillerMadow()): the same, B = 10, n = 1000, m = 1000", 400),
-    ("PlugIn(MillerMadow()): ramp ‖ uniform, B = 10, n = 300, m = 300", 400),
-    ("NearestNeighbours(): N(0, I) ‖ N(0.5, 1² I), d = 1, n = m = 500", 60),
-    ("NearestNeighbours(), q known: N(0,1) ‖ N(1,1), n = 500", 60),
+    ("PlugIn(MillerMadow()): uniform ‖ uniform, B = 10, n = 100, m = 100", 400),
+    ("PlugIn(MillerMadow()): ramp ‖ uniform, B = 10, n = 100, m = 100", 400),
+    ("PlugIn(MillerMadow()): (.1,.2,.3,.4) ‖ (.2,.2,.3,.3), n = 100, m = 100", 400),
+    ("NearestNeighbours(), q known: N(0,1) ‖ N(1,1), n = 500", 40),
+]
+# P20 and the rows beside it: the truth is outside no more often than said, or the verdict says why
+COVERED_OR_WARNED = [
+    ("NearestNeighbours(): Exp(1) ‖ Exp(2), n = m = 500", 40),
+    ("NearestNeighbours(): N(0, I) ‖ N(0.5, 1² I), d = 3, n = m = 500", 40),
+    ("NearestNeighbours(): N(0, I) ‖ N(0, 0.7² I), d = 3, n = m = 500", 20),
+    ("NearestNeighbours(): N(0, I) ‖ N(0, 0.5² I), d = 1, n = m = 500", 20),
+    ("K3(): N(0,1) ‖ N(2,1), 1000 draws from p", 400),
+    ("K2(): N(0,1) ‖ N(1,1), 1000 draws from p", 400),
+    ("PlugIn(): uniform ‖ uniform, B = 10, n = 1000, m = 1000", 400),
+    ("PlugIn(JEFFREYS_PRIOR): uniform ‖ uniform, B = 10, n = 100, m = 100", 400),
 ]
 
 
@@ -36,9 +47,26 @@ def test_intervals_contain_the_truth_as_often_as_they_say(name, repetitions):
     assert row.stderr == pytest.approx(row.spread, rel=0.35)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "repetitions"), COVERED_OR_WARNED)
+def test_where_intervals_miss_the_verdict_speaks(name, repetitions):
+    row = coverage.measure(CASES[name], repetitions, seed=1)
+    assert row.silent <= 0.05 + 3 * (0.95 * 0.05 / repetitions) ** 0.5
+
+
 def test_the_table_has_a_row_for_every_case():
     table = coverage.PAGE.read_text().split(coverage.BEGIN)[1].split(coverage.END)[0]
     rows = [line for line in table.splitlines() if line.startswith("| `")]
     assert [tuple(row.split(" | ")[:3]) for row in rows] == [
         (f"| `{case.method}`", case.setting, f"{case.truth:.4f}") for case in coverage.cases()
     ]
+
+
+def test_the_rows_that_miss_are_marked_and_warned_of():
+    """In the table as it stands: a coverage below 92 % has a verdict in all but one run in ten that misses."""
+    table = coverage.PAGE.read_text().split(coverage.BEGIN)[1].split(coverage.END)[0]
+    rows = [line.strip("| ").split(" | ") for line in table.splitlines() if line.startswith("| `")]
+    for row in rows:
+        covered, silent = float(row[6].split(" %")[0]), float(row[8].split(" %")[0])
+        assert ("†" in row[6]) == (not 92.0 <= covered <= 98.0)
+        assert silent <= 13.0, row

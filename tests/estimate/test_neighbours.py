@@ -1,13 +1,15 @@
 import math
 
+import numpy as np
 import pytest
 import torch
+from scipy import special
 from scipy.spatial import distance
 from torch.distributions import Independent, Normal, Poisson
 
 from kullback import FormError, Samples, estimate
-from kullback.estimate import NearestNeighbours
-from kullback.estimate.search import Blocks, Tree
+from kullback.estimate import NearestNeighbours, NWJBound
+from kullback.estimate.search import Blocks, Line, Tree
 
 
 def seeded(seed=0):
@@ -22,28 +24,34 @@ def normal_kl(d, shift, scale):
     return d * (math.log(scale) + (1 + shift * shift) / (2 * scale * scale) - 0.5)
 
 
+def sorted_distances(x, y):
+    """Of each x to the other x and to all y, ascending; scipy, float64."""
+    to_x, to_y = distance.cdist(x, x), distance.cdist(x, y)
+    np.fill_diagonal(to_x, -1.0)
+    to_x.sort(1)
+    to_y.sort(1)
+    return to_x[:, 1:], to_y
+
+
 def plain(x, y, k):
     """Wang, Kulkarni & Verdú 2009, equation (5), written out."""
     (n, d), m = x.shape, len(y)
-    to_x, to_y = distance.cdist(x, x), distance.cdist(x, y)
-    to_x.sort(1)
-    to_y.sort(1)
-    logs = [math.log(to_y[i, k - 1] / to_x[i, k]) for i in range(n)]
-    return d * sum(logs) / n + math.log(m / (n - 1))
+    to_x, to_y = sorted_distances(x, y)
+    return d / n * sum(math.log(to_y[i][k - 1] / to_x[i][k - 1]) for i in range(n)) + math.log(m / (n - 1))
 
 
 def bias_reduced(x, y, k):
-    """Equation (25): counts within the larger of both k-th distances."""
-    n, m = len(x), len(y)
-    to_x, to_y = distance.cdist(x, x), distance.cdist(x, y)
-    total = 0.0
+    """Equation (29): ε_i the larger of both k-th distances; l_i, k_i the draws within; ρ, ν the distances of these."""
+    (n, d), m = x.shape, len(y)
+    to_x, to_y = sorted_distances(x, y)
+    logs, digammas = 0.0, 0.0
     for i in range(n):
-        own = sorted(to_x[i, j] for j in range(n) if j != i)
-        radius = max(own[k - 1], sorted(to_y[i])[k - 1])
-        inside = sum(r <= radius for r in own), sum(r <= radius for r in to_y[i])
-        psi = [float(torch.digamma(torch.tensor(float(c), dtype=torch.float64))) for c in inside]
-        total += psi[0] - psi[1]
-    return total / n + math.log(m / (n - 1))
+        radius = max(to_x[i][k - 1], to_y[i][k - 1])
+        l_i, k_i = int((to_x[i] <= radius).sum()), int((to_y[i] <= radius).sum())
+        rho, nu = to_x[i][l_i - 1], to_y[i][k_i - 1]
+        logs += math.log(nu / rho)
+        digammas += special.digamma(l_i) - special.digamma(k_i)
+    return d / n * logs + digammas / n + math.log(m / (n - 1))
 
 
 # tests/oracles of kldest, by hand
@@ -52,28 +60,63 @@ def bias_reduced(x, y, k):
 )
 def test_values_by_hand(x, y, truth):
     method = NearestNeighbours(k=1, bias_reduced=False, replicates=0)
-    assert estimate.kl(Samples(x), Samples(y), method=method).value == pytest.approx(truth, abs=1e-15)
+    assert estimate.kl(Samples(x), Samples(y), method=method).raw == pytest.approx(truth, abs=1e-15)
 
 
-@pytest.mark.parametrize("d", [1, 2, 3, 9])  # 9: the blocked search
+# on the line, in a tree (500 points are more than `search` gives to Blocks), in blocks; clouds near and far apart
+@pytest.mark.parametrize(("d", "n", "m"), [(1, 40, 30), (2, 40, 30), (3, 500, 450), (12, 40, 30)])
 @pytest.mark.parametrize("k", [1, 4])
-def test_equals_the_source(d, k):
-    x, y = normal(40, d), normal(30, d, 0.5, 1.5, seed=1)
+@pytest.mark.parametrize(("shift", "scale"), [(0.5, 1.5), (3.0, 0.3)])
+def test_the_value_is_that_of_the_equation_it_names(d, n, m, k, shift, scale):
+    x, y = normal(n, d), normal(m, d, shift, scale, seed=1)
     for source, flag in ((plain, False), (bias_reduced, True)):
         method = NearestNeighbours(k, bias_reduced=flag, whiten=False, replicates=0)
-        assert estimate.kl(Samples(x), Samples(y), method=method).value == pytest.approx(source(x, y, k), rel=1e-9)
+        found = estimate.kl(Samples(x), Samples(y), method=method)
+        assert found.raw == pytest.approx(source(x.numpy(), y.numpy(), k), rel=1e-9)
+
+
+def test_the_default_is_equation_29_after_whitening():
+    """In one dimension whitening changes nothing; in three it is a linear map of both."""
+    x, y = normal(300, 3), normal(250, 3, 0.5, 1.5, seed=1)
+    pooled = torch.cat([x, y])
+    factor = torch.linalg.cholesky(torch.cov(pooled.T))
+    u, v = (torch.linalg.solve(factor, side.T).T for side in (x, y))
+    found = estimate.kl(Samples(x), Samples(y), generator=seeded())
+    assert found.raw == pytest.approx(bias_reduced(u.numpy(), v.numpy(), 5), rel=1e-9)
+    assert found.method == NearestNeighbours(5, bias_reduced=True)
+
+
+def test_many_neighbours_within_the_radius():
+    """Clouds so far apart that the radius takes in more of p than the tree is asked for at a time."""
+    x, y = normal(700, 2), normal(600, 2, 30.0, 1.0, seed=1)
+    method = NearestNeighbours(3, whiten=False, replicates=0)
+    found = estimate.kl(Samples(x), Samples(y), method=method).raw
+    assert found == pytest.approx(bias_reduced(x.numpy(), y.numpy(), 3), rel=1e-9)
 
 
 @pytest.mark.parametrize("d", [1, 3, 12])
-def test_both_searches_agree_ties_included(d):
-    points = normal(300, d).round(decimals=1)
-    queries = torch.cat([points[:50], normal(50, d, seed=1)])
-    tree, blocks = Tree(points), Blocks(points)
-    for k in (1, 3):
-        radius = blocks.kth_distance(queries, k)
-        torch.testing.assert_close(tree.kth_distance(queries, k), radius, rtol=1e-12, atol=0)
-        assert torch.equal(tree.count_within(queries, radius), blocks.count_within(queries, radius))
-        assert bool((blocks.count_within(queries, radius) >= k).all())
+def test_all_searches_agree_ties_included(d):
+    points = normal(900, d).round(decimals=1)
+    queries = torch.cat([points[:50], normal(50, d, seed=1), normal(20, d, 9.0, seed=2)])
+    blocks = Blocks(points)
+    for other in (Tree(points), *([Line(points)] if d == 1 else [])):
+        near = other.kth_distances(queries, (1, 3, 20))
+        torch.testing.assert_close(near, blocks.kth_distances(queries, (1, 3, 20)), rtol=1e-12, atol=0)
+        for radius in (near[:, 1], near[:, 2] * 1.3, near[:, 1] + 8.0):
+            counts = blocks.count_within(queries, radius)
+            assert torch.equal(other.count_within(queries, radius), counts)
+            assert bool((counts >= 3).all())
+            far = blocks.farthest_within(queries, radius, counts)
+            torch.testing.assert_close(other.farthest_within(queries, radius, counts), far, rtol=1e-12, atol=0)
+            assert bool((far <= radius * (1 + 1e-9)).all())
+
+
+def test_a_line_far_from_zero_keeps_the_point_at_the_radius():
+    """x ± r rounds to the last bit of x, which is larger than what r says of the points."""
+    points = 1e8 + torch.arange(200.0, dtype=torch.float64).unsqueeze(-1) / 7
+    line, blocks = Line(points), Blocks(points)
+    radius = blocks.kth_distances(points, (6,))[:, 0]
+    assert torch.equal(line.count_within(points, radius), blocks.count_within(points, radius))
 
 
 # 4,000 draws, truth within four standard errors of subsampling, seeds fixed; dimensions where the bias is below that
@@ -85,7 +128,7 @@ def test_known_truths(d, shift, scale, flag):
     x, y = normal(4000, d), normal(4000, d, shift, scale, seed=1)
     method = NearestNeighbours(bias_reduced=flag, replicates=30)
     found = estimate.kl(Samples(x), Samples(y), method=method, generator=seeded())
-    assert abs(found.value - normal_kl(d, shift, scale)) < 4 * found.stderr < 0.25
+    assert abs(found.raw - normal_kl(d, shift, scale)) < 4 * found.stderr < 0.25
     assert (found.n, found.m) == (4000, 4000)
 
 
@@ -98,7 +141,7 @@ def test_one_sample_against_a_density():
     assert forward.m is None
     assert backward.m == 3000
     for found in (forward, backward):
-        assert abs(found.value - 0.5) < 4 * found.stderr < 0.25
+        assert abs(found.raw - 0.5) < 4 * found.stderr < 0.25
     uniform = torch.distributions.Uniform(-1.0, 1.0)
     assert estimate.kl(Samples(x[:, 0]), uniform, method=method, generator=seeded()).value == math.inf
 
@@ -109,7 +152,7 @@ def test_kozachenko_leonenko_by_hand():
     cross = 0.5 * math.log(2 * math.pi) + (0 + 1 + 9) / 6
     method = NearestNeighbours(k=1, replicates=0)
     found = estimate.kl(Samples([0.0, 1.0, 3.0]), Normal(torch.tensor(0.0).double(), 1.0), method=method)
-    assert found.value == pytest.approx(cross - entropy, rel=1e-12)
+    assert found.raw == pytest.approx(cross - entropy, rel=1e-12)
 
 
 def test_whitening_makes_the_units_irrelevant():
@@ -147,10 +190,34 @@ def test_a_few_duplicates_do_no_harm_in_either_variant():
         assert "duplicates" in found.verdict
 
 
-def test_the_same_draws_on_both_sides_are_named():
-    x = normal(200, 1)
-    found = estimate.kl(Samples(x), Samples(x), generator=seeded())
-    assert "not independent" in found.verdict
+@pytest.mark.parametrize("method", [None, NearestNeighbours(bias_reduced=False), NWJBound()])
+def test_the_same_draws_on_both_sides_are_zero_with_a_word(method):
+    x = normal(200, 2)
+    for y in (x, x.flip(0)):
+        found = estimate.kl(Samples(x), Samples(y), method=method)
+        assert (found.value, found.interval()) == (0.0, (0.0, math.inf))
+        assert "the same draws" in found.verdict
+
+
+def test_shared_draws_are_named():
+    x, y = normal(200, 1), normal(200, 1, seed=1)
+    y[:50] = x[:50]
+    assert "not independent" in estimate.kl(Samples(x), Samples(y), generator=seeded()).verdict
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_no_value_and_no_interval_is_below_zero(seed):
+    """N(0,1) against itself: the raw estimate is negative half of the time."""
+    g = seeded(seed)
+    raws = []
+    for _ in range(6):
+        x, y = (torch.randn(120, generator=g, dtype=torch.float64) for _ in range(2))
+        found = estimate.kl(Samples(x), Samples(y), method=NearestNeighbours(replicates=10), generator=g)
+        raws.append(found.raw)
+        assert found.value == max(found.raw, 0.0)
+        assert 0.0 <= found.interval().low <= found.value <= found.interval().high
+        assert found.interval().high > 0.5 * found.stderr
+    assert min(raws) < 0.0
 
 
 def test_the_verdict_speaks_in_many_dimensions_and_far_apart_and_not_where_all_is_well():
@@ -173,14 +240,74 @@ def test_the_trap_of_twenty_dimensions_is_seen():
     assert "dimension" in found.verdict
 
 
-def test_repeats_with_the_generator_and_needs_it():
+def test_repeats_with_the_generator_and_else_with_the_global_seed():
     x, y = Samples(normal(300, 1)), Samples(normal(300, 1, seed=1))
     assert estimate.kl(x, y, generator=seeded()) == estimate.kl(x, y, generator=seeded())
-    with pytest.raises(FormError, match="generator=torch"):
-        estimate.kl(x, y)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        first, second = estimate.kl(x, y), estimate.kl(x, y)
+        torch.manual_seed(5)
+        assert estimate.kl(x, y) == first
+    assert first.stderr != second.stderr
+    assert first.raw == second.raw
     alone = estimate.kl(x, y, method=NearestNeighbours(replicates=0))
     assert math.isnan(alone.stderr)
     assert alone.interval() == (0.0, math.inf)
+
+
+def test_the_interval_takes_in_what_k_shows_of_the_bias():
+    """Exp(1) against Exp(2), q's edge. The corrected value: equation (29), carried on from 4k over k to 0."""
+    g = seeded(3)
+    x, y = (torch.empty(500, dtype=torch.float64).exponential_(rate, generator=g) for rate in (1.0, 2.0))
+    found = estimate.kl(Samples(x), Samples(y), generator=g)
+    wide = bias_reduced(x.unsqueeze(-1).numpy(), y.unsqueeze(-1).numpy(), 20)
+    assert found.corrected.value == pytest.approx(found.raw + (found.raw - wide), rel=1e-9)  # 4^(1/2) - 1 = 1
+    assert found.details["bias_seen"] == pytest.approx(found.raw - found.corrected.value, rel=1e-9)
+    low, high = found.interval()
+    assert low < found.raw - found.stderr
+    assert high > found.corrected.value + found.corrected.stderr
+
+
+def test_tails_that_q_does_not_reach_are_named():
+    """Student's t3 against a Normal: KL is 0.65, of which 2,000 draws see a tenth, the rest in p's tails."""
+    g = seeded(1)
+    z = torch.randn(2000, 4, generator=g, dtype=torch.float64)
+    x, y = z[:, 0] / z[:, 1:].square().mean(-1).sqrt(), torch.randn(2000, generator=g, dtype=torch.float64)
+    found = estimate.kl(Samples(x), Samples(y), generator=g)
+    assert found.interval().high < 0.6
+    assert "outside q's cloud" in found.verdict
+    assert 0.01 < found.details["outside_share"] < 0.1
+
+
+def true_pair(name, n, seed):
+    g = seeded(seed)
+    x = torch.randn(n, 1, generator=g, dtype=torch.float64)
+    if name == "normals 0.2 apart":
+        return x, 0.2 + torch.randn(n, 1, generator=g, dtype=torch.float64), 0.02
+    rates = (torch.empty(n, 1, dtype=torch.float64).exponential_(rate, generator=g) for rate in (2.0, 1.0))
+    return (*rates, math.log(2.0) - 0.5)
+
+
+# W17: equation (29) without its distances is 4 to 6 standard errors low here
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["normals 0.2 apart", "exponentials"])
+@pytest.mark.parametrize("n", [100_000, 1_000_000])
+@pytest.mark.parametrize("flag", [True, False])
+def test_no_bias_hides_at_a_hundred_thousand_draws_and_a_million(name, n, flag):
+    x, y, truth = true_pair(name, n, seed=0)
+    method = NearestNeighbours(bias_reduced=flag, replicates=20)
+    found = estimate.kl(Samples(x), Samples(y), method=method, generator=seeded())
+    assert abs(found.raw - truth) < 4 * found.stderr < 8 / math.sqrt(n)
+    assert found.verdict == ""
+
+
+@pytest.mark.slow
+def test_a_hundred_thousand_draws_against_a_density():
+    x = normal(100_000, 1)
+    q = Normal(torch.tensor(1.0).double(), 1.0)
+    for pair, truth in (((Samples(x), q), 0.5), ((q, Samples(x)), 0.5)):
+        found = estimate.kl(*pair, method=NearestNeighbours(replicates=20), generator=seeded())
+        assert abs(found.raw - truth) < 4 * found.stderr < 0.04
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import pytest
@@ -79,3 +80,39 @@ def test_errors(call, words):
     with pytest.raises(FormError) as error:
         call()
     assert words in str(error.value)
+
+
+def test_bootstrap_and_subsets_by_their_definition():
+    """Efron 1979 and Politis & Romano 1994: the statistic of all resamples of three draws, enumerated."""
+    x = torch.tensor([0.0, 1.0, 4.0], dtype=torch.float64)
+    means = [sum(one) / 3 for one in itertools.product(x.tolist(), repeat=3)]
+    truth = torch.tensor(means).double()
+    found = bootstrap(mean, x, generator=seeded(), replicates=40_000)
+    # the standard error of a mean of 40,000 is 1/200 of the spread, that of a standard deviation about 1/280
+    assert float(found.mean()) == pytest.approx(float(truth.mean()), abs=4 * float(truth.std()) / 200)
+    assert float(found.std()) == pytest.approx(float(truth.std(correction=0)), rel=0.015)
+    pairs = [sum(one) / 2 for one in itertools.combinations(x.tolist(), 2)]
+    drawn = subsample(mean, x, sizes=(2,), generator=seeded(), replicates=3000)
+    assert sorted(set(drawn.tolist())) == sorted(pairs)
+    shares = [float((drawn == one).double().mean()) for one in pairs]
+    assert shares == pytest.approx([1 / 3] * 3, abs=4 * math.sqrt(2 / 9 / 3000))
+    # for a mean the law of subsets of b of n has variance s²(1/b - 1/n), so that the factor √(f/(1-f)) is exact
+    spread = float(torch.tensor(pairs).double().std(correction=0))
+    assert spread == pytest.approx(math.sqrt(float(x.var()) * (1 / 2 - 1 / 3)), rel=1e-6)
+    assert subsample_stderr(drawn, 2 / 3) == pytest.approx(float(x.std()) / math.sqrt(3), rel=0.05)
+
+
+def test_a_statistic_may_be_several_numbers():
+    x = torch.arange(10.0)
+    found = subsample(lambda a: torch.stack([a.mean(), a.max()]), x, sizes=(10,), generator=seeded(), replicates=3)
+    assert found.tolist() == [[4.5, 9.0]] * 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n", [100_000, 1_000_000])
+def test_the_standard_error_of_a_mean_at_large_n(n):
+    x = torch.randn(n, generator=seeded(1), dtype=torch.float64)
+    values = subsample(mean, x, sizes=(n // 10,), generator=seeded(), replicates=100)
+    assert subsample_stderr(values, 0.1) == pytest.approx(float(x.std()) / math.sqrt(n), rel=0.29)
+    spread = float(bootstrap(mean, x, generator=seeded(), replicates=100).std())
+    assert spread == pytest.approx(float(x.std()) / math.sqrt(n), rel=0.29)  # 4 / √200

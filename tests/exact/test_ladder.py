@@ -124,11 +124,10 @@ def test_power_sums_of_poisson_at_the_boundary(rates, order):
     assert kb.alpha(p, q, order).item() == pytest.approx(truth)
 
 
-def test_quadrature_counts_what_lies_beyond_its_reach():
+def test_quadrature_reads_the_distance_to_an_end_not_x():
     """The integrand is (1-x)^-0.44 at 1, and float64 tells no x closer than 1e-16: 2e-8 of the integral is there."""
     p, q = td.Beta(t(2.0), t(1.5)), td.Beta(t(3.25), t(0.75))
-    with pytest.raises(ToleranceError):
-        integrated(divergences.alpha(-0.25), p, q)
+    assert integrated(divergences.alpha(-0.25), p, q).item() == pytest.approx(kb.alpha(p, q, -0.25).item(), rel=1e-9)
 
 
 def test_power_sums_that_diverge():
@@ -270,7 +269,7 @@ def test_exact_sums(divergence, p, q, truth):
 def test_tail_bound_holds(n, rate):
     """The proven bound is above what the sum leaves out, and not absurdly so."""
     p, q = td.Poisson(t(rate)), td.NegativeBinomial(t(2.0), t(0.6))
-    above, _ = summation._bound(divergences.KL.sums, p, q, n)
+    above, _ = summation.bound_above(divergences.KL.sums, p, q, n)
     x = torch.arange(400, dtype=torch.float64)
     log_p, log_q = summation.log_mass(p, x), summation.log_mass(q, x)
     terms = log_p.exp() * (log_p - log_q) - log_p.exp() + log_q.exp()
@@ -462,7 +461,7 @@ def test_errors_say_what_to_write():
     p = td.RelaxedOneHotCategorical(t(0.5), t([0.3, 0.7]))
     with pytest.raises(NoExactMethod, match=r"estimate\.kl\(p, q, method=MonteCarlo\(n\), generator=g\)"):
         kl(p, td.RelaxedOneHotCategorical(t(0.6), t([0.3, 0.7])))
-    with pytest.raises(NoExactMethod, match=r"estimate\.tv"):
+    with pytest.raises(NoExactMethod, match=r"x = p\.sample"):
         kb.tv(VECTORS[0], VECTORS[1])
     with pytest.raises(FormError, match="integers and the other on the line"):
         kl(td.Poisson(1.0), td.Normal(0.0, 1.0))

@@ -155,6 +155,8 @@ def test_gradients_are_those_of_the_textbook_formula(divergence, names, far):
     a = normal(4, 6, seed=12)
     case = Case("", lambda: (a, a + far * normal(4, 6, seed=13)))
     upstream = normal(4, seed=14)
+    if divergence.family not in TEXTBOOK:
+        pytest.skip(f"{divergence.family} has no textbook formula here; gradcheck and the oracles hold it")
 
     def gradients(function):
         x, y = leaves(case, names)

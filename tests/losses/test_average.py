@@ -5,6 +5,9 @@ import torch
 
 from kullback import FormError, Logits, kl
 from kullback.losses import average
+from kullback.losses.average import row_weights
+from kullback.losses.inputs import forms, tensors
+from kullback.losses.terms import Term, mixed
 
 
 def test_mean_sum_none_over_kept_rows():
@@ -15,9 +18,40 @@ def test_mean_sum_none_over_kept_rows():
     assert average(values, mask=mask, reduction="none").tolist() == [1.0, 0.0, 4.0, 8.0]
 
 
-def test_a_mask_broadcasts_over_leading_axes():
-    values = torch.arange(6.0).reshape(2, 3)
-    assert average(values, mask=torch.tensor([True, False, True])).item() == (0 + 2 + 3 + 5) / 4
+def test_one_kept_row_is_divided_by_one():
+    values = torch.tensor([3.0, 5.0])
+    assert average(values[:1]).item() == 3.0
+    assert average(values, mask=torch.tensor([False, True])).item() == 5.0
+
+
+def test_a_mask_that_would_broadcast_says_so_instead():
+    values, mask = torch.arange(6.0).reshape(2, 3), torch.tensor([True, False, True])
+    with pytest.raises(FormError, match=r"mask has \(3,\).*write mask.expand\(2, 3\)"):
+        average(values, mask=mask)
+    assert average(values, mask=mask.expand(2, 3)).item() == (0 + 2 + 3 + 5) / 4
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("num_items", [None, 7, torch.tensor([7])])
+@pytest.mark.parametrize("kept", ["all", "some", "none"])
+def test_weights_of_rows_say_before_what_the_average_says_after(reduction, num_items, kept):
+    """scale · average = Σ weights · values over the rows that weigh anything, and dropped rows may hold NaN."""
+    if reduction == "sum":
+        num_items = None
+    values = torch.tensor([[1.0, -2.0, 4.0], [0.5, 3.0, 8.0]], dtype=torch.float64)
+    keep = {"all": None, "some": values > 0.7, "none": values > 9.0}[kept]
+    dirty = values if keep is None else torch.where(keep, values, math.nan)
+    weights = row_weights(
+        tensors("test", values=values), keep=keep, num_items=num_items, reduction=reduction, scale=0.3
+    )
+    if keep is None:  # every row counts alike: one number says it
+        weights = torch.as_tensor(weights, dtype=torch.float64).expand(values.shape)
+    assert weights.shape == values.shape
+    assert weights.dtype == torch.float64
+    assert keep is None or ((weights != 0) == keep).all()
+    total = (weights * dirty)[weights != 0].sum()
+    expected = 0.3 * average(dirty, mask=keep, num_items=num_items, reduction=reduction)
+    assert total.item() == pytest.approx(expected.item(), rel=1e-15, abs=0)
 
 
 def test_parts_with_num_items_add_up_to_the_whole():
@@ -72,12 +106,27 @@ def test_dropped_rows_may_hold_anything(poison):
     ("kwargs", "message"),
     [
         ({"mask": torch.ones(3)}, "mask has dtype torch.float32.*mask.bool"),
-        ({"mask": torch.ones(3, 2, dtype=torch.bool)}, r"mask has shape \(3, 2\).*one value per row: \(3,\)"),
+        ({"mask": torch.ones(3, 2, dtype=torch.bool)}, r"values has rows of shape \(3,\) but mask has \(3, 2\)"),
         ({"num_items": 0}, "num_items is 0.*counts the kept rows"),
         ({"num_items": 3, "reduction": "sum"}, "denominator of a mean"),
-        ({"reduction": "batchmean"}, "write 'mean', 'sum' or 'none'"),
+        ({"reduction": "batchmean"}, "write 'mean' or 'sum' or 'none'"),
     ],
 )
 def test_bad_input_says_what_to_write(kwargs, message):
     with pytest.raises(FormError, match=message):
         average(torch.ones(3), **kwargs)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_a_term_knows_its_weights_before_its_divergence(reduction):
+    generator = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(2, 3, 5, generator=generator, dtype=torch.float64) for _ in range(2))
+    keep = torch.tensor([[True, False, True], [True, True, False]])
+    y[~keep] = math.nan
+    rows, (p, q) = forms("test", p=x, q=y)
+    term = Term(rows, kl, p, q, keep, 7 if reduction == "mean" else None, 3.0)
+    weights = term.weight(1.0, reduction)
+    total = (weights * term.per_row())[weights != 0].sum()
+    assert total.item() == pytest.approx(term.value(reduction).item(), rel=1e-14)
+    loss, values = mixed([(0.5, term), (0.25, term)], reduction)
+    assert loss.item() == pytest.approx(0.75 * values[1].item(), rel=1e-14)

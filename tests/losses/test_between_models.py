@@ -7,8 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 
-from kullback import FormError, Labels, Logits, LogProbs, Probs, js, kl
-from kullback.losses import DKD, GKD, MutualLearning, RDrop, SkewKL, skew_kl
+from kullback import FormError, Labels, Logits, LogProbs, Probs, js, kl, skew
+from kullback.losses import DKD, GKD, MutualLearning, RDrop, SkewKL
 
 
 @pytest.fixture
@@ -44,9 +44,55 @@ def test_rdrop_is_symmetric_and_pulls_both_sides(batch):
     one, other = RDrop()(first=a, second=b, labels=y), RDrop()(first=b, second=a, labels=y)
     assert one.item() == other.item()
     unlabelled = torch.full_like(y, -100)
-    agree = RDrop()(first=a, second=b, labels=unlabelled)
+    agree = RDrop(unlabelled="kl")(first=a, second=b, labels=unlabelled)
     same(agree, (plain_kl(a, b) + plain_kl(b, a)).mean() / 2, a, b)
     assert all(g.abs().sum() > 0.1 for g in torch.autograd.grad(agree, (a, b)))
+
+
+def test_a_term_of_weight_zero_counts_for_nothing_even_where_it_is_infinite():
+    """0·∞ would be NaN."""
+    a, b = torch.tensor([[0.0, 0.0]], requires_grad=True), torch.tensor([[0.0, -math.inf]])
+    y = torch.tensor([0])
+    for loss in (RDrop(0.0)(first=a, second=b, labels=y), MutualLearning(0.0)(peers=[a, b], labels=y).sum()):
+        assert loss.item() == pytest.approx(math.log(2), rel=1e-6)
+        torch.testing.assert_close(torch.autograd.grad(loss, a)[0], torch.tensor([[-0.5, 0.5]]))
+    nothing = DKD(0.0, 0.0)(student=a, teacher=b, labels=y)
+    assert nothing.item() == 0
+    assert (torch.autograd.grad(nothing, a)[0] == 0).all()
+
+
+@pytest.mark.parametrize("nll", ["sum", "mean"])
+def test_rows_without_a_label_leave_both_terms_of_rdrop(batch, nll):
+    """As in the paper's own code, which masks padding in its KL; `unlabelled="kl"` keeps them there."""
+    a, b, _, y = batch
+    partly, labelled = torch.where(torch.arange(7) < 4, y, -100), slice(4)
+    ce = F.cross_entropy(a[:4], y[:4]) + F.cross_entropy(b[:4], y[:4])
+    ce = ce if nll == "sum" else ce / 2
+    for where, rows in (("drop", labelled), ("kl", slice(7))):
+        loss = RDrop(2.0, nll=nll, unlabelled=where)
+        agree = (plain_kl(a[rows], b[rows]) + plain_kl(b[rows], a[rows])).mean() / 2
+        same(loss(first=a, second=b, labels=partly), ce + 2.0 * agree, a, b)
+        parts = loss.parts(first=a, second=b, labels=partly)
+        assert (parts.nll.item(), parts.kl.item()) == pytest.approx((ce.item(), agree.item()), rel=1e-12)
+
+
+def test_rows_without_a_label_leave_both_terms_of_mutual_learning(batch):
+    a, b, c, y = batch
+    partly = torch.where(torch.arange(7) < 4, y, -100)
+    for where, rows in (("drop", slice(4)), ("kl", slice(7))):
+        parts = MutualLearning(0.5, unlabelled=where).parts(peers=[a, b, c], labels=partly)
+        for k, (learner, others) in enumerate(((a, (b, c)), (b, (a, c)), (c, (a, b)))):
+            nll = F.cross_entropy(learner[:4], y[:4])
+            taught = sum(plain_kl(o.detach()[rows], learner[rows]).mean() for o in others) / 2
+            same(parts.loss[k], nll + 0.5 * taught, learner)
+            assert (parts.nll[k].item(), parts.kl[k].item()) == pytest.approx((nll.item(), taught.item()), rel=1e-12)
+
+
+def test_rows_without_a_label_leave_dkd(batch):
+    student, teacher, _, y = batch
+    partly = torch.where(torch.arange(7) < 4, y, -100)
+    ours = DKD(1.0, 8.0)(student=student, teacher=teacher, labels=partly)
+    same(ours, zhao(student[:4], teacher.detach()[:4], y[:4], 1.0, 8.0, 4.0), student)
 
 
 def test_mutual_learning_equals_zhang(batch):
@@ -118,7 +164,7 @@ def skew_written_out(p, q, a):
 @pytest.mark.parametrize("a", [0.01, 0.1, 0.5, 0.99])
 def test_skew_kl_equals_its_formula(batch, a):
     x, y, _, _ = batch
-    same(skew_kl(Logits(x), Logits(y), a).sum(), skew_written_out(x, y, a).sum(), x, y)
+    same(skew(Logits(x), Logits(y), a).sum(), skew_written_out(x, y, a).sum(), x, y)
     same(SkewKL(a)(student=x, teacher=y), skew_written_out(y.detach(), x, a).mean(), x)
     reverse = SkewKL(a, direction="reverse", temperature=2.0)(student=x, teacher=y)
     same(reverse, skew_written_out(x / 2, y.detach() / 2, a).mean(), x)
@@ -137,14 +183,14 @@ def test_skew_kl_equals_distillm_up_to_the_teachers_entropy(batch):
 
 def test_skew_kl_at_the_ends_and_edges():
     p, q = torch.tensor([0.5, 0.5, 0.0]), torch.tensor([0.0, 0.5, 0.5])
-    assert skew_kl(Probs(p), Probs(q), 0.0).item() == math.inf
-    assert skew_kl(Probs(p), Probs(q), 1.0).item() == 0
+    assert skew(Probs(p), Probs(q), 0.0).item() == math.inf
+    assert skew(Probs(p), Probs(q), 1.0).item() == 0
     expected = 0.5 * math.log(1 / 0.25) + 0.5 * math.log(0.5 / 0.5)
-    assert skew_kl(Probs(p), Probs(q), 0.25).item() == pytest.approx(expected, rel=1e-6)
-    assert skew_kl(Probs(p), Probs(p), 0.3).item() == 0
-    assert skew_kl(Labels([0], 3), Probs(q), 0.25).item() == pytest.approx(math.log(4), rel=1e-6)
+    assert skew(Probs(p), Probs(q), 0.25).item() == pytest.approx(expected, rel=1e-6)
+    assert skew(Probs(p), Probs(p), 0.3).item() == 0
+    assert skew(Labels([0], 3), Probs(q), 0.25).item() == pytest.approx(math.log(4), rel=1e-6)
     with pytest.raises(FormError, match="weight is 2"):
-        skew_kl(Probs(p), Probs(q), 2.0)
+        skew(Probs(p), Probs(q), 2.0)
 
 
 @pytest.mark.parametrize("scale", [1e-4, 1e-2, 1.0, 8.0])
@@ -157,7 +203,7 @@ def test_skew_kl_in_float32_against_fifty_digits(scale):
         p, q = ([v / sum(row) for v in row] for row in (p, q))
         a = mpmath.mpf("0.1")
         truth = float(sum(u * mpmath.log(u / (a * u + (1 - a) * v)) for u, v in zip(p, q, strict=True)))
-    ours = skew_kl(Logits(x), Logits(y), 0.1)
+    ours = skew(Logits(x), Logits(y), 0.1)
     assert ours.dtype == torch.float32
     # 2e-7 is half a unit in the last digit of the float32 result, which log weights in float64 do not disturb
     assert ours.item() == pytest.approx(truth, rel=2e-7)
@@ -176,10 +222,10 @@ def test_skew_kl_gradients_in_every_coordinate(form):
         return (p.w * (p.log_w - (0.2 * p.w + 0.8 * q.w).log())).sum(-1)
 
     x.requires_grad_(), y.requires_grad_()
-    ours = torch.autograd.grad(skew_kl(form(x), form(y), 0.2).sum(), (x, y))
+    ours = torch.autograd.grad(skew(form(x), form(y), 0.2).sum(), (x, y))
     for g, s in zip(ours, torch.autograd.grad(textbook(x, y).sum(), (x, y)), strict=True):
         torch.testing.assert_close(g, s, rtol=1e-9, atol=1e-13)
-    assert torch.autograd.gradgradcheck(lambda s, t: skew_kl(Logits(s), Logits(t), 0.2), (x, y))
+    assert torch.autograd.gradgradcheck(lambda s, t: skew(Logits(s), Logits(t), 0.2), (x, y))
 
 
 def zhao(student, teacher, y, alpha, beta, t):

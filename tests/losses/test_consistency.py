@@ -122,6 +122,19 @@ def test_masked_pairs_leave_the_denominator(batch):
     )
 
 
+def test_rows_without_a_label_leave_the_supervised_term_alone(batch):
+    """The pairs are other rows: their own mask tells what does not count."""
+    logits, labels, original, augmented = batch
+    partly = torch.where(torch.arange(8) < 5, labels, -100)
+    parts = UDA().parts(logits=logits, labels=partly, original=original, augmented=augmented)
+    assert parts.supervised.item() == pytest.approx(F.cross_entropy(logits[:5], labels[:5]).item(), rel=1e-12)
+    whole = Consistency()(original=original, augmented=augmented)
+    assert parts.consistency.item() == whole.item()
+    assert parts.labelled_kept == 5
+    with pytest.raises(FormError, match="mask is over the pairs"):
+        UDA()(logits=logits, labels=labels, mask=partly != -100)
+
+
 def test_schedules():
     for step in (0, 17, 50, 100):
         t, start = step / 100, 1 / 5

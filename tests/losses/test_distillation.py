@@ -85,11 +85,39 @@ def test_any_divergence_of_two_forms_may_stand_in(batch, divergence):
     assert torch.autograd.grad(loss, student)[0].abs().sum() > 0
 
 
-def test_unlabelled_rows_take_part_in_the_soft_term_only(batch):
+@pytest.mark.parametrize("w", [0.0, 0.4, 1.0])
+def test_rows_without_a_label_leave_both_terms(batch, w):
+    """-100 marks padding and prompts in every trainer: the student does not learn from what the teacher says there."""
+    student, teacher, labels = batch
+    partly = torch.where(torch.arange(6) < 3, labels, -100)
+    poisoned = torch.where((partly == -100)[:, None], float("nan"), teacher)
+    ours = Distillation(2.0, soft_weight=w)(student=student, teacher=poisoned, labels=partly)
+    expected = hinton(student[:3], teacher[:3], labels[:3], 2.0, 2.0, w)
+    assert ours.item() == pytest.approx(expected.item(), rel=1e-12)
+    (g,), (g_expected,) = torch.autograd.grad(ours, student), torch.autograd.grad(expected, student)
+    torch.testing.assert_close(g, g_expected, rtol=1e-10, atol=1e-14)
+    # the denominators agree too: three rows of a step of twelve
+    part = Distillation(2.0, soft_weight=w)(student=student, teacher=teacher, labels=partly, num_items=12)
+    assert part.item() == pytest.approx(expected.item() / 4, rel=1e-12)
+
+
+def test_the_loss_and_its_terms_by_name(batch):
+    student, teacher, labels = batch
+    loss = Distillation(3.0, soft_weight=0.3)
+    parts = loss.parts(student=student, teacher=teacher, labels=labels)
+    assert parts._fields == ("loss", "soft", "hard")
+    assert parts.hard.item() == pytest.approx(F.cross_entropy(student, labels).item(), rel=1e-12)
+    assert parts.soft.item() == pytest.approx(hinton(student, teacher, labels, 3.0, 3.0, 1.0).item(), rel=1e-12)
+    assert parts.loss.item() == pytest.approx((0.3 * parts.soft + 0.7 * parts.hard).item(), rel=1e-14)
+    assert Distillation(soft_weight=1.0).parts(student=student, teacher=teacher).hard is None
+    assert Distillation(soft_weight=0.0).parts(student=student, labels=labels).soft is None
+
+
+def test_unlabelled_rows_stay_in_the_soft_term_if_asked(batch):
     student, teacher, labels = batch
     partly = labels.clone()
     partly[3:] = -100
-    ours = Distillation(2.0, soft_weight=0.4)(student=student, teacher=teacher, labels=partly)
+    ours = Distillation(2.0, soft_weight=0.4, unlabelled="soft")(student=student, teacher=teacher, labels=partly)
     soft = Distillation(2.0, soft_weight=1.0)(student=student, teacher=teacher)
     hard = F.cross_entropy(student[:3], labels[:3])
     assert ours.item() == pytest.approx((0.4 * soft + 0.6 * hard).item(), rel=1e-12)
@@ -126,7 +154,7 @@ def test_everything_masked_is_a_connected_zero(batch):
 def test_accumulated_parts_add_up(batch):
     student, teacher, labels = batch
     labels[1] = -100
-    loss = Distillation(2.0)
+    loss = Distillation(2.0, unlabelled="soft")
     whole = loss(student=student, teacher=teacher, labels=labels)
     parts = [
         loss(student=s, teacher=t, labels=y, num_items=6, num_labels=5)
@@ -157,6 +185,8 @@ def test_gradcheck(batch):
         ({"temperature": 0.0}, "temperature is 0.0.*above 0"),
         ({"temperature": torch.tensor(2.0)}, "temperature is a tensor"),
         ({"teacher_temperature": -1.0}, "teacher_temperature is -1.0"),
+        ({"smoothing": 2.0}, "smoothing is 2.0"),
+        ({"unlabelled": "hard"}, "unlabelled is 'hard'; write 'drop' or 'soft'"),
         ({"soft_weight": 1.5}, "soft_weight is 1.5.*0 to 1"),
     ],
 )
@@ -171,7 +201,7 @@ def test_bad_calls(batch):
         Distillation()(student=student, labels=labels)
     with pytest.raises(FormError, match="labels are missing"):
         Distillation()(student=student, teacher=teacher)
-    with pytest.raises(FormError, match=r"V=5 but q has V=4|V=4 but q has V=5"):
+    with pytest.raises(FormError, match=r"student has V=5 but teacher has V=4.*write student\[..., :4\]"):
         Distillation(soft_weight=1.0)(student=student, teacher=teacher[:, :4])
     with pytest.raises(TypeError, match="positional"):
         Distillation()(student, teacher, labels)

@@ -1,6 +1,8 @@
 """What every loss owes: gradients that are derivatives, rows that do not count, parts that add up."""
 
+import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -28,11 +30,11 @@ from kullback.losses import (
 )
 
 N, V, D = 6, 4, 3
-TEACHER = 1.5 * torch.randn(N, V, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+TEACHER = (2.0 * torch.cos(2.1 * torch.arange(N * V, dtype=torch.float64) + 1.0)).reshape(N, V)
 LABELS = torch.tensor([0, 3, 2, 2, 1, 3])
 REFERENCE = TEACHER[:, 0] - 1.0
 BEHAVIOUR = TEACHER[:, 1] - 1.0
-TARGET = torch.rand(N, D, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+TARGET = (0.5 + 0.5 * torch.sin(3.3 * torch.arange(N * D, dtype=torch.float64))).reshape(N, D)
 PRIOR = FullGaussian(torch.ones(D).double(), torch.eye(D).double() + 0.3 * torch.ones(D, D).double().tril(-1))
 
 
@@ -234,7 +236,9 @@ def test_accumulated_parts_add_up(name, x):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # by PyTorch's own tracer
-@pytest.mark.parametrize("name", ["label_smoothing", "uda", "skew", "dkd", "policy_k3", "vae_free_bits", "nwj"])
+@pytest.mark.parametrize(
+    "name", ["distillation", "label_smoothing", "uda", "rdrop", "skew", "dkd", "policy_k3", "vae_free_bits", "nwj"]
+)
 def test_compiles_whole(name, x):
     loss = EVERY[name](x, None)
     compiled = torch.compile(lambda t: EVERY[name](t, None), fullgraph=True, backend="aot_eager")(x)
@@ -297,3 +301,35 @@ def test_reverse_kl_gradcheck():
 
     mu, logvar = (torch.randn(2, dtype=torch.float64, requires_grad=True) for _ in range(2))
     assert torch.autograd.gradcheck(loss, (mu, logvar))
+
+
+FROZEN = Path(__file__).with_name("values.json")
+WITH = {"all": {"mask": None}, "masked": {"mask": MASK}, "accumulated": {"mask": MASK, "num_items": 9}}
+
+
+def measured(name, how):
+    """The value of a loss, and its gradient along two fixed directions."""
+    # no random numbers: what is frozen must not depend on a generator
+    x = (1.7 * torch.sin(1.3 * torch.arange(N * V, dtype=torch.float64) + 0.4)).reshape(N, V).requires_grad_()
+    along = torch.cos(torch.arange(2 * N * V, dtype=torch.float64)).reshape(2, N, V)
+    loss = EVERY[name](x, **WITH[how])
+    (gradient,) = torch.autograd.grad(loss, x)
+    return [loss.item(), *(along * gradient).sum((1, 2)).tolist()]
+
+
+def frozen_cases():
+    return [(name, how) for name in EVERY for how in WITH if how != "accumulated" or name in PER_ROW]
+
+
+@pytest.mark.parametrize(("name", "how"), frozen_cases())
+def test_values_and_gradients_are_what_they_were(name, how):
+    """values.json was written by the first implementation, which averages the verbs' rows (`make_values` below)."""
+    expected = json.loads(FROZEN.read_text())[f"{name}/{how}"]
+    # each number is a sum of a few dozen terms of order one
+    assert measured(name, how) == pytest.approx(expected, rel=1e-12, abs=1e-14)
+
+
+def make_values():
+    """Write values.json anew, on purpose only: a new loss adds lines, an old one changes none."""
+    lines = {f"{name}/{how}": measured(name, how) for name, how in frozen_cases()}
+    FROZEN.write_text("{\n" + ",\n".join(f'"{key}": {json.dumps(value)}' for key, value in lines.items()) + "\n}\n")

@@ -21,12 +21,23 @@ def batch():
 
 
 def wenet(x, target, size, padding_idx, smoothing, normalize_length):
-    """The loss of WeNet and ESPnet, written out: KL to a dense smoothed target, 0 log 0 taken as 0."""
-    ignore = target == padding_idx
-    true = torch.full_like(x, smoothing / (size - 1))
-    true.scatter_(-1, target.masked_fill(ignore, 0).unsqueeze(-1), 1.0 - smoothing)
-    kl = (torch.special.xlogy(true, true) - true * x.log_softmax(-1)).masked_fill(ignore.unsqueeze(-1), 0.0)
-    return kl.sum() / ((~ignore).sum() if normalize_length else x.shape[0])
+    """The arithmetic of WeNet's and ESPnet's loss: `nn.KLDivLoss` on a dense smoothed target, padding filled with 0."""
+    flat, labels = x.reshape(-1, size), target.reshape(-1)
+    ignore = labels == padding_idx
+    dense = torch.full_like(flat, smoothing / (size - 1))
+    dense.scatter_(1, labels.masked_fill(ignore, 0).unsqueeze(1), 1.0 - smoothing)
+    per_class = torch.nn.KLDivLoss(reduction="none")(flat.log_softmax(1), dense)
+    denominator = len(labels) - ignore.sum().item() if normalize_length else x.shape[0]
+    return per_class.masked_fill(ignore.unsqueeze(1), 0).sum() / denominator
+
+
+def written_out(x, target, size, padding_idx, smoothing):
+    """The copies that write y (log y - log q) instead of calling `nn.KLDivLoss`, per token."""
+    keep = target != padding_idx
+    other = smoothing / (size - 1)
+    dense = F.one_hot(target.clamp(min=0), size).to(x.dtype) * (1.0 - smoothing - other) + other
+    loss = dense * (dense.log() - x.log_softmax(-1)) * keep.unsqueeze(-1)
+    return loss.sum() / keep.sum()
 
 
 @pytest.mark.parametrize("normalize_length", [True, False])
@@ -42,13 +53,25 @@ def test_equals_the_source_at_a_decoders_shape(batch, epsilon, normalize_length)
     assert single.item() == pytest.approx(source.item(), rel=1e-6)
 
 
-def test_smoothing_zero_is_cross_entropy_where_wenet_is_nan(batch):
+def test_at_smoothing_zero_wenets_loss_is_right_and_written_out_copies_are_nan(batch):
+    """`nn.KLDivLoss` gives the limit where the target is 0 and the score is finite."""
     x, target = batch
-    small, labels = x[0, :, :7].detach(), target[0].clamp(max=6)
+    small, labels = x[:2, :, :7].detach(), target[:2].clamp(max=6)
     ours = LabelSmoothing(7, PAD, 0.0, normalize_length=True)(small, labels)
-    assert ours.item() == pytest.approx(F.cross_entropy(small, labels, ignore_index=PAD).item(), rel=1e-12)
-    one_hot = F.one_hot(labels.clamp(min=0), 7).double()
-    assert (one_hot * (one_hot.log() - small.log_softmax(-1))).sum().isnan()
+    cross_entropy = F.cross_entropy(small.reshape(-1, 7), labels.reshape(-1), ignore_index=PAD)
+    assert ours.item() == pytest.approx(cross_entropy.item(), rel=1e-12)
+    assert wenet(small, labels, 7, PAD, 0.0, True).item() == pytest.approx(ours.item(), rel=1e-12)
+    assert written_out(small, labels, 7, PAD, 0.0).isnan()
+    smoothed = LabelSmoothing(7, PAD, 0.1, normalize_length=True)(small, labels)  # the copy is right elsewhere
+    assert written_out(small, labels, 7, PAD, 0.1).item() == pytest.approx(smoothed.item(), rel=1e-12)
+
+
+def test_without_a_token_the_copies_divide_by_zero_and_ours_is_zero(batch):
+    x, _ = batch
+    small, nothing = x[:2, :, :7].detach(), torch.full((2, T), PAD)
+    assert wenet(small, nothing, 7, PAD, 0.1, True).isnan()
+    assert written_out(small, nothing, 7, PAD, 0.1).isnan()
+    assert LabelSmoothing(7, PAD, 0.1, normalize_length=True)(small, nothing).item() == 0
 
 
 def test_pytorchs_convention_by_name():
@@ -126,7 +149,10 @@ def test_no_dense_target_is_made():
         (lambda: LabelSmoothing(5, -1, 0.1, spread="some"), "spread is 'some'"),
         (lambda: LabelSmoothing(1, -1, 0.1), "no other class"),
         (lambda: LabelSmoothing(5)(torch.zeros(2, 3, 4), torch.zeros(2, 3, dtype=torch.long)), "V=4 but size=5"),
-        (lambda: LabelSmoothing(5)(torch.zeros(2, 3, 5), torch.zeros(3, 2, dtype=torch.long)), "batch shape"),
+        (
+            lambda: LabelSmoothing(5)(torch.zeros(2, 3, 5), torch.zeros(3, 2, dtype=torch.long)),
+            r"x has rows of shape \(2, 3\) but target has \(3, 2\).*transpose",
+        ),
         (lambda: LabelSmoothing(5)(torch.zeros(1, 5), torch.tensor([5])), "holds 5"),
     ],
 )

@@ -215,7 +215,7 @@ def test_forms_may_be_given_for_the_exact_sum():
         (lambda: PolicyKL("exact", "exact")(logits=torch.zeros(1, 2)), "reference_logits="),
         (
             lambda: PolicyKL()(log_prob=torch.zeros(2), reference_log_prob=torch.zeros(3)),
-            r"log_prob has shape \(2,\) but reference_log_prob has \(3,\)",
+            r"log_prob has rows of shape \(2,\) but reference_log_prob has \(3,\)",
         ),
     ],
 )

@@ -43,6 +43,30 @@ def test_the_path_gradient_vanishes_at_the_optimum_and_the_plain_one_does_not():
     assert sizes[1] > 1e-2
 
 
+def test_no_gradient_flows_through_a_detached_gaussian():
+    """Each parameter by itself, so that one `detach` left out shows."""
+    z = torch.randn(4, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    lower = torch.tensor([[1.0, 0.0], [0.4, 1.5]], dtype=torch.float64)
+    for family, scale in ((DiagonalGaussian, torch.zeros(2).double()), (FullGaussian, lower)):
+        mu, scale = torch.ones(2).double().requires_grad_(), scale.clone().requires_grad_()
+        q = family(mu, scale)
+        fixed = q.detach()
+        assert torch.equal(fixed.log_prob(z), q.log_prob(z))
+        for value in (fixed.log_prob(z), fixed.rsample((3,)), gaussian_kl(fixed)):
+            assert not value.requires_grad
+        # through what is left attached, the gradient to each parameter is not zero
+        for x in (mu, scale):
+            assert torch.autograd.grad(q.log_prob(z).sum(), x, retain_graph=True)[0].abs().sum() > 0.1
+
+
+def test_the_path_gradient_vanishes_at_the_optimum_of_a_full_gaussian_too():
+    mu = torch.ones(2).double().requires_grad_()
+    lower = torch.tensor([[1.0, 0.0], [0.4, 1.5]], dtype=torch.float64, requires_grad=True)
+    q = FullGaussian(mu, lower)
+    loss = ReverseKL(8, path_gradient=True)(q, q.detach().log_prob, generator=torch.Generator().manual_seed(0))
+    assert sum(g.abs().sum().item() for g in torch.autograd.grad(loss, (mu, lower))) < 1e-13
+
+
 def test_torch_distributions_are_families_too():
     torch.manual_seed(0)
     q = torch.distributions.Independent(torch.distributions.Normal(torch.zeros(2), torch.ones(2)), 1)
@@ -121,5 +145,5 @@ def test_importance_weights_find_the_moments_of_a_two_mode_target():
 
 
 def test_shapes_must_agree():
-    with pytest.raises(FormError, match=r"log_q has shape \(3,\) but log_weights has \(4,\)"):
+    with pytest.raises(FormError, match=r"log_q has rows of shape \(3,\) but log_weights has \(4,\)"):
         ForwardKL()(log_q=torch.zeros(3), log_weights=torch.zeros(4))

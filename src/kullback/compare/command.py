@@ -9,7 +9,14 @@ from typing import Annotated, Any, cast, get_args
 import typer
 
 from kullback._errors import BadInput
-from kullback.estimate import JEFFREYS, KRICHEVSKY_TROFIMOV, LAPLACE, DirichletPrior, MillerMadow, PlugIn
+from kullback.estimate import (
+    JEFFREYS_PRIOR,
+    KRICHEVSKY_TROFIMOV_PRIOR,
+    LAPLACE_PRIOR,
+    DirichletPrior,
+    MillerMadow,
+    PlugIn,
+)
 from kullback.kit.ending import ending
 from kullback.kit.files import check_file, write_bytes
 from kullback.kit.tables import is_number, shortened
@@ -118,7 +125,7 @@ def _counting(prior: str | None, drop_unseen: bool) -> PlugIn | None:
         return PlugIn(correction=MillerMadow(), unseen="drop") if drop_unseen else None
     if drop_unseen:
         raise BadInput("--prior leaves no category unseen; write it without --drop-unseen.")
-    named = {"jeffreys": JEFFREYS, "kt": KRICHEVSKY_TROFIMOV, "laplace": LAPLACE}
+    named = {"jeffreys": JEFFREYS_PRIOR, "kt": KRICHEVSKY_TROFIMOV_PRIOR, "laplace": LAPLACE_PRIOR}
     if prior.lower() in named:
         return PlugIn(prior=named[prior.lower()])
     if is_number(prior) and 0.0 < float(prior) < math.inf:

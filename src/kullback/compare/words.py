@@ -5,7 +5,10 @@ import re
 from kullback.estimate import Jackknife, MillerMadow, MonteCarlo, NearestNeighbours, PlugIn
 
 _FLAGS = (
-    ("Write PlugIn(prior=JEFFREYS), or unseen='drop', or merge", "Write --prior jeffreys, or --drop-unseen, or merge"),
+    (
+        "Write PlugIn(prior=JEFFREYS_PRIOR), or unseen='drop', or merge",
+        "Write --prior jeffreys, or --drop-unseen, or merge",
+    ),
     (", or replicates=0", ""),
     ("compare Counts", "compare them as counts, with --as counts or counted by category"),
     (", pass a generator", ""),

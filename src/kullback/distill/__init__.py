@@ -3,7 +3,7 @@
 from kullback._errors import BadInput, MissingExtra
 from kullback.kit.numbers import Summary
 
-from .job import run
+from .job import resume, run
 from .measures import calibration_error
 from .models import Student, load_student
 from .results import Outcome, Results
@@ -19,5 +19,6 @@ __all__ = [
     "Summary",
     "calibration_error",
     "load_student",
+    "resume",
     "run",
 ]

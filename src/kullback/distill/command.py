@@ -1,5 +1,8 @@
 """The sub-command `kullback distill`: reads options, shows progress, prints."""
 
+import shlex
+import sys
+from collections.abc import Callable
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Annotated, Any
@@ -7,26 +10,30 @@ from typing import Annotated, Any
 import typer
 
 from kullback._errors import BadInput
-from kullback.kit.ending import STOPPED, ending, fail
+from kullback.kit.ending import STOPPED, ending, fail, of_system
 from kullback.kit.files import dump_json
 from kullback.kit.progress import progress
 from kullback.kit.terminal import paragraph, show_table
 
-from .job import run
-from .report import caption, table_rows, verdict
+from . import job
+from .job import Begun, Progress, finished
+from .report import caption, notes, table_rows, verdict
 from .results import Results
 from .settings import DIVERGENCE_CHOICES, Settings
 
 _NAME = "kullback distill"
+FAILED = 1  # the exit code where a file could not be written
 _DEFAULTS: dict[str, Any] = {f.name: f.default for f in fields(Settings) if f.default is not MISSING}
 _SWEEP = ",".join(map("{:g}".format, Settings.sweep))
 
 
 def distill(
+    context: typer.Context,
     data: Annotated[
         Path | None,
         typer.Argument(
-            help="CSV or Parquet file of numeric features and a class column. Default: scikit-learn's digits."
+            help="CSV or Parquet file of features (numbers, or text with few different values) and a class column. "
+            "Default: scikit-learn's digits."
         ),
     ] = None,
     target: Annotated[str | None, typer.Option(help="The class column of DATA.", metavar="COLUMN")] = None,
@@ -48,11 +55,23 @@ def distill(
     soft_weight: Annotated[float, typer.Option(help="Weight of the teacher in the student of both.")] = _DEFAULTS[
         "soft_weight"
     ],
+    teacher_rows: Annotated[
+        int | None,
+        typer.Option(
+            help="Training rows that a teacher trained here learns from. Default: all, but a bounded number for a "
+            "classifier whose cost grows faster than its rows, such as GaussianProcessClassifier."
+        ),
+    ] = _DEFAULTS["teacher_rows"],
     labels: Annotated[
         int | None, typer.Option(help="Training rows that keep their label. Default: ten per class.")
     ] = _DEFAULTS["labels"],
-    epochs: Annotated[int, typer.Option(help="Epochs of each student.")] = _DEFAULTS["epochs"],
-    batch_size: Annotated[int, typer.Option(help="Rows in a step.")] = _DEFAULTS["batch_size"],
+    epochs: Annotated[
+        int | None,
+        typer.Option(help="Epochs of each student. Default: 40, fewer from 20,000 training rows on, 20 at least."),
+    ] = _DEFAULTS["epochs"],
+    batch_size: Annotated[
+        int | None, typer.Option(help="Rows in a step. Default: 64, growing with the root of the training rows.")
+    ] = _DEFAULTS["batch_size"],
     hidden: Annotated[int, typer.Option(help="Width of the student's hidden layer.")] = _DEFAULTS["hidden"],
     seeds: Annotated[int, typer.Option(help="How often each student is trained.")] = _DEFAULTS["seeds"],
     seed: Annotated[int, typer.Option(help="The first seed; also of the split and the teacher.")] = _DEFAULTS["seed"],
@@ -64,6 +83,13 @@ def distill(
         Path | None, typer.Option(help="Run folder. Default: kullback-distill-<date>-<time>.", metavar="FOLDER")
     ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, ...")] = _DEFAULTS["device"],
+    resume: Annotated[
+        Path | None,
+        typer.Option(
+            help="Go on with a run that was stopped, with the settings it was begun with, to the same results.",
+            metavar="FOLDER",
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of the table.")] = False,
 ) -> None:
     """Distil a teacher into a small student, and see what the teacher brings when labels are few.
@@ -71,6 +97,13 @@ def distill(
     Trains three students with the same budget: on few labels, on the teacher's probabilities, and on both.
     """
     with ending(_NAME):
+        if resume is not None:
+            _alone(context)
+            if (document := finished(resume)) is not None:
+                print(dump_json(document) if as_json else f"Complete already. Report: {resume / 'report.html'}")
+                return
+            _do(lambda show, begun: job.resume(resume, show, begun), as_json)
+            return
         settings = Settings(
             data=data,
             target=target,
@@ -79,6 +112,7 @@ def distill(
             divergence=divergence,
             temperature=temperature,
             soft_weight=soft_weight,
+            teacher_rows=teacher_rows,
             labels=labels,
             epochs=epochs,
             batch_size=batch_size,
@@ -90,24 +124,56 @@ def distill(
             out=out,
             device=device,
         )
-        try:
-            with progress(_NAME, of="distill") as job:
-                results = run(settings, job.show)
-        except KeyboardInterrupt as stop:
-            if not stop.args or not isinstance(stop.args[0], Results):
-                fail(_NAME, "interrupted before anything was written", STOPPED)
-            partial = stop.args[0]
-            if as_json:
-                print(dump_json(partial.to_json()))
-            fail(_NAME, f"interrupted; {partial.folder} holds what was finished, as incomplete", STOPPED)
+        _do(lambda show, begun: job.run(settings, show, begun), as_json)
+
+
+def _do(work: Callable[[Progress, Begun], Results], as_json: bool) -> None:
+    """Run or go on with a job, say how far it is, and print what came out, or what is kept of it."""
+    grown: list[Results] = []
+
+    def begun(results: Results, plan: str) -> None:
+        grown.append(results)
+        print(f"{_NAME}: {plan}; kept in {results.folder}", file=sys.stderr, flush=True)
+
+    try:
+        with progress(_NAME, of="distill") as shown:
+            results = work(shown.show, begun)
+    except KeyboardInterrupt as stop:
+        partial = stop.args[0] if stop.args and isinstance(stop.args[0], Results) else None
+        if partial is None:
+            fail(_NAME, "interrupted before anything was written", STOPPED)
         if as_json:
-            print(dump_json(results.to_json()))
-        else:
-            _show(results)
+            print(dump_json(partial.to_json()))
+        fail(_NAME, f"interrupted; {_kept(partial)}", STOPPED)
+    except OSError as error:
+        if not grown:
+            raise
+        fail(_NAME, f"{of_system(error)}; {_kept(grown[0])}", FAILED)
+    if as_json:
+        print(dump_json(results.to_json()))
+    else:
+        _show(results)
+
+
+def _kept(results: Results) -> str:
+    count = len(results.outcomes) + len(results.sweep)
+    what = f"{count} finished students" if count else "the teacher" if results.teacher else "what was begun"
+    return (
+        f"{results.folder} holds {what}, as incomplete. Go on with: {_NAME} --resume {shlex.quote(str(results.folder))}"
+    )
+
+
+def _alone(context: typer.Context) -> None:
+    """--resume takes its settings from the folder."""
+    for name in context.params:
+        source = context.get_parameter_source(name)
+        if name not in ("resume", "as_json") and source is not None and source.name != "DEFAULT":
+            option = "DATA" if name == "data" else "--" + name.replace("_", "-")
+            raise BadInput(f"--resume goes on with the settings of its folder; leave {option} out")
 
 
 def _show(results: Results) -> None:
-    header, *rows = table_rows(results, {"labels": "labels only", "teacher": "teacher only", "both": "both"})
+    header, *rows = table_rows(results)
     header, rows = header[:-1], [row[:-1] for row in rows]  # parameters follow below; 80 columns wide
     show_table(header, rows, of="distill", title=f"{results.table.name}: held-out rows")
     assert results.teacher is not None
@@ -117,8 +183,8 @@ def _show(results: Results) -> None:
         "",
         f"Teacher: {results.teacher.description}",
         f"Parameters: student {results.student_parameters:,}" + (f", teacher {size:,}" if size else ""),
-        *(f"Note: {note}" for note in results.teacher.notes),
-        f"{verdict(results)}.",
+        *(paragraph(f"Note: {note}") for note in notes(results)),
+        paragraph(verdict(results)),
         f"Report: {results.folder / 'report.html'} ({results.seconds:.0f} s)",
         sep="\n",
     )

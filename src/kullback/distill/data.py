@@ -1,5 +1,6 @@
 """Rows of features with a class, and which of them are for what."""
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,29 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 MIN_ROWS_PER_CLASS = 2  # one to train on, one held out
+MOST_VALUES = 100  # of a column of text that is taken as categories, each on at least five rows on average
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the data that is not the class: numbers, or text with few different values."""
+
+    name: str
+    values: tuple[str, ...] | None = None  # each of them becomes a feature of zeros and ones
+
+    @property
+    def feature_names(self) -> tuple[str, ...]:
+        """The features that it becomes.
+
+        >>> Column("age").feature_names, Column("city", ("Oslo", "Rome")).feature_names
+        (('age',), ('city=Oslo', 'city=Rome'))
+        """
+        return (self.name,) if self.values is None else tuple(f"{self.name}={value}" for value in self.values)
+
+
+def feature_names(columns: tuple[Column, ...]) -> tuple[str, ...]:
+    """Of all the columns, in order."""
+    return tuple(name for column in columns for name in column.feature_names)
 
 
 @dataclass(frozen=True)
@@ -25,9 +49,27 @@ class Table:
     name: str
     features: Floats
     classes: Ints
-    feature_names: tuple[str, ...]
+    columns: tuple[Column, ...]
     class_names: tuple[str, ...]
     image_shape: tuple[int, int] | None = None  # when a row is a grey picture
+
+    @property
+    def feature_names(self) -> tuple[str, ...]:
+        """One a column of `features`."""
+        return feature_names(self.columns)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was made of columns that hold no numbers."""
+        text = [f"{column.name} ({len(column.values)})" for column in self.columns if column.values is not None]
+        return (f"Columns of text, taken as categories (with how many values): {_some(text)}",) if text else ()
+
+    def fingerprint(self) -> str:
+        """The same for the same rows and names, and for no others."""
+        digest = hashlib.sha256(repr((self.columns, self.class_names, self.features.shape)).encode())
+        for array in (self.features, self.classes):
+            digest.update(np.ascontiguousarray(array).data)
+        return digest.hexdigest()
 
     @property
     def num_rows(self) -> int:
@@ -50,7 +92,7 @@ def digits() -> Table:
     """scikit-learn's digits: 1797 pictures of 8 × 8 grey values. Source: UCI, Alpaydin & Kaynak 1998, CC BY 4.0."""
     bunch = extra("sklearn.datasets").load_digits()
     features = np.asarray(bunch.data, dtype=np.float64)
-    names = tuple(f"pixel_{row}_{column}" for row in range(8) for column in range(8))
+    names = tuple(Column(f"pixel_{row}_{column}") for row in range(8) for column in range(8))
     classes = np.asarray(bunch.target, dtype=np.int64)
     return Table("scikit-learn digits", features, classes, names, tuple(map(str, range(10))), (8, 8))
 
@@ -58,8 +100,10 @@ def digits() -> Table:
 def read_table(path: Path, target: str | None, drop: tuple[str, ...] = ()) -> Table:
     """A CSV (with a header line) or Parquet file; every column but `target` and `drop` is a feature.
 
-    Raises: BadInput for a missing file or column, missing values or NaN, text among the features, one class, a class
-    with too few rows. Rows count from 0, the first row under the header.
+    A column of text with few different values, none of them a number, becomes one feature of zeros and ones a value.
+
+    Raises: BadInput for a missing file or column, missing values or NaN, other text among the features, one class, a
+    class with too few rows. Rows count from 0, the first row under the header.
     """
     frame = read_frame(path)
     columns = list(frame.columns)
@@ -75,12 +119,13 @@ def read_table(path: Path, target: str | None, drop: tuple[str, ...] = ()) -> Ta
         raise BadInput(f"--drop {target!r} would drop the target; leave it out")
     if frame.height == 0:
         raise BadInput(f"{path}: has a header but no rows; at least {MIN_ROWS_PER_CLASS} rows per class are needed")
-    feature_names = tuple(name for name in columns if name != target and name not in drop)
-    if not feature_names:
+    names = [name for name in columns if name != target and name not in drop]
+    if not names:
         raise BadInput(f"{path}: has no feature columns beside --target {target!r}; at least one is needed")
-    features = _numeric(frame, feature_names, str(path))
+    kinds = _columns(frame, names, str(path))
+    features = encode(frame, kinds, str(path))
     classes, class_names = _classes(frame[target], str(path), target)
-    return Table(str(path), features, classes, feature_names, class_names)
+    return Table(str(path), features, classes, kinds, class_names)
 
 
 def read_frame(path: Path) -> Any:
@@ -143,31 +188,84 @@ def choose_labelled(table: Table, split: Split, labels: int, seed: int) -> Ints:
     return split.train[stratified(table.classes[split.train], labels, 0, np.random.default_rng([seed, 1]))]
 
 
-def _numeric(frame: Any, names: tuple[str, ...], path: str) -> Floats:
+def encode(frame: Any, columns: tuple[Column, ...], name: str) -> Floats:
+    """The features (N, F) of a polars frame that has these columns.
+
+    Args: name: of the data, for errors.
+    Raises: BadInput: a missing column, a missing value, NaN, an infinity, a value that is not among the column's.
+    """
     pl = extra("polars")
-    text = [name for name in names if not (frame[name].dtype.is_numeric() or frame[name].dtype == pl.Boolean)]
-    if text:
-        first, value = text[0], ""
-        cast = frame[first].cast(pl.Float64, strict=False) if frame[first].dtype == pl.String else None
-        if cast is not None and (bad := (cast.is_null() & frame[first].is_not_null()).arg_true()).len():
-            value = f" (for example {first!r} holds {frame[first][bad[0]]!r} in row {bad[0]})"
-        drops = " ".join(f"--drop {name}" for name in text[:4]) + (" ..." if len(text) > 4 else "")
+    features = np.empty((frame.height, len(feature_names(columns))))
+    at, bad = 0, np.zeros(frame.height, dtype=bool)
+    first: tuple[int, str, str] | None = None  # the first bad row of all, its column, and what is there
+    for column in columns:
+        if column.name not in frame.columns:
+            raise BadInput(f"{name}: has no column {column.name!r}; columns are {_some(list(frame.columns))}")
+        series = frame[column.name]
+        if column.values is None:
+            try:
+                values = series.cast(pl.Float64).to_numpy()  # a missing value becomes NaN
+            except pl.exceptions.PolarsError:
+                raise BadInput(f"{name}: column {column.name!r} holds text, but numbers are needed") from None
+            wrong = ~np.isfinite(values)
+            features[:, at] = values
+        else:
+            text = series.cast(pl.String)
+            for i, value in enumerate(column.values):
+                features[:, at + i] = (text == value).fill_null(False).to_numpy()
+            wrong = features[:, at : at + len(column.values)].sum(1) == 0.0
+        if wrong.any():
+            row = int(wrong.argmax())
+            if first is None or row < first[0]:
+                first = row, column.name, _found(series, row, column.values is None)
+            bad |= wrong
+        at += len(column.feature_names)
+    if first is not None:
+        row, column_name, found = first
         raise BadInput(
-            f"{path}: columns that are not numeric: {_some(text)}{value}; turn them into numbers, or leave them out "
-            f"with {drops}"
-        )
-    columns = [frame[name].cast(pl.Float64).to_numpy() for name in names]  # a missing value becomes NaN
-    features = np.column_stack(columns).astype(np.float64)
-    wrong = np.argwhere(~np.isfinite(features))
-    if len(wrong):
-        row, column = wrong[0]
-        missing = frame[names[column]].is_null()[int(row)]
-        found = "a missing value" if missing else f"{features[row, column]:g}".replace("nan", "NaN")
-        raise BadInput(
-            f"{path}: column {names[column]!r} holds {found} in row {row} ({len(np.unique(wrong[:, 0]))} such rows in "
-            f"all); fill in or remove these rows, or leave the column out with --drop {names[column]}"
+            f"{name}: column {column_name!r} holds {found} in row {row} ({bad.sum()} such rows in all); fill in or "
+            f"remove these rows, or leave the column out with --drop {column_name}"
         )
     return features
+
+
+def _found(series: Any, row: int, number: bool) -> str:
+    if series.is_null()[row]:
+        return "a missing value"
+    return f"{series[row]:g}".replace("nan", "NaN") if number else f"{series[row]!r}, which is not among its values,"
+
+
+def _columns(frame: Any, names: list[str], path: str) -> tuple[Column, ...]:
+    """What each column is. Raises: BadInput for text that is no set of categories."""
+    pl = extra("polars")
+    result, refused = [], []
+    most = min(MOST_VALUES, frame.height // 5)
+    for name in names:
+        series = frame[name]
+        if series.dtype.is_numeric() or series.dtype == pl.Boolean:
+            result.append(Column(name))
+            continue
+        values = []
+        if series.dtype in (pl.String, pl.Categorical, pl.Enum):
+            different = series.cast(pl.String).drop_nulls().unique()
+            if different.len() <= most and different.cast(pl.Float64, strict=False).is_null().all():
+                values = sorted(different)
+        if values:
+            result.append(Column(name, tuple(values)))
+        else:
+            refused.append(name)
+    if refused:
+        name, value = refused[0], ""
+        cast = frame[name].cast(pl.Float64, strict=False) if frame[name].dtype == pl.String else None
+        if cast is not None and (bad := (cast.is_null() & frame[name].is_not_null()).arg_true()).len():
+            value = f" (for example {name!r} holds {frame[name][bad[0]]!r} in row {bad[0]})"
+        drops = " ".join(f"--drop {each}" for each in refused[:4]) + (" ..." if len(refused) > 4 else "")
+        raise BadInput(
+            f"{path}: columns that are not numeric: {_some(refused)}{value}; text is taken as categories only where it "
+            f"has at most {most} different values here and none of them is a number. Turn them into numbers, or leave "
+            f"them out with {drops}"
+        )
+    return tuple(result)
 
 
 def _classes(column: Any, path: str, target: str) -> tuple[Ints, tuple[str, ...]]:

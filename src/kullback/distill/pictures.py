@@ -13,9 +13,9 @@ from .results import Results, kl_rows
 from .training import KINDS, Kind
 
 SMALLEST_BIN = 10  # rows; smaller bins scatter too much to be drawn
-COLOURS: dict[str, str] = {"labels": ORANGE, "teacher": PURPLE, "both": BLUE, "the teacher": GREEN}
-NAMES: dict[Kind, str] = {"labels": "labels only", "teacher": "teacher only", "both": "teacher and labels"}
-MARKS: dict[Kind, str] = {"labels": "s", "teacher": "^", "both": "o"}
+COLOURS: dict[str, str] = {"labels only": ORANGE, "teacher only": PURPLE, "both": BLUE, "the teacher": GREEN}
+MARKS: dict[Kind, str] = {"labels only": "s", "teacher only": "^", "both": "o"}
+CURVE_ROWS = 10_000  # held-out rows that the curves are measured on, at most
 
 
 def summary_picture(results: Results) -> str:
@@ -93,7 +93,7 @@ def reliability_picture(results: Results) -> str:
                 marker=MARKS[kind],
                 markersize=5,
                 linewidth=1.6,
-                label=NAMES[kind],
+                label=kind,
             )
         axes.set_xlabel("confidence (probability of the class named)")
         axes.set_ylabel("held-out accuracy")
@@ -120,7 +120,7 @@ def class_picture(results: Results) -> str:
                 color=COLOURS[kind],
                 ecolor=INK,
                 error_kw={"linewidth": 1},
-                label=NAMES[kind],
+                label=kind,
             )
         shown = place[:: max(1, len(place) // 20)]
         axes.set_xticks(shown, [short(names[i]) for i in shown], rotation=0 if len(names) <= 10 else 45)
@@ -139,7 +139,7 @@ def example_rows(results: Results, count: int = 6) -> list[int]:
     assert results.teacher is not None
     said = measures.probabilities(results.teacher.said)[results.split.held_out]
     hesitates = said.max(-1).values.argsort().tolist()
-    apart = kl_rows(results, results.of("labels")[0]).argsort(descending=True).tolist()
+    apart = kl_rows(results, "labels only").argsort(descending=True).tolist()
     turns = [i for pair in zip(hesitates, apart, strict=True) for i in pair]
     return list(dict.fromkeys(turns))[:count]
 
@@ -150,8 +150,9 @@ def image_picture(results: Results, position: int) -> str:
     row = int(results.split.held_out[position])
     sides = [("teacher", COLOURS["the teacher"], measures.probabilities(results.teacher.said)[row])]
     sides += [
-        (NAMES[kind], COLOURS[kind], measures.probabilities(results.of(kind)[0].said)[position])
-        for kind in ("labels", "both")
+        (kind, COLOURS[kind], measures.probabilities(results.said(kind))[position])
+        for kind in KINDS
+        if kind != "teacher only"
     ]
 
     def draw(figure: Any) -> None:
@@ -183,7 +184,7 @@ def _curves(results: Results, axes: Any, measure: str) -> None:
             mean,
             color=COLOURS[kind],
             linewidth=2,
-            label=NAMES[kind],
+            label=kind,
             marker=MARKS[kind],
             markevery=max(1, len(epochs) // 8),
             markersize=5,

@@ -3,7 +3,7 @@
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +16,25 @@ from kullback._errors import BadInput
 from kullback.forms.finite import FiniteForm
 from kullback.kit.ending import near
 
-from .data import Floats, Split, Table, read_frame
+from .data import Floats, Ints, Split, Table, read_frame, stratified
 from .extras import extra
-from .models import Scaling, count_parameters, network
+from .models import Scaling, Stack, count_parameters, parts, predict
 from .settings import Settings, needs_mass_everywhere
-from .training import HeldOut, steps_per_epoch, teacher_step, train
+from .training import Kept, TeacherLesson, seconds_per_step, steps_per_epoch, train
 
 FILE_SUFFIXES = (".csv", ".parquet", ".pq", ".npy")
 SUM_TOLERANCE = 1e-4  # a row that sums to one within it counts as probabilities, and is divided by its sum
+LEARNING_RATE = 1e-3
+# classifiers whose time or memory grows faster than the rows: how many they learn from, unless --teacher-rows says
+BOUNDED = {
+    "GaussianProcessClassifier": 1_000,
+    "KNeighborsClassifier": 10_000,
+    "LabelPropagation": 5_000,
+    "LabelSpreading": 5_000,
+    "NuSVC": 10_000,
+    "RadiusNeighborsClassifier": 10_000,
+    "SVC": 10_000,
+}
 
 
 @dataclass(frozen=True)
@@ -34,57 +45,109 @@ class Teacher:
     description: str
     parameters: int | None
     seconds: float | None
-    saw_train_labels: bool
+    saw_labels: int  # of how many training rows; 0 where that is not known
     notes: tuple[str, ...] = ()
 
+    def to_state(self) -> dict[str, Any]:
+        """As plain values and tensors."""
+        plain = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "said"}
+        return {**plain, "logits": isinstance(self.said, Logits), "data": self.said.data}
 
-Prepared = Callable[[Callable[[], None]], Teacher]  # called with what to do after each unit of its work
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> "Teacher":
+        """The teacher that `to_state` described."""
+        logits, data = state.pop("logits"), state.pop("data")
+        said = Logits(data) if logits else Probs(data, validate=False)
+        return cls(said, **{**state, "notes": tuple(state["notes"])})
 
 
-def prepare(settings: Settings, table: Table, split: Split) -> tuple[Prepared, int]:
-    """Check the teacher before anything is written or trained, and give back the work, with how many units it has.
+def prepare(settings: Settings, table: Table, split: Split) -> "NetworkTask | Callable[[], Teacher]":
+    """Check the teacher before anything is written or trained: what will make it.
 
-    Raises: BadInput.
+    Raises: BadInput. Calling what comes back for a classifier may do so too: it may turn out unfit.
     """
     name = settings.teacher
     if name == "network":
-        return lambda on_unit: _train_network(settings, table, split, on_unit), settings.teacher_epochs
+        return NetworkTask(settings, table, split, _rows_for(settings, table, split))
     if Path(name).suffix.lower() in FILE_SUFFIXES or Path(name).is_file():
+        if settings.teacher_rows is not None:
+            raise BadInput(f"--teacher-rows is for teachers that are trained here, but {name} is a file; leave it out")
         teacher = _from_file(Path(name), table)
         _check_zeros(teacher.said, settings)
-        return lambda on_unit: teacher, 0
-    estimator = _classifier(name, settings.seed)
+        return lambda: teacher
+    estimator, rows = _classifier(name, settings.seed), _rows_for(settings, table, split)
 
-    def fit(on_unit: Callable[[], None]) -> Teacher:
-        fitted = _fit_classifier(estimator, table, split)
+    def fit() -> Teacher:
+        fitted = _fit_classifier(estimator, table, split, rows)
         _check_zeros(fitted.said, settings)
-        on_unit()
         return fitted
 
-    return fit, 1
+    return fit
 
 
-def _train_network(settings: Settings, table: Table, split: Split, on_unit: Callable[[], None]) -> Teacher:
-    device = torch.device(settings.device)
-    x = _standardised(table, split).float().to(device)
-    y = torch.from_numpy(table.classes).to(device)
-    widths = (x.shape[1], settings.teacher_hidden, settings.teacher_hidden, table.num_classes)
-    model = network(widths, settings.seed).to(device)
-    rows, held_out = torch.from_numpy(split.train).to(device), torch.from_numpy(split.held_out).to(device)
-    trained = train(
-        model,
-        teacher_step(x[rows], y[rows], settings.batch_size),
-        HeldOut(x[held_out], y[held_out]),
-        epochs=settings.teacher_epochs,
-        steps=steps_per_epoch(len(rows), settings.batch_size),
-        learning_rate=1e-3,
-        seed=settings.seed,
-        on_epoch=on_unit,
-    )
-    with torch.no_grad():
-        said = Logits(model(x).cpu())
-    description = f"network {'-'.join(map(str, widths))}, trained here"
-    return Teacher(said, description, count_parameters(model), trained.seconds, saw_train_labels=True)
+class NetworkTask:
+    """A network to be trained on the labels of these rows.
+
+    Every method takes the standardised features of all rows of the table.
+    """
+
+    def __init__(self, settings: Settings, table: Table, split: Split, rows: Ints) -> None:
+        assert settings.teacher_epochs is not None
+        assert settings.batch_size is not None
+        self.epochs, self.batch, self.seed = settings.teacher_epochs, settings.batch_size, settings.seed
+        self.rows, self.table, self.device = rows, table, torch.device(settings.device)
+        self.widths = (len(table.feature_names), *(settings.teacher_hidden,) * 2, table.num_classes)
+        self.steps = steps_per_epoch(len(rows), self.batch)
+        self.notes = _some_rows(rows, split)
+
+    def seconds(self, scaled: Tensor) -> float:
+        """About how long an epoch takes here."""
+        return self.steps * seconds_per_step(self._stack(), self._lesson(scaled, self.rows[: self.batch]))
+
+    def make(self, scaled: Tensor, on_epoch: Callable[[], None], kept: Kept) -> Teacher:
+        """Train it, and hear what it says of all rows."""
+        trained = train(
+            self._stack(),
+            self._lesson(scaled, self.rows),
+            None,
+            epochs=self.epochs,
+            steps=self.steps,
+            learning_rate=LEARNING_RATE,
+            on_epoch=on_epoch,
+            kept=kept,
+        )
+        model = trained.model.member(0)
+        description = f"network {'-'.join(map(str, self.widths))}, trained here"
+        said, size = Logits(predict(model, scaled)), count_parameters(model)
+        return Teacher(said, description, size, trained.seconds, len(self.rows), self.notes)
+
+    def _stack(self) -> Stack:
+        return Stack(self.widths, [self.seed]).to(self.device)
+
+    def _lesson(self, scaled: Tensor, rows: Ints) -> TeacherLesson:
+        index = torch.from_numpy(rows)
+        labels = torch.from_numpy(self.table.classes)[index]
+        return TeacherLesson(scaled[index].to(self.device), labels.to(self.device), self.batch)
+
+
+def _rows_for(settings: Settings, table: Table, split: Split) -> Ints:
+    """The training rows that the teacher learns from: all, or a stratified share."""
+    rows, bound = settings.teacher_rows, BOUNDED.get(settings.teacher)
+    if rows is None:
+        rows = len(split.train) if bound is None else min(bound, len(split.train))
+    if rows > len(split.train) or rows < table.num_classes:
+        raise BadInput(
+            f"--teacher-rows is {rows}, but {table.name} has {table.num_classes} classes and {len(split.train)} "
+            f"training rows; write a number from {table.num_classes} to {len(split.train)}"
+        )
+    if rows == len(split.train):
+        return split.train
+    return split.train[stratified(table.classes[split.train], rows, 0, np.random.default_rng([settings.seed, 2]))]
+
+
+def _some_rows(rows: Ints, split: Split) -> tuple[str, ...]:
+    many, of = len(rows), len(split.train)
+    return () if many == of else (f"The teacher learned from {many:,} of the {of:,} training rows (--teacher-rows)",)
 
 
 def _classifier(name: str, seed: int) -> Any:
@@ -110,16 +173,17 @@ def _classifier(name: str, seed: int) -> Any:
     return estimator
 
 
-def _fit_classifier(estimator: Any, table: Table, split: Split) -> Teacher:
+def _fit_classifier(estimator: Any, table: Table, split: Split, rows: Ints) -> Teacher:
     name = type(estimator).__name__
-    x = _standardised(table, split).numpy()
+    scaling = Scaling.of(table.features, split.train)
     start = time.perf_counter()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            estimator.fit(x[split.train], table.classes[split.train])
+            estimator.fit(scaling(table.features[rows]), table.classes[rows])
             seconds = time.perf_counter() - start
-            said = np.asarray(estimator.predict_proba(x), dtype=np.float64)
+            said = np.concatenate([estimator.predict_proba(scaling(part)) for part in parts(table.features)])
+            said = said.astype(np.float64)
         except (ValueError, TypeError, AttributeError) as error:
             raise BadInput(f"--teacher {name} cannot learn {table.name} ({_one_line(error)}); name another") from None
     try:
@@ -127,7 +191,9 @@ def _fit_classifier(estimator: Any, table: Table, split: Split) -> Teacher:
     except FormError as error:
         raise BadInput(f"--teacher {name} gives no probabilities here ({_one_line(error)}); name another one") from None
     notes = tuple(dict.fromkeys(f"{name}: {_one_line(warning.message)}" for warning in caught))
-    return Teacher(form, f"scikit-learn {name}, trained here", None, seconds, saw_train_labels=True, notes=notes)
+    return Teacher(
+        form, f"scikit-learn {name}, trained here", None, seconds, len(rows), (*_some_rows(rows, split), *notes)
+    )
 
 
 def _from_file(path: Path, table: Table) -> Teacher:
@@ -153,7 +219,7 @@ def _from_file(path: Path, table: Table) -> Teacher:
         said = Logits(torch.from_numpy(values))
         row = int(np.flatnonzero((values < 0).any(-1) | ~(np.abs(sums - 1.0) <= SUM_TOLERANCE))[0])
         rule = f"taken as logits: row {row} has a negative entry or does not sum to one within {SUM_TOLERANCE:g}"
-    return Teacher(said, f"file {path}, {rule}; {how}", None, None, saw_train_labels=False)
+    return Teacher(said, f"file {path}, {rule}; {how}", None, None, 0)
 
 
 def _read_matrix(path: Path, table: Table) -> tuple[Floats, str]:
@@ -186,10 +252,6 @@ def _check_zeros(said: FiniteForm, settings: Settings) -> None:
             f"--divergence {settings.divergence} is infinite where the teacher has a probability of exactly zero, as "
             f"in {int(zero.sum())} rows here; choose kl, js, tv or hellinger, or another teacher"
         )
-
-
-def _standardised(table: Table, split: Split) -> Tensor:
-    return torch.from_numpy(Scaling.of(table.features[split.train])(table.features))
 
 
 def _order(table: Table) -> str:

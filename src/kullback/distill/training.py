@@ -1,39 +1,39 @@
-"""Training one network: the loop that teacher and students share, and what differs between the three students."""
+"""Training networks side by side: the loop that teacher and students share, and what differs between the three
+students."""
 
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from kullback import Logits
+from kullback import Labels, Logits, cross_entropy
 from kullback.forms.finite import FiniteForm
 from kullback.losses import Distillation
 
-from .measures import accuracy, negative_log_likelihood
+from .models import Stack
 from .settings import Settings, Verb
 
-Kind = Literal["labels", "teacher", "both"]
-KINDS: tuple[Kind, ...] = ("labels", "teacher", "both")
+Kind = Literal["labels only", "teacher only", "both"]
+KINDS: tuple[Kind, ...] = ("labels only", "teacher only", "both")
 NO_LABEL = -100
 WEIGHT_DECAY = 1e-4
 FEWEST_STEPS = 16  # in an epoch, or small tables would hardly be trained on
-
-Step = Callable[[nn.Module, torch.Generator], Tensor]
 
 
 @dataclass(frozen=True)
 class Rows:
     """Tensors on one device. `teacher` holds what the teacher says of every training row; no true label but those of
-    `labelled` is in here, so a student cannot learn from the others by accident.
+    `labelled` is in here, so a student cannot learn from the others by accident. S students, one a seed.
     """
 
     train: Tensor  # (N, F) float32
     teacher: FiniteForm  # N rows
-    labelled: Tensor  # (L,) indices into `train`
-    labels: Tensor  # (L,) their classes
+    labelled: Tensor  # (S, L) indices into `train`
+    labels: Tensor  # (S, L) their classes
 
 
 @dataclass(frozen=True)
@@ -54,37 +54,91 @@ class Curve:
 
 @dataclass(frozen=True)
 class Trained:
-    """A model at the end of its training, with its way there."""
+    """Networks at the end of their training, with their way there."""
 
-    model: nn.Sequential
-    curve: Curve
-    seconds: float  # of training, without looking at held-out rows
+    model: Stack
+    curves: list[Curve]
+    seconds: float  # of training all of them, without looking at held-out rows
 
 
-def student_step(kind: Kind, rows: Rows, settings: Settings, divergence: Verb) -> Step:
-    """One step's loss: `batch_size` rows for each kind, so that all three students have the same budget.
+class Lesson(Protocol):
+    """What networks learn from: rows drawn by each of them, and the loss on these rows."""
 
-    labels: labelled rows. teacher: any training rows. both: half and half; the soft term takes all of them, the hard
-    term those with a label.
+    def draw(self, generator: torch.Generator, steps: int) -> Tensor:
+        """What one network sees in `steps` steps: (steps, rows)."""
+
+    def loss(self, model: Stack, drawn: Tensor) -> Tensor:
+        """Σ over the networks of the loss of one step, drawn (S, rows): each has the gradient of its own loss."""
+
+
+class Kept(Protocol):
+    """Where a training that may be interrupted leaves how far it came."""
+
+    def load(self) -> dict[str, Any] | None: ...
+
+    def save(self, state: Callable[[], dict[str, Any]]) -> None: ...
+
+
+class StudentLesson:
+    """`batch_size` rows a step for each kind, so that all three students have the same budget.
+
+    labels only: labelled rows. teacher only: any training rows. both: half and half; the soft term takes all of them,
+    the hard term those with a label.
     """
-    weight = {"labels": 0.0, "teacher": 1.0, "both": settings.soft_weight}[kind]
-    loss = Distillation(settings.temperature, soft_weight=weight, divergence=divergence, ignore_index=NO_LABEL)
-    from_labelled = {"labels": settings.batch_size, "teacher": 0, "both": (settings.batch_size + 1) // 2}[kind]
-    from_any = settings.batch_size - from_labelled
-    form, said = type(rows.teacher), rows.teacher.data
 
-    def step(model: nn.Module, generator: torch.Generator) -> Tensor:
-        device = said.device
-        picked = torch.randint(len(rows.labelled), (from_labelled,), generator=generator).to(device)
-        free = torch.randint(len(said), (from_any,), generator=generator).to(device)
-        index = torch.cat([rows.labelled[picked], free])
-        labels = torch.cat([rows.labels[picked], torch.full_like(free, NO_LABEL)])
-        # The rows were checked when the teacher was made.
+    def __init__(self, kind: Kind, rows: Rows, settings: Settings, divergence: Verb) -> None:
+        weight = {"labels only": 0.0, "teacher only": 1.0, "both": settings.soft_weight}[kind]
+        self.criterion = Distillation(
+            settings.temperature,
+            soft_weight=weight,
+            divergence=divergence,
+            ignore_index=NO_LABEL,
+            unlabelled="soft",
+        )
+        assert settings.batch_size is not None
+        half = (settings.batch_size + 1) // 2
+        self.from_labelled = {"labels only": settings.batch_size, "teacher only": 0, "both": half}[kind]
+        self.from_any = settings.batch_size - self.from_labelled
+        self.rows = rows
+
+    def draw(self, generator: torch.Generator, steps: int) -> Tensor:
+        """Places among the labelled rows, then among all training rows."""
+        labelled, count = self.rows.labelled.shape[1], len(self.rows.train)
+        return torch.cat(
+            [
+                torch.randint(labelled, (steps, self.from_labelled), generator=generator),
+                torch.randint(count, (steps, self.from_any), generator=generator),
+            ],
+            -1,
+        )
+
+    def loss(self, model: Stack, drawn: Tensor) -> Tensor:
+        """The mean over (S, rows) is the mean of the networks' means: all have as many rows, and as many labels."""
+        rows, said = self.rows, self.rows.teacher.data
+        picked, free = drawn[:, : self.from_labelled], drawn[:, self.from_labelled :]
+        index = torch.cat([rows.labelled.gather(1, picked), free], -1)
+        labels = torch.cat([rows.labels.gather(1, picked), torch.full_like(free, NO_LABEL)], -1)
+        form = type(rows.teacher)  # its rows were checked when the teacher was made
         teacher = Logits(said[index]) if form is Logits else form(said[index], validate=False)  # type: ignore[call-arg]
-        result: Tensor = loss(student=model(rows.train[index]), teacher=teacher, labels=labels)
-        return result
+        result: Tensor = self.criterion(student=model(rows.train[index]), teacher=teacher, labels=labels)
+        return len(drawn) * result
 
-    return step
+
+class TeacherLesson:
+    """Cross-entropy on rows that all have their label."""
+
+    def __init__(self, features: Tensor, labels: Tensor, batch_size: int) -> None:
+        self.features, self.labels, self.batch_size = features, labels, batch_size
+        self.criterion = Distillation(soft_weight=0.0)
+
+    def draw(self, generator: torch.Generator, steps: int) -> Tensor:
+        """Places among the rows."""
+        return torch.randint(len(self.features), (steps, self.batch_size), generator=generator)
+
+    def loss(self, model: Stack, drawn: Tensor) -> Tensor:
+        """See `Lesson`."""
+        result: Tensor = self.criterion(student=model(self.features[drawn]), labels=self.labels[drawn])
+        return len(drawn) * result
 
 
 def steps_per_epoch(num_rows: int, batch_size: int) -> int:
@@ -96,52 +150,111 @@ def steps_per_epoch(num_rows: int, batch_size: int) -> int:
     return max(FEWEST_STEPS, -(-num_rows // batch_size))
 
 
-def teacher_step(features: Tensor, labels: Tensor, batch_size: int) -> Step:
-    """One step's cross-entropy on rows that all have their label."""
-    loss = Distillation(soft_weight=0.0)
-
-    def step(model: nn.Module, generator: torch.Generator) -> Tensor:
-        index = torch.randint(len(features), (batch_size,), generator=generator).to(features.device)
-        result: Tensor = loss(student=model(features[index]), labels=labels[index])
-        return result
-
-    return step
-
-
 def train(
-    model: nn.Sequential,
-    step: Step,
-    held_out: HeldOut,
+    model: Stack,
+    lesson: Lesson,
+    held_out: HeldOut | None,
     *,
     epochs: int,
     steps: int,
     learning_rate: float,
-    seed: int,
-    on_epoch: Callable[[], None],
+    on_epoch: Callable[[], None] = lambda: None,
+    kept: Kept | None = None,
 ) -> Trained:
     """Per epoch `steps` steps of AdamW, with a cosine from `learning_rate` to zero.
 
-    The last epoch's weights are kept, whatever the curve says.
+    The last epoch's weights are the result, whatever the curves say; without `held_out` there are none. What a network
+    draws depends on its own seed alone. With `kept`, the training goes on from the last epoch that was saved there, to
+    the same weights.
     """
-    generator = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=WEIGHT_DECAY)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * steps)
-    curve, seconds = Curve([], []), 0.0
-    for _ in range(epochs):
+    loop = _Loop(model, lesson, epochs * steps, learning_rate)
+    curves: list[Curve] = [Curve([], []) for _ in model.seeds]
+    first, seconds = 0, 0.0
+    before = kept.load() if kept else None
+    if before is not None:
+        first, seconds = before["epochs"], before["seconds"]
+        curves = [Curve(list(accuracy), list(nll)) for accuracy, nll in before["curves"]]
+        loop.load_state_dict(before["loop"])
+        for _ in range(first):
+            on_epoch()
+    for epoch in range(first, epochs):
         start = time.perf_counter()
-        for _ in range(steps):
-            optimizer.zero_grad()
-            step(model, generator).backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            schedule.step()
-        with torch.no_grad():
-            said = Logits(model(held_out.features))
-            _wait(held_out.features.device)
-            seconds += time.perf_counter() - start
-            curve.accuracy.append(accuracy(said, held_out.labels))
-            curve.nll.append(negative_log_likelihood(said, held_out.labels))
+        loop.run(steps)
+        _wait(model.weights[0].device)
+        seconds += time.perf_counter() - start
+        for curve, accuracy, nll in zip(curves, *_look(model, held_out), strict=True) if held_out else ():
+            curve.accuracy.append(accuracy)
+            curve.nll.append(nll)
+        if kept and epoch + 1 < epochs:
+            done, spent = epoch + 1, seconds
+            kept.save(
+                lambda done=done, spent=spent: {  # type: ignore[misc]
+                    "epochs": done,
+                    "seconds": spent,
+                    "curves": [(curve.accuracy, curve.nll) for curve in curves],
+                    "loop": loop.state_dict(),
+                }
+            )
         on_epoch()
-    return Trained(model, curve, seconds)
+    return Trained(model, curves, seconds)
+
+
+def seconds_per_step(model: Stack, lesson: Lesson, repeats: int = 5) -> float:
+    """What a step costs here and now, by trying a few on a model that is thrown away."""
+    loop, taken = _Loop(model, lesson, repeats + 2, 0.0), []
+    for _ in range(repeats + 2):
+        start = time.perf_counter()
+        loop.run(1)
+        _wait(model.weights[0].device)
+        taken.append(time.perf_counter() - start)
+    return sorted(taken[2:])[repeats // 2]
+
+
+class _Loop:
+    """Optimiser, learning rate and random draws: all that a training carries from one epoch to the next."""
+
+    def __init__(self, model: Stack, lesson: Lesson, total: int, learning_rate: float) -> None:
+        self.model, self.lesson, self.total, self.peak, self.step = model, lesson, total, learning_rate, 0
+        fused = model.weights[0].device.type in ("cpu", "cuda")
+        self.optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=WEIGHT_DECAY, fused=fused)
+        self.generators = [torch.Generator().manual_seed(seed) for seed in model.seeds]
+
+    def run(self, steps: int) -> None:
+        """The next `steps` steps."""
+        drawn = torch.stack([self.lesson.draw(generator, steps) for generator in self.generators], 1)
+        for each in drawn.to(self.model.weights[0].device):
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.peak * (1.0 + math.cos(math.pi * self.step / self.total)) / 2
+            self.optimizer.zero_grad()
+            self.lesson.loss(self.model, each).backward()  # type: ignore[no-untyped-call]
+            self.optimizer.step()
+            self.step += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "generators": [generator.get_state() for generator in self.generators],
+            "step": self.step,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        for generator, its in zip(self.generators, state["generators"], strict=True):
+            generator.set_state(its)
+        self.step = state["step"]
+
+
+@torch.no_grad()
+def _look(model: Stack, held_out: HeldOut) -> tuple[Sequence[float], Sequence[float]]:
+    """Accuracy and negative log-likelihood of each network."""
+    many = len(model.seeds)
+    said = Logits(model(held_out.features.expand(many, -1, -1)))
+    labels = held_out.labels.expand(many, -1)
+    right = (said.data.argmax(-1) == labels).double().mean(-1)
+    nll = cross_entropy(Labels(labels, said.num_classes), said).double().mean(-1)
+    return right.tolist(), nll.tolist()
 
 
 def _wait(device: torch.device) -> None:

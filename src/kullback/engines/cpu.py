@@ -268,7 +268,7 @@ def traced_rows(call: Call, p: Side, q: Side) -> Tensor:
 
 def _forward(call: Call, p: Side, q: Side, keep: bool) -> tuple[Tensor, Tensor]:
     values, kept = prepare(call).forward(p.data[0], q.data[0], 1.0, torch.float64, keep)
-    return values, kept[values.numel() :].reshape(*values.shape, STATS) if keep else kept
+    return values, kept[values.numel() :].reshape(*values.shape, STATS).clone() if keep else kept
 
 
 def _backward(

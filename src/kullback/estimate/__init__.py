@@ -12,9 +12,9 @@ from .mixtures import MixtureBound
 from .monte_carlo import K1, K2, K3, MonteCarlo, Regressed
 from .neighbours import NearestNeighbours
 from .plug_in import (
-    JEFFREYS,
-    KRICHEVSKY_TROFIMOV,
-    LAPLACE,
+    JEFFREYS_PRIOR,
+    KRICHEVSKY_TROFIMOV_PRIOR,
+    LAPLACE_PRIOR,
     DirichletPrior,
     Jackknife,
     MillerMadow,
@@ -22,22 +22,22 @@ from .plug_in import (
     bootstrap_divergence,
 )
 from .resample import PermutationTest, bootstrap, permutation_test, subsample, subsample_stderr
-from .result import Estimate, Interval
-from .variational import NWJ, Classifier, DonskerVaradhan
+from .result import Corrected, Estimate, Interval
+from .variational import Classifier, DonskerVaradhanBound, NWJBound
 from .verb import kl
 
 __all__ = [
-    "JEFFREYS",
+    "JEFFREYS_PRIOR",
     "K1",
     "K2",
     "K3",
-    "KRICHEVSKY_TROFIMOV",
-    "LAPLACE",
-    "NWJ",
+    "KRICHEVSKY_TROFIMOV_PRIOR",
+    "LAPLACE_PRIOR",
     "Classifier",
+    "Corrected",
     "Counts",
     "DirichletPrior",
-    "DonskerVaradhan",
+    "DonskerVaradhanBound",
     "Estimate",
     "Interval",
     "Jackknife",
@@ -46,6 +46,7 @@ __all__ = [
     "MillerMadow",
     "MixtureBound",
     "MonteCarlo",
+    "NWJBound",
     "NearestNeighbours",
     "PermutationTest",
     "PlugIn",

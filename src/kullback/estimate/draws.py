@@ -1,4 +1,4 @@
-"""Draws from a distribution with an explicit generator, and log-densities that say -inf outside the support."""
+"""Draws from a distribution with a generator, and log-densities that say -inf outside the support."""
 
 import math
 from typing import Any
@@ -10,14 +10,9 @@ from torch.distributions import Distribution
 from kullback._errors import FormError
 
 
-def need_generator(method: Any, generator: torch.Generator | None) -> torch.Generator:
-    """The generator, or the error that asks for one: nothing here draws from the global state."""
-    if generator is None:
-        raise FormError(
-            f"estimate: {type(method).__name__} draws at random, so it needs a generator. "
-            "Write generator=torch.Generator().manual_seed(0)."
-        )
-    return generator
+def source_of(generator: torch.Generator | None) -> torch.Generator:
+    """The generator that was given, or PyTorch's own, which `torch.manual_seed` seeds."""
+    return torch.default_generator if generator is None else generator
 
 
 def permutation(n: int, generator: torch.Generator) -> Tensor:
@@ -26,7 +21,7 @@ def permutation(n: int, generator: torch.Generator) -> Tensor:
 
 
 def draw(distribution: Distribution, n: int, generator: torch.Generator) -> Tensor:
-    """n draws. PyTorch's distributions draw from the global state: it is seeded from `generator` and restored."""
+    """n draws. PyTorch's distributions draw from the global state: it is seeded from `generator`, and restored."""
     seed = int(torch.randint(2**62, (1,), generator=generator, device=generator.device))
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)

@@ -12,7 +12,7 @@ from kullback.forms.empirical import Counts
 from kullback.forms.finite import Probs
 
 from .draws import draw
-from .plug_in import _kl, _size, paired
+from .plug_in import frequencies_kl, paired, size
 from .resample import permutation_test
 
 
@@ -92,9 +92,9 @@ def homogeneity_test(
     x, y, df = x[kept], y[kept], int(kept.sum()) - 1
     if df < 1:
         raise FormError("homogeneity_test: only one category was seen; a comparison needs at least two.")
-    n, m = _size(p), _size(q)
+    n, m = size(p), size(q)
     scale = 2.0 / (1.0 / n + 1.0 / m)
-    value = _kl(x, y)
+    value = frequencies_kl(x, y)
     expected = float((x + y).min() / (n + m) * min(n, m)) if m < math.inf else float((y / y.sum() * n).min())
     verdict = ""
     if generator is not None:
@@ -119,14 +119,14 @@ def _simulated(x: Tensor, y: Tensor, q: Counts | Probs, generator: torch.Generat
     if isinstance(q, Counts):
 
         def statistic(a: Tensor, b: Tensor) -> float:
-            return _kl(*(torch.bincount(side, minlength=categories).double() for side in (a, b)))
+            return frequencies_kl(*(torch.bincount(side, minlength=categories).double() for side in (a, b)))
 
         labels = [torch.repeat_interleave(torch.arange(categories), side.long()) for side in (x, y)]
         return permutation_test(statistic, *labels, generator=generator, permutations=permutations).p_value
-    n, observed = int(x.sum()), _kl(x, y)
+    n, observed = int(x.sum()), frequencies_kl(x, y)
     again = draw(Multinomial(n, probs=y / y.sum()), permutations, generator)
     reach = observed - 1e-12 * observed if math.isfinite(observed) else observed
-    return (1 + sum(_kl(row, y) >= reach for row in again)) / (1 + permutations)
+    return (1 + sum(frequencies_kl(row, y) >= reach for row in again)) / (1 + permutations)
 
 
 def _chi2_quantile(df: int, level: float) -> float:

@@ -46,7 +46,7 @@ class MixtureBound:
     >>> from kullback import estimate
     >>> from torch.distributions import Categorical, MixtureSameFamily, Normal
     >>> p = MixtureSameFamily(Categorical(torch.tensor([0.5, 0.5])), Normal(torch.tensor([-1.0, 1.0]), torch.ones(2)))
-    >>> [round(estimate.kl(p, Normal(0.0, 1.0), method=MixtureBound(side)).value, 3) for side in ("lower", "upper")]
+    >>> [round(estimate.kl(p, Normal(0.0, 1.0), method=MixtureBound(side)).raw, 3) for side in ("lower", "upper")]
     [-0.47, 0.5]
     """
 

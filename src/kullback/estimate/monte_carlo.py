@@ -25,10 +25,9 @@ from kullback._errors import FormError
 from kullback.core.generators import excess
 from kullback.forms.empirical import LogRatios
 
-from .draws import draw, log_density, need_generator, one_distribution
+from .draws import draw, log_density, one_distribution, source_of
 from .result import Estimate
-
-_HEAVY = 0.3  # a verdict is given when one draw carries more than this share of the variance
+from .tails import HEAVY, pareto_shape
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,11 @@ class K2:
 
     def estimate(self, ratios: LogRatios) -> Estimate:
         """See `kullback.estimate.kl`."""
-        return _mean(self, ratios, "right to second order in log(p/q) only")
+        found = _mean(self, ratios, "right to second order in log(p/q) only")
+        unbiased = _mean(K3(), ratios, "none")
+        if found.verdict or not abs(found.raw - unbiased.raw) > found.stderr:
+            return found
+        return replace(found, verdict=f"K3() gives {unbiased.raw:.4g}: p and q are too far apart for the second order")
 
 
 @dataclass(frozen=True)
@@ -160,7 +163,7 @@ class MonteCarlo:
                 f"estimate.kl: p has event shape {tuple(p.event_shape)} but q has {tuple(q.event_shape)}; "
                 "both must be distributions over the same space."
             )
-        source = need_generator(self, generator)
+        source = source_of(generator)
         x = draw(p, self.n, source)
         ratios = LogRatios(log_density(p, x), log_density(q, x), drawn_from="p")
         if isinstance(self.term, K3 | Regressed) and _reaches_further(q, p, self.n, source):
@@ -209,6 +212,9 @@ def _summarise(method: Term, terms: Tensor, w: Tensor, v: Tensor, bias: str, df:
     weights = float(w.sum() ** 2 / (w**2).sum()) if bool(w.any()) else 0.0
     deviations = (terms - terms.mean()) ** 2
     stderr = math.sqrt(float(deviations.sum()) / (df * n)) if df > 0 and math.isfinite(value) else math.nan
+    # the coefficients of Regressed are only as good as the variance of the control
+    shape = max(pareto_shape(terms), pareto_shape(v) if isinstance(method, Regressed) else -math.inf)
+    details = {"effective_sample_size": weights} | ({"tail_shape": shape} if math.isfinite(shape) else {})
     return Estimate(
         value,
         stderr,
@@ -216,10 +222,8 @@ def _summarise(method: Term, terms: Tensor, w: Tensor, v: Tensor, bias: str, df:
         bias=bias,
         method=method,
         df=max(df, 1),
-        verdict=_verdict(
-            value, n, weights, _control_is_off(method, v), float(deviations.max() / deviations.sum().clamp(min=1e-300))
-        ),
-        details={"effective_sample_size": weights},
+        verdict=_verdict(value, n, weights, _control_is_off(method, v), shape),
+        details=details,
     )
 
 
@@ -231,15 +235,15 @@ def _control_is_off(method: Term, v: Tensor) -> float:
     return mean if mean + 5.0 * float(v.std()) / math.sqrt(n) < 1.0 else 0.0
 
 
-def _verdict(value: float, n: int, weights: float, off: float, heaviest: float) -> str:
+def _verdict(value: float, n: int, weights: float, off: float, shape: float) -> str:
     if value == math.inf:
         return "a draw with mass under p has no density under q, so that KL(p‖q) is +inf (or log_q underflowed)"
     if n == 1:
         return "one draw says nothing about its own spread"
-    if weights < 0.1 * n:
+    if weights < 0.5 * n:
         return f"the importance weights rest on {weights:.3g} effective draws of {n}: draw closer to p"
     if off:
         return f"q/p averages {off:.3g} where it should be 1: q has mass that the draws do not reach. Write K1()"
-    if n >= 30 and heaviest > _HEAVY:
-        return f"one draw of {n} carries {100 * heaviest:.0f} % of the variance: the tails are too heavy for this n"
+    if shape > HEAVY:
+        return f"the terms have tails as heavy as a Pareto law of shape {shape:.2g}: the few that matter may be missing"
     return ""

@@ -23,7 +23,7 @@ Observed: TypeAlias = Counts | Probs
 class DirichletPrior:
     """Add α to every category's count: the posterior mean under a symmetric Dirichlet(α) prior.
 
-    Named cases: `JEFFREYS` and `KRICHEVSKY_TROFIMOV` (both α = 1/2), `LAPLACE` (α = 1).
+    Named cases: `JEFFREYS_PRIOR` and `KRICHEVSKY_TROFIMOV_PRIOR` (both α = 1/2), `LAPLACE_PRIOR` (α = 1).
 
     >>> from kullback import Counts, estimate
     >>> method = PlugIn(prior=DirichletPrior(0.5))
@@ -35,14 +35,14 @@ class DirichletPrior:
 
     def __post_init__(self) -> None:
         if not 0.0 < self.alpha < math.inf:
-            raise FormError(f"DirichletPrior: alpha is {self.alpha!r}; write a number above 0, such as JEFFREYS.")
+            raise FormError(f"DirichletPrior: alpha is {self.alpha!r}; write a number above 0, such as 0.5.")
 
 
-JEFFREYS = DirichletPrior(0.5)
+JEFFREYS_PRIOR = DirichletPrior(0.5)
 """Jeffreys' prior of a multinomial (Jeffreys 1946)."""
-KRICHEVSKY_TROFIMOV = DirichletPrior(0.5)
+KRICHEVSKY_TROFIMOV_PRIOR = DirichletPrior(0.5)
 """The estimator of Krichevsky & Trofimov 1981: the same ½, from universal coding."""
-LAPLACE = DirichletPrior(1.0)
+LAPLACE_PRIOR = DirichletPrior(1.0)
 """The rule of succession: a uniform prior over all distributions."""
 
 
@@ -54,7 +54,7 @@ class MillerMadow:
 
     >>> from kullback import Counts, Probs, estimate
     >>> method = PlugIn(correction=MillerMadow())
-    >>> round(estimate.kl(Counts([5, 5]), Probs([0.5, 0.5]), method=method).value, 4)   # 0 - (2 - 1)/(2·10)
+    >>> round(estimate.kl(Counts([5, 5]), Probs([0.5, 0.5]), method=method).raw, 4)   # 0 - (2 - 1)/(2·10)
     -0.05
     """
 
@@ -67,7 +67,7 @@ class Jackknife:
 
     >>> from kullback import Counts, Probs, estimate
     >>> method = PlugIn(correction=Jackknife())
-    >>> round(estimate.kl(Counts([5, 5]), Probs([0.5, 0.5]), method=method).value, 4)
+    >>> round(estimate.kl(Counts([5, 5]), Probs([0.5, 0.5]), method=method).raw, 4)
     -0.0557
     """
 
@@ -83,7 +83,9 @@ class PlugIn:
             value is then KL(p given the others ‖ q), and details["mass_unseen_by_q"] is the share of p left out.
 
     Takes: Counts and Counts, or one of them Probs (V,), which then counts as exact.
-    The standard error is the delta method's, down to what is left of it when p = q.
+    The variance at a divergence of θ is (B-1) c²/2 + rθ with c = 1/n + 1/m: that of the χ² law for p = q, and
+    growing to the delta method's. The interval is that of the score test, in which the variance is the one at the truth
+    that is tested (Wilson 1927): it is right at p = q too.
 
     >>> from kullback import Counts, estimate
     >>> estimate.kl(Counts([5, 5]), Counts([10, 0]), method=PlugIn()).value
@@ -110,7 +112,7 @@ class PlugIn:
         missed = (x > 0) & (y == 0)
         mass, categories = float(x[missed].sum() / x.sum()), int(missed.sum())
         details = {"mass_unseen_by_q": mass}
-        n, m = _size(p), _size(q)
+        n, m = size(p), size(q)
         if categories and self.unseen == "infinite":
             return Estimate(
                 math.inf,
@@ -120,7 +122,7 @@ class PlugIn:
                 method=self,
                 m=int(m) if max(n, m) < math.inf else None,
                 verdict=f"{_categories(categories)} with {mass:.3g} of p unseen by q: of the frequencies KL is +inf. "
-                "Write PlugIn(prior=JEFFREYS), or unseen='drop', or merge categories",
+                "Write PlugIn(prior=JEFFREYS_PRIOR), or unseen='drop', or merge categories",
                 details=details,
             )
         if categories:
@@ -128,13 +130,17 @@ class PlugIn:
                 raise FormError("estimate.kl: p and q share no category, so that unseen='drop' would leave nothing.")
             x = torch.where(missed, 0.0, x)
             n = float(x.sum()) if isinstance(p, Counts) else n
-        value = _kl(x, y)
-        stderr = math.sqrt(_variance(x / x.sum(), y / y.sum(), n, m))
-        corrected = value - _bias(self.correction, x, y, n, m)
+        value = frequencies_kl(x, y)
+        known = miller_madow(x, y, n, m)
+        corrected = value - (_left_out(x, y, n, m) if isinstance(self.correction, Jackknife) else self._less(known))
+        least, slope = _variance(x / x.sum(), y / y.sum(), n, m, value)
+        stderr = math.sqrt(least + slope * max(value - known, 0.0))
         verdict = [] if not categories else [f"{_categories(categories)} with {mass:.3g} of p, unseen by q, left out"]
         few, of = _rare(p, q)
         if 5 * few > of:
             verdict.append(f"{few} of {of} categories have fewer than 5 counts: too few for the interval")
+        if self.correction is None and known > 0.5 * stderr:
+            verdict.append(f"too high by about {known:.2g}: write PlugIn(correction=MillerMadow())")
         return Estimate(
             corrected,
             stderr,
@@ -143,11 +149,15 @@ class PlugIn:
             method=self,
             m=int(m) if max(n, m) < math.inf else None,
             verdict="; ".join(verdict),
+            slope=slope,
             details=details | {"uncorrected": value},
         )
 
     def _smoothed(self, form: Observed, x: Tensor) -> Tensor:
         return x + self.prior.alpha if self.prior is not None and isinstance(form, Counts) else x
+
+    def _less(self, known: float) -> float:
+        return known if isinstance(self.correction, MillerMadow) else 0.0
 
     def _bias_in_words(self) -> str:
         if self.prior is not None:
@@ -186,7 +196,7 @@ def bootstrap_divergence(
         return torch.from_numpy(source.multinomial(form.total, share / share.sum(), size=replicates)) / form.total
 
     values = measure(divergence, Probs(again(p, x)), Probs(again(q, y)))
-    n, m = _size(p), _size(q)
+    n, m = size(p), size(q)
     bias = float(values.mean()) - value
     stderr = float(values.std()) if bool(torch.isfinite(values).all()) and math.isfinite(value) else math.nan
     verdict = ""
@@ -223,40 +233,43 @@ def paired(verb: str, p: Observed, q: Observed) -> tuple[Tensor, Tensor]:
     return x, y
 
 
-def _size(form: Observed) -> float:
+def size(form: Observed) -> float:
+    """How many observations there are; +inf for what is known."""
     return form.total if isinstance(form, Counts) else math.inf
 
 
-def _kl(x: Tensor, y: Tensor) -> float:
+def frequencies_kl(x: Tensor, y: Tensor) -> float:
+    """KL between the frequencies of two rows of counts."""
     return float(kl(Probs(x / x.sum()), Probs(y / y.sum())))
 
 
-def _variance(p: Tensor, q: Tensor, n: float, m: float) -> float:
-    """Of the plug-in value: Var_p(log p/q)/n + Var_q(p/q)/m to first order; χ²(B-1) c/2 if p = q, c = 1/n + 1/m.
+def _variance(p: Tensor, q: Tensor, n: float, m: float, value: float) -> tuple[float, float]:
+    """Of the plug-in value: what is left of it at p = q, and its slope in the divergence.
 
-    The first, taken at the frequencies, is (B-1) c² too large when p = q, where it should be 0 and the second,
-    (B-1) c²/2, is all there is.
+    χ²(B-1) c/2 with c = 1/n + 1/m at p = q. Far from it Var_p(log p/q)/n + Var_q(p/q)/m, which is 2c times the
+    divergence near p = q, and is taken to be proportional to it on the way there.
     """
-    seen = p > 0
-    p, q, categories = p[seen], q[seen], int(((p > 0) | (q > 0)).sum())
+    seen, categories = p > 0, int(((p > 0) | (q > 0)).sum())
+    p, q, c = p[seen], q[seen], 1.0 / n + 1.0 / m
     log_ratio = torch.log(p / q)
-    mean = float((p * log_ratio).sum())
-    of_p = float((p * (log_ratio - mean) ** 2).sum())
+    of_p = float((p * (log_ratio - float((p * log_ratio).sum())) ** 2).sum())
     of_q = max(float((p * p / q).sum()) - 1.0, 0.0)
-    second = 0.5 * (categories - 1) * (1.0 / n + 1.0 / m) ** 2
-    return max(of_p / n + of_q / m - second, second)
+    slope = (of_p / n + of_q / m) / value if value > 1e-9 * c else 2.0 * c
+    return 0.5 * (categories - 1) * c * c, slope
 
 
-def _bias(correction: MillerMadow | Jackknife | None, x: Tensor, y: Tensor, n: float, m: float) -> float:
-    """How much the plug-in value is expected to be too high."""
+def miller_madow(x: Tensor, y: Tensor, n: float, m: float) -> float:
+    """How much the plug-in value is expected to be too high, to order 1/n and 1/m."""
     seen = x > 0
-    p, q = x[seen] / x.sum(), y[seen] / y.sum()
-    x, y = x[seen], y[seen]
-    if isinstance(correction, MillerMadow):
-        return (len(x) - 1) / (2.0 * n) + (float((p / q).sum()) - 1.0) / (2.0 * m)
-    if isinstance(correction, Jackknife):
-        return (_left_out_of_p(x, y, n) if n < math.inf else 0.0) + (_left_out_of_q(p, y, m) if m < math.inf else 0.0)
-    return 0.0
+    ratio = (x[seen] / x.sum()) / (y[seen] / y.sum())
+    return (len(ratio) - 1) / (2.0 * n) + (float(ratio.sum()) - 1.0) / (2.0 * m)
+
+
+def _left_out(x: Tensor, y: Tensor, n: float, m: float) -> float:
+    """How much the plug-in value is too high, from leaving out one observation of p, and one of q."""
+    seen = x > 0
+    x, y, p = x[seen], y[seen], x[seen] / x.sum()
+    return (_left_out_of_p(x, y, n) if n < math.inf else 0.0) + (_left_out_of_q(p, y, m) if m < math.inf else 0.0)
 
 
 def _left_out_of_p(x: Tensor, y: Tensor, n: float) -> float:

@@ -11,7 +11,7 @@ from kullback._errors import FormError
 
 from .draws import permutation
 
-Statistic = Callable[..., float]
+Statistic = Callable[..., float | Tensor]
 
 
 def bootstrap(statistic: Statistic, *samples: Tensor, generator: torch.Generator, replicates: int = 1000) -> Tensor:
@@ -20,9 +20,9 @@ def bootstrap(statistic: Statistic, *samples: Tensor, generator: torch.Generator
     Not for nearest neighbours: a resample is full of ties. Use `subsample` there.
 
     Args:
-        statistic: takes as many tensors as there are samples, gives a number.
+        statistic: takes as many tensors as there are samples, gives a number or a tensor of numbers.
         samples: tensors (n, ...), each with its own n.
-    Returns: Tensor (replicates,), float64. Source: Efron 1979.
+    Returns: Tensor (replicates, ...), float64. Source: Efron 1979.
 
     >>> import torch
     >>> means = bootstrap(lambda x: x.mean(), torch.arange(100.0), generator=torch.Generator().manual_seed(0))
@@ -50,7 +50,7 @@ def subsample(
     Args:
         statistic, samples: as for `bootstrap`.
         sizes: how many of each sample a subset holds, at least 1 and at most n.
-    Returns: Tensor (replicates,), float64. Source: Politis & Romano 1994.
+    Returns: Tensor (replicates, ...), float64. Source: Politis & Romano 1994.
 
     >>> import torch
     >>> x, g = torch.arange(100.0), torch.Generator().manual_seed(0)
@@ -121,7 +121,7 @@ def permutation_test(
         raise FormError(f"permutation_test: a draw of x has shape {tuple(x.shape[1:])}, of y {tuple(y.shape[1:])}.")
     observed, pooled, n = float(statistic(x, y)), torch.cat([x, y]), len(x)
 
-    def relabelled() -> float:
+    def relabelled() -> float | Tensor:
         order = permutation(len(pooled), generator).to(x.device)
         return statistic(pooled[order[:n]], pooled[order[n:]])
 
@@ -131,8 +131,8 @@ def permutation_test(
     return PermutationTest(observed, (1 + int((values >= reach).sum())) / (1 + permutations), permutations)
 
 
-def _values(statistics: Iterable[float]) -> Tensor:
-    return torch.tensor([float(value) for value in statistics], dtype=torch.float64)
+def _values(statistics: Iterable[float | Tensor]) -> Tensor:
+    return torch.stack([torch.as_tensor(value, dtype=torch.float64) for value in statistics])
 
 
 def _check(replicates: int, samples: tuple[Tensor, ...]) -> None:

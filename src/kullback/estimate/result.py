@@ -7,6 +7,8 @@ from typing import Any, Literal, NamedTuple
 
 from kullback._errors import FormError
 
+from .number import Number
+
 
 class Interval(NamedTuple):
     """A confidence interval.
@@ -21,13 +23,24 @@ class Interval(NamedTuple):
     high: float
 
 
-@dataclass(frozen=True)
-class Estimate:
+class Corrected(NamedTuple):
+    """A second estimate, with less bias and more variance."""
+
+    value: float
+    stderr: float
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Estimate(Number):
     """An estimated divergence. It holds numbers, not tensors: no gradient flows through an estimate.
 
+    As a number it is its `value`: `float(e)`, `f"{e:.3f}"`, `e > 0.1`, `round(e, 3)` and arithmetic. What arithmetic
+    gives is a bare number without an error; only `to` changes the unit and keeps the error.
+
     Args:
-        value: the estimate. It is not clipped: an unbiased estimate of a small divergence can be negative.
-        stderr: its standard error; NaN where the data cannot give one (one draw, an infinite value).
+        raw: the number that the method gives. An unbiased estimate of a small divergence is negative now and then;
+            `value`, which a divergence can have, is raw or 0 if that is larger. Average `raw`, not `value`.
+        stderr: the standard error of raw; NaN where the data cannot give one (one draw, an infinite value).
         n: draws from p, or from the distribution that took its place; 0 for a bound without draws.
         bias: in words: "none", "lower bound", "O(1/n)", ...
         method: the method, as the value that was passed or chosen.
@@ -36,14 +49,19 @@ class Estimate:
         unit: "nats", "bits", or "base b".
         covers: what the interval covers: "both" sides, or for a bound only the side that it proves.
         df: degrees of freedom of the Student t law of (value - truth) / stderr; +inf for the normal law.
+        corrected: raw less the bias that was seen, and the standard error of this; the interval covers both.
+        slope: by how much the variance grows with the truth: the interval is then that of the score test.
         details: further numbers by name (effective sample size, excluded mass, ...).
 
     >>> from kullback.estimate import Estimate
-    >>> print(Estimate(0.5, 0.1, 100, bias="none", method="by hand"))
+    >>> found = Estimate(0.5, 0.1, 100, bias="none", method="by hand")
+    >>> print(found)
     0.5 nats ± 0.1 (95 %: 0.304 to 0.696), by hand, n=100
+    >>> found, found > 0.4, f"{found:.3f}", found / 2
+    (Estimate(0.5 ± 0.1 nats), True, '0.500', 0.25)
     """
 
-    value: float
+    raw: float
     stderr: float
     n: int
     bias: str
@@ -53,27 +71,40 @@ class Estimate:
     unit: str = "nats"
     covers: Literal["both", "lower", "upper"] = "both"
     df: float = math.inf
+    corrected: Corrected | None = None
+    slope: float = 0.0
     details: Mapping[str, float] = field(default_factory=dict)
 
-    def interval(self, level: float = 0.95) -> Interval:
-        """The confidence interval: value ± t·stderr, two-sided; [value - t·stderr, inf] for a lower bound.
+    @property
+    def value(self) -> float:
+        """The estimate of a number that is never negative: raw, or 0 if raw is below."""
+        return 0.0 if self.raw < 0.0 else self.raw
 
-        Without a standard error it is [0, inf], which is all that is known. docs/estimators.md tabulates how often
-        the intervals of each method contain the truth.
+    def interval(self, level: float = 0.95) -> Interval:
+        """The confidence interval, cut at 0; [low, inf] for a lower bound, [0, high] for an upper one.
+
+        value ± t·stderr; with `corrected`, for a truth anywhere between raw and it (the interval of Imbens & Manski
+        2004 for a set); with `slope`, the score interval (Wilson 1927). Without a standard error it is [0, inf], which
+        is all that is known. docs/estimators.md tabulates how often the intervals of each method contain the truth.
 
         Args: level: the nominal coverage, between 0 and 1.
         Raises: FormError: a level outside (0, 1).
         """
         if not 0.0 < level < 1.0:
             raise FormError(f"Estimate.interval: level is {level!r}; write a number between 0 and 1, such as 0.95.")
-        if not (math.isfinite(self.stderr) and math.isfinite(self.value)):
-            return Interval(0.0, math.inf)
         tail = (1.0 - level) / (2.0 if self.covers == "both" else 1.0)
-        reach = student_quantile(1.0 - tail, self.df) * self.stderr if self.stderr > 0.0 else 0.0
-        return Interval(
-            0.0 if self.covers == "upper" else self.value - reach,
-            math.inf if self.covers == "lower" else self.value + reach,
-        )
+        sides = [Corrected(self.raw, self.stderr), *([self.corrected] if self.corrected else [])]
+        if not all(math.isfinite(number) for side in sides for number in side):
+            return Interval(0.0, math.inf)
+        # the truth is >= 0, and so is the centre: an interval about a negative one could shrink to nothing
+        centres, stderr = [max(0.0, side.value) for side in sides], max(side.stderr for side in sides)
+        apart = max(centres) - min(centres)
+        t = set_quantile(tail, apart / stderr) if apart and stderr else student_quantile(1.0 - tail, self.df)
+        middles = [centre + 0.5 * t * t * self.slope for centre in centres]
+        reaches = [t * math.hypot(0.5 * t * self.slope, side.stderr) for side in sides]
+        low = min(middle - reach for middle, reach in zip(middles, reaches, strict=True))
+        high = max(middle + reach for middle, reach in zip(middles, reaches, strict=True))
+        return Interval(0.0 if self.covers == "upper" else max(0.0, low), math.inf if self.covers == "lower" else high)
 
     def to(self, base: float) -> "Estimate":
         """The same estimate, held in nats, with logarithms to another base."""
@@ -82,17 +113,41 @@ class Estimate:
         if base == math.e:
             return self
         per = math.log(base)
-        unit = "bits" if base == 2 else f"base {base:g}"
-        return replace(self, value=self.value / per, stderr=self.stderr / per, unit=unit)
+        return replace(
+            self,
+            raw=self.raw / per,
+            stderr=self.stderr / per,
+            unit="bits" if base == 2 else f"base {base:g}",
+            corrected=None if self.corrected is None else Corrected(*(one / per for one in self.corrected)),
+            slope=self.slope / per,
+        )
+
+    def __float__(self) -> float:
+        return float(self.value)
+
+    def __eq__(self, other: object) -> Any:
+        """Estimates are equal in everything; a number is compared with the value."""
+        if isinstance(other, Estimate):
+            return all(getattr(self, one.name) == getattr(other, one.name) for one in fields(self))
+        return self.value == other
+
+    def __hash__(self) -> int:
+        return hash(self.value)
+
+    def __repr__(self) -> str:
+        caution = f"; caution: {self.verdict}" if self.verdict else ""
+        return f"Estimate({self.value:.6g}{self._spread()} {self.unit}{caution})"
 
     def __str__(self) -> str:
         low, high = self.interval()
         size = f", n={self.n}" + ("" if self.m is None else f", m={self.m}") if self.n else ""
         words = "" if self.bias == "none" else f"; bias: {self.bias}"
         caution = f"; caution: {self.verdict}" if self.verdict else ""
-        spread = f" ± {self.stderr:.3g}" if math.isfinite(self.stderr) and self.n else ""
-        number = f"{self.value:.6g} {self.unit}{spread} (95 %: {low:.4g} to {high:.4g})"
+        number = f"{self.value:.6g} {self.unit}{self._spread()} (95 %: {low:.4g} to {high:.4g})"
         return f"{number}, {brief(self.method)}{size}{words}{caution}"
+
+    def _spread(self) -> str:
+        return f" ± {self.stderr:.3g}" if math.isfinite(self.stderr) and self.n else ""
 
 
 def brief(method: Any) -> str:
@@ -113,3 +168,18 @@ def student_quantile(probability: float, df: float) -> float:
     from scipy import special  # type: ignore[import-untyped]
 
     return float(special.ndtri(probability) if math.isinf(df) else special.stdtrit(df, probability))
+
+
+def set_quantile(tail: float, width: float) -> float:
+    """How many standard errors beyond both ends of a set of that many cover a truth anywhere in it.
+
+    c with Φ(c + width) - Φ(-c) = 1 - 2·tail: the two-sided quantile for a point, the one-sided one for a wide set.
+    """
+    from scipy import special
+
+    low, high = student_quantile(1.0 - 2.0 * tail, math.inf), student_quantile(1.0 - tail, math.inf)
+    for _ in range(50):
+        middle = 0.5 * (low + high)
+        enough = special.ndtr(middle + width) - special.ndtr(-middle) >= 1.0 - 2.0 * tail
+        low, high = (low, middle) if enough else (middle, high)
+    return high

@@ -13,10 +13,10 @@ from kullback.forms.finite import FiniteForm, Probs
 
 from .mixtures import MixtureBound
 from .monte_carlo import K1, K2, K3, MonteCarlo, Regressed
-from .neighbours import NearestNeighbours
+from .neighbours import NearestNeighbours, same_draws
 from .plug_in import MillerMadow, PlugIn
 from .result import Estimate
-from .variational import NWJ, Classifier, DonskerVaradhan
+from .variational import Classifier, DonskerVaradhanBound, NWJBound
 
 Method: TypeAlias = (
     K1
@@ -26,8 +26,8 @@ Method: TypeAlias = (
     | MonteCarlo
     | MixtureBound
     | NearestNeighbours
-    | DonskerVaradhan
-    | NWJ
+    | DonskerVaradhanBound
+    | NWJBound
     | Classifier
     | PlugIn
 )
@@ -37,7 +37,7 @@ Side: TypeAlias = Distribution | Samples | Counts | Probs | LogRatios
 _SERVES: dict[tuple[str, str], tuple[type, ...]] = {
     ("LogRatios", ""): (K3, K1, K2, Regressed),
     ("Distribution", "Distribution"): (MonteCarlo, MixtureBound),
-    ("Samples", "Samples"): (NearestNeighbours, DonskerVaradhan, NWJ, Classifier),
+    ("Samples", "Samples"): (NearestNeighbours, DonskerVaradhanBound, NWJBound, Classifier),
     ("Samples", "Distribution"): (NearestNeighbours,),
     ("Distribution", "Samples"): (NearestNeighbours,),
     ("Counts", "Counts"): (PlugIn,),
@@ -59,17 +59,18 @@ def kl(
 
     Args:
         p, q: what is held of each side, and the methods that take it (the default first):
-            Samples, Samples: NearestNeighbours, DonskerVaradhan, NWJ, Classifier;
+            Samples, Samples: NearestNeighbours, DonskerVaradhanBound, NWJBound, Classifier;
             Samples and a torch distribution, in either order: NearestNeighbours;
             two torch distributions: MonteCarlo, MixtureBound;
             Counts and Counts, or Counts and Probs (V,) in either order: PlugIn (with MillerMadow);
             LogRatios as p, and no q: K3, K1, K2, Regressed.
         method: a method, as a value: `NearestNeighbours(k=1)`.
-        generator: the source of randomness of the methods that draw. There is no other source.
+        generator: the source of randomness of the methods that draw, which makes the call repeatable; PyTorch's own
+            (`torch.manual_seed`) unless given.
         base: e gives nats, 2 gives bits.
 
     Returns: `Estimate`, of numbers: no gradient flows through it.
-    Raises: FormError: a pair that nothing here serves, a method that does not take it, a missing generator.
+    Raises: FormError: a pair that nothing here serves, a method that does not take it.
 
     >>> from kullback import Samples, estimate
     >>> g = torch.Generator().manual_seed(0)
@@ -88,9 +89,16 @@ def kl(
         names = ", ".join(f"{one.__name__}()" for one in takes)
         sides = " and ".join(side for side in pair if side)
         raise FormError(f"estimate.kl: method is {given}, which does not take {sides}. Write one of {names}.")
+    if isinstance(p, Samples) and isinstance(q, Samples) and same_draws(p, q):
+        return _of_itself(p, q, chosen).to(base)
     serve = cast(Any, chosen).estimate
     result: Estimate = serve(p) if q is None else serve(p, q, generator)
     return result.to(base)
+
+
+def _of_itself(p: Samples, q: Samples, method: Any) -> Estimate:
+    words = "p and q hold the same draws: 0 for any distribution, and nothing about how two of them differ"
+    return Estimate(0.0, math.nan, len(p), bias="none", method=method, m=len(q), verdict=words)
 
 
 def _default(method: type) -> Any:

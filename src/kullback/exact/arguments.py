@@ -10,9 +10,10 @@ from kullback._errors import FormError
 from kullback.forms.density import Density
 from kullback.forms.finite import FiniteForm, Logits, Probs
 
+from .place import Support
 from .registry import doubles, given_as_probs
 from .shapes import batch_of
-from .support import Measurable, Support, support_of
+from .support import Measurable, support_of
 
 
 def is_measurable(d: Any) -> TypeGuard[Measurable]:

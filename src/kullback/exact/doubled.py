@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributions
 from torch.distributions import Distribution, Independent, MixtureSameFamily, TransformedDistribution
-from torch.distributions.transforms import Transform
+from torch.distributions.transforms import ExpTransform, Transform
 
 from .registry import given_as_probs
 
@@ -36,6 +36,9 @@ _PARAMETERS: dict[type, tuple[str, ...]] = {
     distributions.VonMises: ("loc", "concentration"),
     distributions.Weibull: ("scale", "concentration"),
 }
+
+
+_INVERSE = type(ExpTransform().inv)
 
 
 def doubled(d: Distribution) -> Any:
@@ -66,11 +69,15 @@ def _cast(value: Any) -> Any:
         return value.double() if value.is_floating_point() else value
     if isinstance(value, list | tuple) and not isinstance(value, torch.Size):
         return type(value)(_cast(item) for item in value)
+    if isinstance(value, _INVERSE):
+        return _cast(value.inv).inv
     if isinstance(value, Distribution | Transform):
         copied = copy.copy(value)
         for name, item in vars(value).items():
             if not name.startswith("_cached") and name != "_inv":
                 vars(copied)[name] = doubled(item) if isinstance(item, Distribution) else _cast(item)
+        if isinstance(copied, Transform):
+            copied._inv = None  # the given one's inverse is not this one's
         if isinstance(copied, Distribution):
             copied._validate_args = False
         return copied

@@ -1,136 +1,71 @@
-"""What a quadrature integrates: the line cut into pieces, each with its map, and a pair of densities on it."""
+"""What a quadrature integrates: a pair of densities on pieces of the line, in the log domain."""
 
 import math
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from kullback._errors import ToleranceError
 from kullback.core.readings import Weights
 from kullback.core.reduction import GeneratorSum, LogAffinity, Pair, Sum
+from kullback.forms.density import Density
 
 from .doubled import doubled
+from .growth import growth_of, log_size
+from .pieces import Cut, Piece, cut
+from .place import Place, Support, place_of
 from .shapes import batch_of
-from .summation import tail_of
-from .support import Measurable, Support, ends, landmarks, log_density, support_of
+from .support import Measurable, ends, is_far, is_sharp, kinks, landmarks, log_density, support_of
 
-_FAR = 323.0  # x up to 1e140, so that x² does not overflow
-_NEAR = 690.0  # down to e^-690 beside an end at zero
-_NEGLIGIBLE = -690.0
-# panel edges in t to start from
-_GRID = (
-    -690,
-    -500,
-    -323,
-    -200,
-    -120,
-    -70,
-    -36,
-    -20,
-    -12,
-    -8,
-    -5,
-    -3,
-    -2,
-    -1,
-    0,
-    1,
-    2,
-    3,
-    5,
-    8,
-    12,
-    20,
-    36,
-    70,
-    120,
-    200,
-    323,
-    690,
-)
+NEGLIGIBLE = -690.0  # a weight of e^-690 counts for nothing, whatever multiplies it
+_FLOOR = -1e300  # where a density in closed form overflows; it is not zero there
+_TRUSTED = -1e290
+_FADED = 75.0  # e-folds below its largest, where a term leaves no digit
+# t to look at: wherever mass may be
+_GRID = (0.0, 1.0, 2.0, 3.0, 5.0, 8.0, 12.0, 20.0, 36.0, 70.0, 120.0, 200.0, 323.0, 500.0, 690.0)
+_GRID_FAR = (1e3, 2e3, 4e3, 8e3, 16e3, 32e3, 64e3, 125e3, 250e3, 500e3, 1e6)
+_WIDTHS = (-14.0, -8.0, -5.0, -3.0, -1.5, 0.0, 1.5, 3.0, 5.0, 8.0, 14.0)
 
 
 @dataclass(frozen=True)
-class Piece:
-    """Part of the line between two neighbouring ends of supports, with its map from t."""
+class Scan:
+    """The logarithms of both weights at the probes of a piece (M, ...), p dx/dt and q dx/dt, -inf outside."""
 
-    low: Tensor
-    high: Tensor
-    center: Tensor
-    scale: Tensor
-    in_p: Tensor
-    in_q: Tensor
-
-    @property
-    def kind(self) -> tuple[bool, bool]:
-        return bool(torch.isfinite(self.low).all()), bool(torch.isfinite(self.high).all())
-
-    def points(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """x(t) and log dx/dt; the ends keep their gradients."""
-        below, above = self.kind
-        if below and above:
-            width = self.high - self.low
-            width = torch.where(width > 0, width, 1.0)
-            x = torch.where(t < 0, self.low + width * torch.sigmoid(t), self.high - width * torch.sigmoid(-t))
-            return x, torch.log(width) - torch.nn.functional.softplus(t) - torch.nn.functional.softplus(-t)
-        if below:
-            return self.low + self.scale * torch.exp(t), torch.log(self.scale) + t
-        if above:
-            return self.high - self.scale * torch.exp(t), torch.log(self.scale) + t
-        a = t.abs()
-        log_cosh = a + torch.log1p(torch.exp(-2.0 * a)) - math.log(2.0)
-        return self.center + self.scale * torch.sinh(t), torch.log(self.scale) + log_cosh
-
-    def position(self, x: Tensor) -> Tensor:
-        """t(x), for points anywhere: those outside go to the nearest end."""
-        below, above = self.kind
-        if below and above:
-            share = ((x - self.low) / (self.high - self.low).clamp(min=1e-300)).clamp(1e-300, 1.0 - 1e-16)
-            return torch.logit(share)
-        if below:
-            return torch.log(((x - self.low) / self.scale).clamp(min=1e-300))
-        if above:
-            return torch.log(((self.high - x) / self.scale).clamp(min=1e-300))
-        return torch.asinh((x - self.center) / self.scale)
-
-    def range(self) -> tuple[Tensor, Tensor]:
-        """How far t reaches: to 1e140, and as near to an end as float64 can tell a point from it."""
-        below, above = self.kind
-
-        def reach(end: Tensor, unit: Tensor) -> Tensor:
-            resolved = -torch.log(4e-16 * end.abs() / unit.clamp(min=1e-300))
-            return torch.where(end == 0, _NEAR, resolved.clamp(1.0, _NEAR))
-
-        if below and above:
-            width = self.high - self.low
-            return -reach(self.low, width), reach(self.high, width)
-        far = torch.full_like(self.center, _FAR)
-        if below:
-            return -reach(self.low, self.scale).expand_as(far), far
-        if above:
-            return -reach(self.high, self.scale).expand_as(far), far
-        return -far, far
+    t: Tensor
+    log_p: Tensor
+    log_q: Tensor
+    log_slope: Tensor
 
 
 class Integrand:
     """The cells of a pair of densities, as the core's sums read them."""
 
     def __init__(self, sums: tuple[Sum[Any], ...], p: Measurable, q: Measurable) -> None:
-        self.p = p if not isinstance(p, torch.distributions.Distribution) else doubled(p)
-        self.q = self.p if q is p else (q if not isinstance(q, torch.distributions.Distribution) else doubled(q))
+        self.p = p if isinstance(p, Density) else doubled(p)
+        self.q = self.p if q is p else (q if isinstance(q, Density) else doubled(q))
         self.sums = sums
-        first = sums[0]
-        self.raw_log_q = isinstance(first, GeneratorSum) and first.generator.log_q_slope
-        _, self.order = tail_of(sums)
+        self.growth = tuple(growth_of(total) for total in sums)
+        self.raw_log_q = any(growth.cross for growth in self.growth)
         self.logarithmic = any(isinstance(s, LogAffinity) for s in sums)
         left, right = support_of(self.p), support_of(self.q)
         assert left is not None
         assert right is not None
         self.supports: tuple[Support, Support] = (left, right)
+        self.sides = (self.p, self.q)
+        with torch.no_grad():
+            self.plain = tuple(map(log_density, self.sides))
+        self.harmless = tuple(place_of(_middle(s), s) for s in self.supports)
+        self.sharp = tuple(map(is_sharp, self.sides))
+        self.far = all(map(is_far, self.sides))
         self.batch = batch_of(p, q)
         self.marks = (self._marks(self.p), self._marks(self.q))
+        # a side that has underflowed leaves the other one's edge constant, if that is finite
+        generated = [s.generator for s in sums if isinstance(s, GeneratorSum)]
+        self.p_fades = all(f.at_p_zero < math.inf for f in generated)
+        self.q_fades = all(f.at_q_zero < math.inf for f in generated)
+        self.undefined = torch.zeros(self.batch, dtype=torch.bool)
 
     def _marks(self, d: Measurable) -> tuple[Tensor, Tensor]:
         """Centres and widths, (K, *batch)."""
@@ -143,85 +78,179 @@ class Integrand:
         )
         return centers, widths
 
-    def pieces(self) -> list[Piece]:
-        left, right = self.supports
-        ends_p, ends_q = ends(self.p, left), ends(self.q, right)
-        cuts = [end.expand(self.batch) for end in (ends_p if self.raw_log_q else ends_p + ends_q)]
-        infinity = torch.full(self.batch, math.inf, dtype=torch.float64)
-        inner = list(torch.stack(cuts).sort(0).values.unbind(0)) if cuts else []
-        edges = [-infinity, *inner, infinity]
-        center, width = self.marks[0]
-        result = []
-        for low, high in pairwise(edges):
-            in_p = (left.low <= low) & (high <= left.high)
-            in_q = (right.low <= low) & (high <= right.high)
-            if not bool((in_p if self.raw_log_q else in_p | in_q).any()):
-                continue
-            scale = width[0]
-            if bool(torch.isfinite(low).all()):
-                scale = torch.maximum(scale, (center[0] - low.detach()).abs() * 1e-3)
-            result.append(Piece(low, high, center[0], scale, in_p.detach(), in_q.detach()))
-        return result
+    def pieces(self, more: tuple[Tensor, ...] = ()) -> list[Piece]:
+        """Cut at the ends of both supports, at kinks, and at `more`; the cuts keep their gradients."""
+        lows: list[Cut] = []
+        highs: list[Cut] = []
+        middle: list[Cut] = [Cut(x, 2) for x in more]
+        for owner, d, support in ((1, self.q, self.supports[1]), (0, self.p, self.supports[0])):
+            for end in ends(d, support):
+                if end is support.low:
+                    lows.append(Cut(end, owner))
+                elif end is support.high:
+                    highs.insert(0, Cut(end, owner))
+                else:
+                    middle.append(Cut(end, 2))
+            middle += [Cut(x, 2) for x in kinks(d)]
+        centers, widths = self.marks[0]
+        return cut(self.supports, [*lows, *middle], highs, self.batch, centers[0], widths[0])
 
-    def edges(self, piece: Piece) -> Tensor:
-        """Panel edges (M+1, ...) to start from."""
-        start, stop = piece.range()
-        marks = [torch.as_tensor(float(g)).double().expand(self.batch) for g in _GRID]
+    def reach(self, piece: Piece) -> tuple[Tensor, Tensor]:
+        sharp = all(s or not bool(inside.any()) for s, inside in zip(self.sharp, piece.inside, strict=True))
+        start, stop = piece.reach(sharp, self.far)
+        return start.detach(), stop.detach()
+
+    @torch.no_grad()
+    def scan(self, piece: Piece) -> Scan:
+        """A look at the whole piece."""
+        start, stop = self.reach(piece)
+        size = float(torch.maximum(start.abs(), stop.abs()).max())
+        grid = [g for g in (*_GRID, *_GRID_FAR) if g <= size]
+        marks = [torch.tensor(s * g).double().expand(self.batch) for g in grid for s in ((1, -1) if g else (1,))]
         for centers, widths in self.marks:
-            for k in (-8.0, -3.0, -1.0, 0.0, 1.0, 3.0, 8.0):
+            for k in _WIDTHS:
                 marks += list(piece.position(centers + k * widths).unbind(0))
-        inner = torch.stack(marks).detach()
-        return torch.minimum(torch.maximum(inner, start.detach()), stop.detach()).sort(0).values
+        inner = torch.stack([start.expand(self.batch), stop.expand(self.batch), *marks])
+        t = torch.minimum(torch.maximum(inner, start), stop).sort(0).values
+        return Scan(t, *self.logs(piece, t))
 
-    def logs(self, piece: Piece, t: Tensor, keep: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """log p and log q per unit of t, and log dx/dt; where not `keep`, cells hold no mass and no gradient."""
-        x, log_slope = piece.points(t)
+    def logs(self, piece: Piece, t: Tensor, both: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """log p and log q per unit of t, -inf outside of the support, and log dx/dt.
+
+        `both`: for each side, t again, with a harmless value where that side is not wanted.
+        """
         found = []
-        sides = zip((self.p, self.q), (piece.in_p, piece.in_q), self.marks, self.supports, strict=True)
-        for d, inside, (centers, _), support in sides:
-            use = inside.expand_as(x) if keep is None else inside & keep
-            value = log_density(d, torch.where(use, x, _inside(support, centers[0])))
-            found.append(torch.where(use, value + log_slope, -math.inf))
-        return found[0], found[1], log_slope
+        at, log_slope = piece.points(t)
+        slope = log_slope
+        read = self.plain if both is None else tuple(map(log_density, self.sides))
+        for side in (0, 1):
+            if both is not None:
+                at, log_slope = piece.points(both[side])
+            inside = piece.inside[side]
+            if not bool(inside.any()):
+                found.append(torch.full_like(at.x, -math.inf))
+                continue
+            place = piece.place(side, self.supports[side], at)
+            if not bool(inside.all()):
+                place = Place(*(torch.where(inside, v, w) for v, w in zip(place, self.harmless[side], strict=True)))
+            value = read[side](place) + log_slope
+            if self.sharp[side]:
+                value = torch.where(value < _FLOOR, _FLOOR, value)
+            wrong = torch.isnan(value)
+            if bool(wrong.any()):
+                self._check(side, wrong & inside)
+                value = torch.where(wrong, _FLOOR, value)
+            found.append(value if bool(inside.all()) else torch.where(inside, value, -math.inf))
+        return found[0], found[1], slope
 
-    def keep(self, piece: Piece, t: Tensor) -> Tensor:
-        """Cells that count: where log q has overflowed beyond p's reach, nothing does."""
-        log_p, log_q, _ = self.logs(piece, t)
+    def _check(self, side: int, wrong: Tensor) -> None:
+        """NaN parameters make their row NaN; a function that returns NaN is refused."""
+        if bool(wrong.any()) and isinstance(self.sides[side], Density):
+            raise ToleranceError(
+                f"quadrature: log_prob of {'pq'[side]} returns NaN inside of its support. Write a Density whose "
+                "log_prob is a number, or -inf, everywhere between the ends of support=(low, high)."
+            )
+        self.undefined |= wrong.flatten(0, wrong.dim() - len(self.batch) - 1).any(0) if wrong.dim() else wrong
+
+    def sizes(self, scan_or_logs: tuple[Tensor, Tensor, Tensor]) -> list[Tensor | None]:
+        """The logarithm of what each sum adds beyond a multiple of p + q; None where it adds nothing more."""
+        log_p, log_q, log_slope = scan_or_logs
+        return [log_size(g, log_p, log_q, log_slope) for g in self.growth]
+
+    def dropped(self, logs: tuple[Tensor, Tensor, Tensor], shift: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Cells in which p, and in which q, counts for nothing and sends back nothing."""
+        log_p, log_q, log_slope = logs
+        d = torch.where(torch.isinf(log_p) | torch.isinf(log_q), 0.0, log_q - log_p)
+        heavy = torch.maximum(log_p, log_q) + torch.log1p(d.abs())
         if self.raw_log_q:
-            return (log_p > _NEGLIGIBLE) & (piece.high > piece.low)
-        heavy = torch.maximum(log_p, log_q)
-        if self.order is not None:
-            powers = self.order * log_p + (1.0 - self.order) * log_q
-            heavy = torch.where((log_p > -math.inf) & (log_q > -math.inf), torch.maximum(heavy, powers), heavy)
-        overflown = (log_p == -math.inf) & piece.in_p | (log_q == -math.inf) & piece.in_q
-        return ((heavy > _NEGLIGIBLE) & ~(overflown & (heavy < -600.0)) | heavy.isnan()) & (piece.high > piece.low)
+            heavy = log_p + torch.log1p(torch.where(torch.isinf(log_q), 0.0, log_q - log_slope).abs())
+        for growth, size in zip(self.growth, self.sizes(logs), strict=True):
+            if growth.order is not None and size is not None and shift is not None:
+                heavy = torch.maximum(heavy, size - shift)
+        powers = any(g.order is not None for g in self.growth)
+        lost = ~(heavy > NEGLIGIBLE)
+        if not powers:  # the weights themselves underflow, so that nothing is left to multiply
+            lost |= torch.maximum(log_p, log_q) < NEGLIGIBLE
+        p_gone = lost | ((log_p < NEGLIGIBLE) & self.p_fades & (not powers))
+        q_gone = lost | ((log_q < NEGLIGIBLE) & self.q_fades & (not powers))
+        return p_gone, q_gone
 
-    def terms(self, piece: Piece, t: Tensor, keep: Tensor) -> list[Tensor]:
-        """Every sum's integrand (a LogAffinity: its logarithm), then p and q themselves."""
-        log_p, log_q, log_slope = self.logs(piece, t, keep)
+    @torch.no_grad()
+    def values(self, piece: Piece, t: Tensor, shift: Tensor | None) -> list[Tensor]:
+        """Every sum's integrand (a LogAffinity: e^-shift times it), then p and q themselves."""
+        return self._terms(self.logs(piece, t), shift)[0]
+
+    def differentiable(self, piece: Piece, t: Tensor, shift: Tensor | None, scan: Scan, off: Tensor) -> list[Tensor]:
+        """The same with gradients, and 0 without gradient in the rows that are `off`."""
+        with torch.no_grad():
+            logs = self.logs(piece, t)
+            gone = self.dropped(logs, shift)
+            gone = (gone[0] | off, gone[1] | off)
+            _, overflown = self._terms(_without(logs, gone), shift)
+            none = [g | ~inside for g, inside in zip(gone, piece.inside, strict=True)]
+            safe = [
+                torch.where(n, scan.t.gather(0, log.argmax(0, keepdim=True)), t)
+                for n, log in zip(none, (scan.log_p, scan.log_q), strict=True)
+            ]
+        logs = self.logs(piece, t, (safe[0], safe[1]))
+        return self._terms(_without(logs, gone), shift, overflown)[0]
+
+    def _terms(
+        self, logs: tuple[Tensor, Tensor, Tensor], shift: Tensor | None, overflown: Tensor | None = None
+    ) -> tuple[list[Tensor], Tensor]:
+        log_p, log_q, log_slope = logs
         p, q = torch.exp(log_p), torch.exp(log_q)
-        if self.raw_log_q:
-            log_q = torch.where(log_q == -math.inf, -math.inf, log_q - log_slope)
         values = []
-        # a cell where both weights have underflowed counts for nothing; one alone is the generators' business
-        lost = (p == 0) & (q == 0)
-        left, right = torch.where(lost, -math.inf, log_p), torch.where(lost, -math.inf, log_q)
+        bad = torch.zeros((), dtype=torch.bool)
         for total in self.sums:
-            pair = _pair(p, left, q, right) if isinstance(total, GeneratorSum) else _pair(p, log_p, q, log_q)
-            value = total.rows(pair)
-            if self.logarithmic and isinstance(total, GeneratorSum):  # Rényi far away reads the logarithm instead
-                value = torch.where(torch.isfinite(value), value, 0.0)
+            if isinstance(total, LogAffinity):
+                assert shift is not None
+                nowhere = torch.isinf(log_p) | torch.isinf(log_q)
+                both = [torch.where(nowhere, 0.0, log) for log in (log_p, log_q)]
+                value = total.order * both[0] + (1.0 - total.order) * both[1] - shift
+                value = torch.where(nowhere, 0.0, torch.exp(value))
+            else:
+                assert isinstance(total, GeneratorSum)
+                left, right = log_p, log_q
+                if self.raw_log_q:
+                    right = torch.where(log_q == -math.inf, -math.inf, log_q - log_slope)
+                if self.logarithmic and overflown is not None:
+                    left, right = (torch.where(overflown, -math.inf, x) for x in (left, right))
+                value = total.terms(Pair(Weights(p, left), Weights(q, right))).value
+                if self.logarithmic and overflown is None:  # a power sum far away reads the logarithm instead
+                    bad = bad | ~torch.isfinite(value)
+                    value = torch.where(torch.isfinite(value), value, 0.0)
             values.append(value)
-        return [*values, p, q]
+        return [*values, p, q], bad
 
 
-def _inside(support: Support, x: Tensor) -> Tensor:
-    """x, or another point of the support where x is not inside."""
-    low, high = support.low.detach(), support.high.detach()
-    bounded = torch.isfinite(low) & torch.isfinite(high)
-    other = torch.where(bounded, 0.5 * (low + high), torch.where(torch.isfinite(low), low + 1.0, high - 1.0))
-    return torch.where((x > low) & (x < high), x, other)
+def _without(logs: tuple[Tensor, Tensor, Tensor], gone: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """The logarithms without the cells that are gone."""
+    log_p, log_q = (torch.where(g, -math.inf, log) for g, log in zip(gone, logs[:2], strict=True))
+    return log_p, log_q, logs[2]
 
 
-def _pair(p: Tensor, log_p: Tensor, q: Tensor, log_q: Tensor) -> Pair:
-    return Pair(Weights(p.unsqueeze(-1), log_p.unsqueeze(-1)), Weights(q.unsqueeze(-1), log_q.unsqueeze(-1)))
+def trusted(integrand: Integrand, log_p: Tensor, log_q: Tensor) -> Tensor:
+    """Where neither logarithm has overflowed, nor the weights underflowed where sums need these."""
+    good = (log_p > _TRUSTED) & (log_q > _TRUSTED)
+    if any(growth.order is not None for growth in integrand.growth):
+        return good
+    return good & (torch.maximum(log_p, log_q) > NEGLIGIBLE)
+
+
+def _middle(s: Support) -> Tensor:
+    """A point inside of a support."""
+    low, high = s.low.detach(), s.high.detach()
+    left, right = torch.isfinite(low), torch.isfinite(high)
+    middle = 0.5 * (torch.where(left, low, 0.0) + torch.where(right, high, 0.0))
+    return torch.where(left & right, middle, torch.where(left, low + 1.0, torch.where(right, high - 1.0, 0.0)))
+
+
+def significance(integrand: Integrand, scan: Scan) -> Tensor:
+    """How far each probe is above the level where nothing counts, (M, ...); <= 0: it does not count."""
+    level = torch.maximum(scan.log_p, scan.log_q)
+    for growth, size in zip(integrand.growth, integrand.sizes((scan.log_p, scan.log_q, scan.log_slope)), strict=True):
+        if size is not None:
+            top = size.amax(0, keepdim=True) if growth.order is not None else 0.0
+            level = torch.maximum(level, size - top)
+    return level + _FADED

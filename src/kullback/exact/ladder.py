@@ -18,6 +18,7 @@ from torch.distributions import (
     ExponentialFamily,
     Independent,
     Kumaraswamy,
+    Multinomial,
     Normal,
     OneHotCategorical,
     TransformedDistribution,
@@ -44,8 +45,8 @@ assert _fill_the_registry
 
 
 @dataclass(frozen=True)
-class Route:
-    """How a pair is served: the method's name, its error bound, and the function that does it."""
+class Decision:
+    """What will be done for a pair: the method's name, its error bound, and the function that does it."""
 
     method: str
     error: str
@@ -55,24 +56,64 @@ class Route:
 def measure(divergence: Divergence, verb: str, p: Any, q: Any) -> Tensor:
     """The value for a pair of which at least one side is no finite form; (...) in nats, float64 if a parameter is."""
     check(verb, p, q)
-    value = route(divergence, p, q).value()
+    value = decide(divergence, p, q, verb=verb).value()
     return value.to(result_dtype(p, q))
 
 
-def route(divergence: Divergence, p: Any, q: Any) -> Route:
-    """The first method that serves the pair."""
-    for rung in (_finite, _structural, _closed, _shifted, _outside, _summed, _integrated):
+def decide(divergence: Divergence, p: Any, q: Any, *, verb: str | None = None) -> Decision:
+    """The first method that serves the pair; `measure` does what it says, `explain` prints it."""
+    for rung in (_finite, _turned_round, _structural, _closed, _shifted, _outside, _summed, _enumerated, _integrated):
         found = rung(divergence, p, q)
         if found is not None:
             return found
-    name = divergence.family
+    name = verb or divergence.family  # entropy is the cross-entropy of p with itself
+    vectors = any(len(getattr(d, "event_shape", ())) > 0 for d in (p, q))
+    why = (
+        "vectors are served by closed forms alone; no sum or integral over several dimensions is exact here"
+        if vectors
+        else "it is not on the line or the integers, where a sum or an integral would serve"
+    )
     raise NoExactMethod(
-        f"{name}: no closed form is known for {name_of(p)}‖{name_of(q)}, and it is not on the line or the integers, "
-        f"where a sum or an integral would serve. Write estimate.{name}(p, q, method=MonteCarlo(n), generator=g)."
+        f"{name}: no closed form is known for {name_of(p)}‖{name_of(q)}, and {why}. {estimator(divergence, p, q)}"
     )
 
 
-def _finite(divergence: Divergence, p: Any, q: Any) -> Route | None:
+# the mean over x drawn from p, with r = q(x)/p(x), of which a divergence is made; w and a its parameter
+_MEANS = {
+    "js": "(w * -(w + (1 - w) * r).log() + (1 - w) * r * (r / (w + (1 - w) * r)).log()).mean()",
+    "skew": "-(w + (1 - w) * r).log().mean()",
+    "tv": "(1 - r).clamp(min=0).mean()",
+    "hellinger": "(1 - r.sqrt()).mean().sqrt()",
+    "triangular": "((1 - r) ** 2 / (1 + r)).mean()",
+    "chi2": "((1 - r) ** 2 / r).mean()",
+    "alpha": "(r ** (1 - a) - 1).mean() / (a * (a - 1))",
+    "tsallis": "(r ** (1 - a) - 1).mean() / (a - 1)",
+    "renyi": "(r ** (1 - a)).mean().log() / (a - 1)",
+    "cross_entropy": "-q.log_prob(x).mean()",
+}
+
+
+def estimator(divergence: Divergence, p: Any, q: Any) -> str:
+    """The call to write instead."""
+    one, other = (tuple(getattr(d, "event_shape", ())) for d in (p, q))
+    if one != other:
+        return f"Their draws have shapes {one} and {other}: give both the same."
+    call = "estimate.kl({}, {}, method=MonteCarlo(n), generator=g)"
+    if divergence.linear == divergences.KL.linear:
+        return f"Write {call.format('p', 'q')}."
+    if divergence.linear == divergences.JEFFREYS.linear:
+        return f"Write {call.format('p', 'q')} and {call.format('q', 'p')}, and add."
+    if divergence.linear == divergences.alpha(0.0).linear:
+        return f"Write {call.format('q', 'p')}."
+    mean = _MEANS.get(divergence.family)
+    if mean is None:
+        return f"KL can be estimated: write {call.format('p', 'q')}."
+    given = "" if divergence.parameter is None else f"{'w' if 'w' in mean else 'a'} = {divergence.parameter:g}; "
+    ratio = "r = (q.log_prob(x) - p.log_prob(x)).exp(); " if "_prob" not in mean else ""
+    return f"To estimate it from draws, write {given}x = p.sample((n,)); {ratio}{mean}"
+
+
+def _finite(divergence: Divergence, p: Any, q: Any) -> Decision | None:
     if isinstance(p, OneHotCategorical) != isinstance(q, OneHotCategorical) and is_measurable(p) and is_measurable(q):
         return None  # a vector against a number
     left, right = as_form(p), as_form(q)
@@ -84,10 +125,18 @@ def _finite(divergence: Divergence, p: Any, q: Any) -> Route | None:
         p_side, q_side = (form.to(torch.float64).side(batch) for form in (left, right))
         return choice.measure(divergence, p_side, q_side, left.num_classes)
 
-    return Route("exact sum over the classes, canonical terms, float64", "rounding of float64", value)
+    return Decision("exact sum over the classes, canonical terms, float64", "rounding of float64", value)
 
 
-def _structural(divergence: Divergence, p: Any, q: Any) -> Route | None:
+def _turned_round(divergence: Divergence, p: Any, q: Any) -> Decision | None:
+    """Order 0 of α, which is KL(q‖p)."""
+    if divergence.linear != divergences.alpha(0.0).linear:
+        return None
+    inner = decide(divergences.KL, q, p)
+    return Decision(f"KL from q: {inner.method}", inner.error, inner.value)
+
+
+def _structural(divergence: Divergence, p: Any, q: Any) -> Decision | None:
     if isinstance(p, Independent) and isinstance(q, Independent):
         return _product(divergence, p, q)
     plain = TransformedDistribution.log_prob
@@ -100,8 +149,8 @@ def _structural(divergence: Divergence, p: Any, q: Any) -> Route | None:
         and divergence != divergences.CROSS_ENTROPY
         and _same_transforms(p, q)
     ):
-        inner = route(divergence, p.base_dist, q.base_dist)
-        return Route(f"equal transforms taken off, then {inner.method}", inner.error, inner.value)
+        inner = decide(divergence, p.base_dist, q.base_dist)
+        return Decision(f"equal transforms taken off, then {inner.method}", inner.error, inner.value)
     return None
 
 
@@ -115,7 +164,7 @@ def _same_transforms(p: TransformedDistribution, q: TransformedDistribution) -> 
     return all(a is b or not (a.requires_grad or b.requires_grad) for a, b in zip(*tensors, strict=True))
 
 
-def _product(divergence: Divergence, p: Any, q: Any) -> Route | None:
+def _product(divergence: Divergence, p: Any, q: Any) -> Decision | None:
     """Independent components: KL, Jeffreys, cross-entropy and log-affinities add up."""
     dims = p.reinterpreted_batch_ndims
     if dims != q.reinterpreted_batch_ndims or p.event_shape != q.event_shape:
@@ -123,21 +172,21 @@ def _product(divergence: Divergence, p: Any, q: Any) -> Route | None:
     axes = tuple(range(-dims, 0))
     order = _power(divergence)
     if _adds_up(divergence):
-        inner = route(divergence, p.base_dist, q.base_dist)
-        return Route(
+        inner = decide(divergence, p.base_dist, q.base_dist)
+        return Decision(
             f"sum over {dims} independent axes of: {inner.method}",
             inner.error,
             lambda: inner.value().sum(axes) if dims else inner.value(),
         )
     if order is None:
         return None
-    inner = route(divergences.renyi(order) if order > 0 else divergences.renyi(1.0 - order), *_turned(order, p, q))
+    inner = decide(divergences.renyi(order) if order > 0 else divergences.renyi(1.0 - order), *_turned(order, p, q))
 
     def value() -> Tensor:
         total = inner.value().sum(axes) if dims else inner.value()
         return _from_log_affinity(divergence, (max(order, 1.0 - order if order < 0 else order) - 1.0) * total)
 
-    return Route(f"product over {dims} independent axes of: {inner.method}", inner.error, value)
+    return Decision(f"product over {dims} independent axes of: {inner.method}", inner.error, value)
 
 
 def _turned(order: float, p: Any, q: Any) -> tuple[Any, Any]:
@@ -167,7 +216,7 @@ def _from_log_affinity(divergence: Divergence, log_sum: Tensor) -> Tensor:
     return divergence.finish(*sums)
 
 
-def _closed(divergence: Divergence, p: Any, q: Any) -> Route | None:
+def _closed(divergence: Divergence, p: Any, q: Any) -> Decision | None:
     order = _power(divergence)
     if divergence.linear == divergences.KL.linear:
         entry = CLOSED_FORMS.find("kl", p, q)
@@ -194,7 +243,7 @@ def _closed(divergence: Divergence, p: Any, q: Any) -> Route | None:
     return None
 
 
-def _shifted(divergence: Divergence, p: Any, q: Any) -> Route | None:
+def _shifted(divergence: Divergence, p: Any, q: Any) -> Decision | None:
     """Normal vectors of one covariance: every f-divergence is that of N(0, 1) and N(δ, 1), δ Mahalanobis' distance."""
     if divergence == divergences.CROSS_ENTROPY or not is_normal_vector(p) or not is_normal_vector(q):
         return None
@@ -209,12 +258,12 @@ def _shifted(divergence: Divergence, p: Any, q: Any) -> Route | None:
     distance = torch.where(same, 0.0, torch.sqrt(torch.where(same, 1.0, square)))
     zero = torch.zeros_like(distance.detach())
     unit = Normal(zero, zero + 1.0, validate_args=False), Normal(distance, zero + 1.0, validate_args=False)
-    inner = route(divergence, *unit)
-    return Route(f"equal covariances, one axis remains: {inner.method}", inner.error, inner.value)
+    inner = decide(divergence, *unit)
+    return Decision(f"equal covariances, one axis remains: {inner.method}", inner.error, inner.value)
 
 
-def _formula(name: str, value: Callable[[], Tensor]) -> Route:
-    return Route(f"closed form, {name}", "rounding of float64", value)
+def _formula(name: str, value: Callable[[], Tensor]) -> Decision:
+    return Decision(f"closed form, {name}", "rounding of float64", value)
 
 
 def _entropy(p: Any) -> Callable[[], Tensor] | None:
@@ -238,7 +287,7 @@ def _entropy(p: Any) -> Callable[[], Tensor] | None:
     return value
 
 
-def _outside(divergence: Divergence, p: Any, q: Any) -> Route | None:
+def _outside(divergence: Divergence, p: Any, q: Any) -> Decision | None:
     """KL of a p that leaves q's support in every row: no integral is needed."""
     if divergence.linear != divergences.KL.linear or not (is_measurable(p) and is_measurable(q)):
         return None
@@ -249,19 +298,38 @@ def _outside(divergence: Divergence, p: Any, q: Any) -> Route | None:
     batch = batch_of(p, q)
     if not bool(leaves.all()):
         return None
-    return Route(
+    return Decision(
         "support: p has mass where q has none", "none", lambda: torch.full(batch, math.inf).double() + silent(p, q)
     )
 
 
-def _summed(divergence: Divergence, p: Any, q: Any) -> Route | None:
+def _summed(divergence: Divergence, p: Any, q: Any) -> Decision | None:
     left, right = _counts(p), _counts(q)
     if left is None or right is None:
         return None
-    return Route(
+    return Decision(
         "exact sum over the counts, to a proven bound on the tail",
         "the tail left out is below 1e-14 of the value",
         lambda: divergence.finish(*summation.add_up(divergence.sums, left, right)),
+    )
+
+
+_OUTCOMES = 2_000_000
+
+
+def _enumerated(divergence: Divergence, p: Any, q: Any) -> Decision | None:
+    """Two Multinomials: their outcomes are finitely many."""
+    if not (isinstance(p, Multinomial) and isinstance(q, Multinomial)) or p.event_shape != q.event_shape:
+        return None
+    columns = p.event_shape[0]
+    totals = sorted({p.total_count, q.total_count})
+    outcomes = sum(math.comb(n + columns - 1, columns - 1) for n in totals)
+    if outcomes * max(batch_of(p, q).numel(), 1) > _OUTCOMES:
+        return None
+    return Decision(
+        f"exact sum over the {outcomes} outcomes",
+        "rounding of float64",
+        lambda: divergence.finish(*summation.over_outcomes(divergence.sums, p, q)),
     )
 
 
@@ -272,7 +340,7 @@ def _counts(d: Any) -> Distribution | None:
     return d if support is not None and support.integers and bool((support.low == 0).all()) else None
 
 
-def _integrated(divergence: Divergence, p: Any, q: Any) -> Route | None:
+def _integrated(divergence: Divergence, p: Any, q: Any) -> Decision | None:
     if not (is_measurable(p) and is_measurable(q)):
         return None
     left, right = support_of(p), support_of(q)
@@ -280,11 +348,11 @@ def _integrated(divergence: Divergence, p: Any, q: Any) -> Route | None:
         return None
     if type(p) is Kumaraswamy and type(q) is Kumaraswamy:
         if divergence == divergences.CROSS_ENTROPY:
-            entropy, inner = _entropy(p), route(divergences.KL, p, q)
+            entropy, inner = _entropy(p), decide(divergences.KL, p, q)
             assert entropy is not None
-            return Route(f"entropy + {inner.method}", inner.error, lambda: entropy() + inner.value())
+            return Decision(f"entropy + {inner.method}", inner.error, lambda: entropy() + inner.value())
         p, q = on_the_line(p, q)
-    return Route(
+    return Decision(
         "quadrature, adaptive Gauss-Kronrod over the line",
         f"estimated relative error below {quadrature.RELATIVE_TOLERANCE:g}, or ToleranceError",
         lambda: divergence.finish(*quadrature.integrate(divergence.sums, p, q)),

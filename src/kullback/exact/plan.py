@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from typing import Any
 
-from kullback import divergences
+from kullback.divergences import Divergence
 
 from .arguments import check, name_of, result_dtype
-from .ladder import route
+from .ladder import decide
 from .shapes import batch_of
 
 
@@ -14,6 +14,7 @@ from .shapes import batch_of
 class DensityPlan:
     """How a verb will measure two distributions; `print(explain(p, q))` shows it."""
 
+    divergence: str
     p: str
     q: str
     batch_shape: tuple[int, ...]
@@ -24,6 +25,7 @@ class DensityPlan:
     def __str__(self) -> str:
         return "\n".join(
             (
+                f"divergence {self.divergence}",
                 f"p          {self.p}",
                 f"q          {self.q}",
                 f"result     {self.batch_shape} {self.result_dtype}",
@@ -35,10 +37,10 @@ class DensityPlan:
         )
 
 
-def explain(p: Any, q: Any) -> DensityPlan:
-    """The plan of KL(p‖q) for distributions and densities."""
+def explain(divergence: Divergence, p: Any, q: Any) -> DensityPlan:
+    """What `measure(divergence, ..., p, q)` will do."""
     check("explain", p, q)
-    found = route(divergences.KL, p, q)
+    found = decide(divergence, p, q)
     batch = tuple(batch_of(p, q))
     dtype = result_dtype(p, q)
-    return DensityPlan(name_of(p), name_of(q), batch, found.method, found.error, str(dtype))
+    return DensityPlan(divergence.name, name_of(p), name_of(q), batch, found.method, found.error, str(dtype))

@@ -98,6 +98,14 @@ def probabilities(distribution: Any) -> tuple[Tensor, Tensor]:
     return torch.sigmoid(logits), torch.sigmoid(-logits)
 
 
+def logits(distribution: Any) -> Tensor:
+    """log(probs / (1 - probs)), from whichever was given: η of the continuous Bernoulli e^(η x) on [0, 1]."""
+    if given_as_probs(distribution):
+        (probs,) = doubles(distribution, "probs")
+        return torch.log(probs) - torch.log1p(-probs)
+    return doubles(distribution, "logits")[0]
+
+
 def given_as_probs(distribution: Any) -> bool:
     """Whether the caller gave probs; PyTorch caches the other one, clamped and rounded, beside it."""
     state = distribution.__dict__

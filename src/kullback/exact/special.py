@@ -12,9 +12,11 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
 from kullback.core.generators import excess
 
+LOG_2 = math.log(2.0)
 LOG_2PI_E = math.log(2.0 * math.pi * math.e)
 EULER = 0.57721566490153286060651209008240243
 
@@ -22,6 +24,9 @@ EULER = 0.57721566490153286060651209008240243
 STIRLING = (1 / 12, -1 / 360, 1 / 1260, -1 / 1680, 1 / 1188, -691 / 360360, 1 / 156)
 # ψ(x) = log x - 1/(2x) - Σ_k DIGAMMA[k] x^-(2k+2)
 DIGAMMA = (1 / 12, -1 / 120, 1 / 252, -1 / 240, 1 / 132, -691 / 32760, 1 / 12)
+LARGE_DF = 60.0
+# log Γ(t + 1/2) - log Γ(t) = ½ log t + Σ_k c_k t^-(2k+1)
+HALF_STEP = (-1 / 8, 1 / 192, -1 / 640, 17 / 14336, -31 / 18432, 691 / 180224)
 _LARGE = 10
 _ENTROPY_LARGE = 16.0
 
@@ -114,6 +119,36 @@ def log1mexp(x: Tensor) -> Tensor:
         torch.log(-torch.expm1(-torch.where(small, x, 1.0))),
         torch.log1p(-torch.exp(-torch.where(small, 1.0, x))),
     )
+
+
+def log_expm1(v: Tensor) -> Tensor:
+    """log(e^x - 1) for x = e^v."""
+    small, large = v < -36.0, v > 3.7
+    middle = torch.log(torch.expm1(torch.exp(torch.where(small | large, 0.0, v))))
+    return torch.where(small, v, torch.where(large, torch.exp(torch.where(large, v, 0.0)), middle))
+
+
+def log1pexp(v: Tensor) -> Tensor:
+    """log(1 + e^v); torch's softplus drops e^-v from 20 on."""
+    return -logsigmoid(-v)
+
+
+def log_log1p(v: Tensor) -> Tensor:
+    """log(log(1 + e^v))."""
+    small = v < -36.0
+    return torch.where(small, v, torch.log(log1pexp(torch.where(small, 0.0, v))))
+
+
+def log_log1p_minus(v: Tensor) -> Tensor:
+    """log(-log(1 - e^v)) for v < 0."""
+    small = v < -36.0
+    return torch.where(small, v, torch.log(-torch.log1p(-torch.exp(torch.where(small, -1.0, v.clamp(max=-1e-300))))))
+
+
+def log1mexp_log(v: Tensor) -> Tensor:
+    """log(1 - e^-x) for x = e^v."""
+    small = v < -36.0
+    return torch.where(small, v, log1mexp(torch.exp(torch.where(small, 0.0, v))))
 
 
 # log(sinh(x)/x) = Σ_k c_k x^2k; below 1/2 ten terms leave 1e-16

@@ -1,7 +1,7 @@
 """Where a distribution lives, where its mass is, and its log-density there in float64."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import torch
@@ -9,30 +9,22 @@ from torch import Tensor
 from torch.distributions import (
     Distribution,
     GeneralizedPareto,
-    InverseGamma,
-    Kumaraswamy,
+    Laplace,
     MixtureSameFamily,
+    StudentT,
     TransformedDistribution,
     VonMises,
-    Weibull,
     constraints,
 )
-from torch.distributions.transforms import AbsTransform, ComposeTransform, Transform
+from torch.distributions.relaxed_bernoulli import LogitRelaxedBernoulli
 
 from kullback.forms.density import Density
 
+from .log_density import FROM_LOGARITHM, LOG_DENSITY
+from .place import Place, Support, back, flat, image, is_exact, place_of, push
 from .shapes import together
 
 Measurable: TypeAlias = Distribution | Density
-
-
-@dataclass(frozen=True)
-class Support:
-    """An interval [low, high] of reals or of integers, per row; ends may be infinite."""
-
-    low: Tensor
-    high: Tensor
-    integers: bool
 
 
 def support_of(d: Measurable) -> Support | None:
@@ -53,12 +45,17 @@ def support_of(d: Measurable) -> Support | None:
             return None
         size = _components(d)
         return Support(part.low.expand(size).amin(-1), part.high.expand(size).amax(-1), part.integers)
-    if isinstance(d, TransformedDistribution) and type(d) is TransformedDistribution:
+    if is_transformed(d) and type(d) not in LOG_DENSITY:
         return _pushed(d)
     try:
         return _of_constraint(d.support)
     except NotImplementedError:
         return None
+
+
+def is_transformed(d: Any) -> bool:
+    """Whether the density of d is that of its base, moved by its transforms."""
+    return isinstance(d, TransformedDistribution) and type(d).log_prob is TransformedDistribution.log_prob
 
 
 def _components(d: MixtureSameFamily) -> torch.Size:
@@ -88,33 +85,25 @@ def _of_constraint(c: Any) -> Support | None:
     return _interval(-math.inf if low is None else low, math.inf if high is None else high, integers)
 
 
-def _pushed(d: TransformedDistribution) -> Support | None:
-    base = support_of(d.base_dist)
-    if base is None or base.integers:
-        return None
-    low, high = base.low, base.high
-    for transform in _flat(d.transforms):
-        if isinstance(transform, AbsTransform):
-            inside = (low <= 0) & (high >= 0)
-            a, b = low.abs(), high.abs()
-            low, high = torch.where(inside, 0.0, torch.minimum(a, b)), torch.maximum(a, b)
-        elif transform.bijective and transform.domain.event_dim == 0:
-            a, b = transform(low), transform(high)
-            low, high = torch.minimum(a, b), torch.maximum(a, b)
-        else:
+def _steps(d: Any) -> list[tuple[Any, Support]] | None:
+    """The transforms of d in order, each with the support that it acts on."""
+    support = support_of(d.base_dist)
+    found = []
+    for t in flat(d.transforms):
+        if support is None or support.integers:
             return None
-    return Support(low, high, False)
+        found.append((t, support))
+        support = image(t, support)
+    return None if support is None else [*found, (None, support)]
 
 
-def _flat(transforms: Any) -> list[Transform]:
-    parts: list[Transform] = []
-    for t in transforms:
-        parts += _flat(t.parts) if isinstance(t, ComposeTransform) else [t]
-    return parts
+def _pushed(d: Any) -> Support | None:
+    steps = _steps(d)
+    return None if steps is None else steps[-1][1]
 
 
 def ends(d: Measurable, support: Support) -> list[Tensor]:
-    """Finite ends of the support, and of each component of a mixture: where the density may jump."""
+    """Ends of the support, and of each component of a mixture: where the density may jump."""
     if isinstance(d, MixtureSameFamily):
         part = support_of(d.component_distribution)
         assert part is not None
@@ -126,7 +115,24 @@ def ends(d: Measurable, support: Support) -> list[Tensor]:
                 found += list(side.expand(_components(d)).unbind(-1))
     else:
         found = [support.low, support.high]
-    return [end for end in found if bool(torch.isfinite(end).all())]
+    return [end for end in found if bool(torch.isfinite(end).any())]
+
+
+def kinks(d: Measurable) -> list[Tensor]:
+    """Points inside of the support where the slope of the density jumps. They move with the parameters."""
+    if isinstance(d, Laplace):
+        return [d.loc.double()]
+    if isinstance(d, MixtureSameFamily):
+        return [x for part in kinks(d.component_distribution) for x in part.expand(_components(d)).unbind(-1)]
+    if is_transformed(d) and type(d) not in LOG_DENSITY:
+        return [_moved(d, kink) for kink in kinks(d.base_dist)]  # type: ignore[union-attr]
+    return []
+
+
+def _moved(d: Any, x: Tensor) -> Tensor:
+    for t in flat(d.transforms):
+        x = push(t, x)
+    return x
 
 
 def landmarks(d: Measurable) -> tuple[Tensor, Tensor]:
@@ -137,9 +143,15 @@ def landmarks(d: Measurable) -> tuple[Tensor, Tensor]:
     if isinstance(d, MixtureSameFamily):
         centers, widths = landmarks(d.component_distribution)
         shape = _components(d)
-        flat = (w.expand(w.shape[0], *shape).movedim(-1, 1).flatten(0, 1) for w in (centers, widths))
-        return next(flat), next(flat)
-    for center, width in (("mean", "stddev"), ("loc", "scale"), ("mode", "scale"), ("scale", "scale")):
+        flat_ = (w.expand(w.shape[0], *shape).movedim(-1, 1).flatten(0, 1) for w in (centers, widths))
+        return next(flat_), next(flat_)
+    if isinstance(d, LogitRelaxedBernoulli):
+        c, w = together(d.logits.detach().double() / d.temperature.detach(), 1.0 / d.temperature.detach().double())
+        return c.unsqueeze(0), w.unsqueeze(0)
+    if is_transformed(d) and type(d) not in LOG_DENSITY:
+        return _pushed_landmarks(d)
+    names = (("loc", "scale"),) if isinstance(d, StudentT) else ()
+    for center, width in (*names, ("mean", "stddev"), ("loc", "scale"), ("mode", "scale"), ("scale", "scale")):
         try:
             c, w = getattr(d, center).detach().double(), getattr(d, width).detach().double()
         except (NotImplementedError, AttributeError, RuntimeError):
@@ -151,60 +163,82 @@ def landmarks(d: Measurable) -> tuple[Tensor, Tensor]:
     return zero.unsqueeze(0), zero.unsqueeze(0) + 1.0
 
 
-def log_density(d: Measurable, x: Tensor) -> Tensor:
-    """log p(x) at points inside the hull of the support; -inf in a gap between components."""
-    if isinstance(d, MixtureSameFamily):
-        part = support_of(d.component_distribution)
-        assert part is not None
-        x = x.unsqueeze(-1)
-        inside = (x >= part.low.detach()) & (x <= part.high.detach())
-        middle = landmarks(d.component_distribution)[0][0]
-        terms = torch.log_softmax(d.mixture_distribution.logits, -1) + log_density(
-            d.component_distribution, torch.where(inside, x, middle)
+def _pushed_landmarks(d: Any) -> tuple[Tensor, Tensor]:
+    """Those of the base, where the transforms bring them."""
+    with torch.no_grad():
+        c, w = landmarks(d.base_dist)
+        middle, low, high = (
+            _moved(d, x).nan_to_num(0.0, 1e140, -1e140).clamp(-1e140, 1e140) for x in (c, c - w, c + w)
         )
-        terms = torch.where(inside, terms, -math.inf)
+        width = torch.maximum((high - middle).abs(), (middle - low).abs())
+        width = torch.where(width > 0, width, 1e-3 * middle.abs() + 1e-9).clamp(1e-290, 1e130)
+        return middle, width.expand_as(middle)
+
+
+def is_sharp(d: Measurable) -> bool:
+    """Whether the log-density reads distances to its ends, so that it holds however near they are."""
+    if isinstance(d, MixtureSameFamily):
+        return is_sharp(d.component_distribution)
+    if type(d) in LOG_DENSITY:
+        return True
+    return is_transformed(d) and is_sharp(d.base_dist) and all(map(is_exact, flat(d.transforms)))  # type: ignore
+
+
+def is_far(d: Measurable) -> bool:
+    """Whether the log-density holds where x itself overflows."""
+    return isinstance(d, FROM_LOGARITHM) and type(d) in LOG_DENSITY
+
+
+def log_density(d: Measurable) -> Callable[[Place], Tensor]:
+    """log p of places inside the hull of the support of d; -inf in a gap between components."""
+    if isinstance(d, MixtureSameFamily):
+        return _mixture(d)
+    formula = LOG_DENSITY.get(type(d))
+    if formula is not None:
+        return formula(d)
+    steps = _steps(d) if is_transformed(d) else None
+    if steps is None:
+        return lambda at: d.log_prob(at.x)
+    inner = log_density(d.base_dist)  # type: ignore[union-attr]
+    found = steps[-2::-1]
+
+    def read(at: Place) -> Tensor:
+        slope = torch.zeros((), dtype=torch.float64)
+        for t, support in found:
+            at, more = back(t, support, at)
+            slope = slope + more
+        return inner(at) - slope
+
+    return read
+
+
+def _mixture(d: Any) -> Callable[[Place], Tensor]:
+    part, hull = support_of(d.component_distribution), support_of(d)
+    assert part is not None
+    assert hull is not None
+    inner = log_density(d.component_distribution)
+    weights = torch.log_softmax(d.mixture_distribution.logits, -1)
+    low, high = part.low == hull.low.unsqueeze(-1), part.high == hull.high.unsqueeze(-1)
+
+    if bool((low & high).all()):
+
+        def whole(at: Place) -> Tensor:
+            return torch.logsumexp(weights + inner(Place(*(v.unsqueeze(-1) for v in at))), -1)
+
+        return whole
+
+    middle = landmarks(d.component_distribution)[0][0]
+
+    def read(at: Place) -> Tensor:
+        at = Place(*(v.unsqueeze(-1) for v in at))
+        inside = (low | (at.x >= part.low.detach())) & (high | (at.x <= part.high.detach()))
+        x = torch.where(inside, at.x, middle)
+        rough = place_of(x, part)
+        above = torch.where(inside & low, at.above, rough.above)
+        place = Place(x, above, torch.where(inside & high, at.below, rough.below))
+        terms = torch.where(inside, weights + inner(place), -math.inf)
         nothing = (terms == -math.inf).all(-1)
         total = torch.logsumexp(torch.where(nothing.unsqueeze(-1), 0.0, terms), -1)
         return torch.where(nothing, -math.inf, total)
-    own = _OWN.get(type(d))
-    value: Tensor = d.log_prob(x) if own is None else own(d, x)
-    return value
 
-
-def _vonmises(d: Any, x: Tensor) -> Any:
-    k = d.concentration
-    return k * (torch.cos(x - d.loc) - 1.0) - math.log(2.0 * math.pi) - torch.log(torch.special.i0e(k))
-
-
-def _kumaraswamy(d: Any, x: Tensor) -> Any:
-    a, b = d.concentration1, d.concentration0
-    return (
-        torch.log(a) + torch.log(b) + (a - 1.0) * torch.log(x) + (b - 1.0) * torch.log(-torch.expm1(a * torch.log(x)))
-    )
-
-
-def _inverse_gamma(d: Any, x: Tensor) -> Any:
-    a, b = d.concentration, d.rate
-    return a * torch.log(b) - torch.lgamma(a) - (a + 1.0) * torch.log(x) - b / x
-
-
-def _weibull(d: Any, x: Tensor) -> Any:
-    k, z = d.concentration, torch.log(x) - torch.log(d.scale)
-    return torch.log(k) - torch.log(d.scale) + (k - 1.0) * z - torch.exp(k * z)
-
-
-def _generalized_pareto(d: Any, x: Tensor) -> Any:
-    z, shape = (x - d.loc) / d.scale, d.concentration
-    none = shape == 0
-    safe = torch.where(none, 1.0, shape)
-    return torch.where(none, -z, -(1.0 / safe + 1.0) * torch.log1p(safe * z)) - torch.log(d.scale)
-
-
-# PyTorch's own log_prob of these loses digits (VonMises: 1e-8), overflows far out, or takes no float64
-_OWN: dict[type, Any] = {
-    VonMises: _vonmises,
-    Kumaraswamy: _kumaraswamy,
-    InverseGamma: _inverse_gamma,
-    Weibull: _weibull,
-    GeneralizedPareto: _generalized_pareto,
-}
+    return read

@@ -22,7 +22,7 @@ from kullback.forms.points import Points
 from .arguments import as_form, check, name_of, result_dtype, silent
 from .closed_form.multivariate import factor
 from .doubled import doubled
-from .quadrature import _G7, _K15, _nodes, _rule
+from .quadrature import G7, K15, nodes, rule
 from .registry import doubles, infinite_where
 from .shapes import batch_of
 
@@ -254,9 +254,9 @@ def _quantiles(p: Distribution, q: Distribution, order: float) -> Tensor:
         )
         start, stop = edges[:-1].contiguous(), edges[1:].contiguous()
         for _ in range(60):
-            t, half = _nodes(start, stop)
+            t, half = nodes(start, stop)
             f = integrand(t).unsqueeze(0)
-            value, error = (_rule(_K15, f) * half)[0], ((_rule(_K15, f) - _rule(_G7, f)).abs() * half)[0]
+            value, error = (rule(K15, f) * half)[0], ((rule(K15, f) - rule(G7, f)).abs() * half)[0]
             total = value.sum(0)
             if bool((error.sum(0) <= 1e-10 * total + 1e-300).all()) or start.shape[0] > 2000:
                 break
@@ -271,6 +271,6 @@ def _quantiles(p: Distribution, q: Distribution, order: float) -> Tensor:
         unresolved = ((last > 1e-9 * total) | (error.sum(0) > 1e-8 * total + 1e-300)) & ~infinite
         if bool(unresolved.any()):
             raise ToleranceError("wasserstein: the tails are too heavy for float64. Write Points of samples.")
-    t, half = _nodes(start, stop)
-    value = (_rule(_K15, integrand(t).unsqueeze(0)) * half)[0].sum(0)
+    t, half = nodes(start, stop)
+    value = (rule(K15, integrand(t).unsqueeze(0)) * half)[0].sum(0)
     return torch.where(infinite, math.inf, value)

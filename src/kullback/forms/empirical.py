@@ -5,10 +5,11 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.distributions import Distribution
 
 from kullback._errors import FormError
 
-from .finite import Array, dense_tensor
+from .finite import Array, FiniteForm, Probs, dense_tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,6 +153,54 @@ class LogRatios:
                 "is said to come. Check drawn_from, and that the draws and the log-densities belong together."
             )
         object.__setattr__(self, "data", data)
+
+
+def what_to_estimate(verb: str, p: Any, q: Any) -> str | None:
+    """What an exact verb says of Samples, Counts and LogRatios: the call that works, or why none does. None of others.
+
+    >>> from kullback import Samples
+    >>> what_to_estimate("kl", Samples([1.0]), Samples([2.0]))
+    'kl: p holds Samples and q Samples, of which a divergence can only be estimated. Write estimate.kl(p, q).'
+    """
+    observed = [isinstance(side, Samples | Counts | LogRatios) for side in (p, q)]
+    if not any(observed):
+        return None
+    names = [type(side).__name__ for side in (p, q)]
+    said = f"{verb}: p holds {names[0]} and q {names[1]}, of which a divergence can only be estimated. "
+    if isinstance(p, LogRatios) or isinstance(q, LogRatios):
+        return said + f"LogRatios hold both sides: write estimate.kl({'p' if isinstance(p, LogRatios) else 'q'})."
+    if isinstance(p, Samples | Distribution) and isinstance(q, Samples | Distribution):
+        shapes = [_event(side) for side in (p, q)]
+        if shapes[0] != shapes[1]:
+            return (
+                f"{verb}: a draw of p has shape {shapes[0]} and one of q {shapes[1]}, so that there is no divergence. "
+                "Write the same columns on both sides."
+            )
+        if verb == "kl":
+            return said + "Write estimate.kl(p, q)."
+        if verb == "jeffreys":
+            return said + "Write estimate.kl(p, q) + estimate.kl(q, p)."
+        return said + "From samples only KL is: write Counts of both in the same bins, or estimate.kl(p, q)."
+    if isinstance(p, Counts | Probs) and isinstance(q, Counts | Probs):
+        if verb == "kl":
+            return said + "Write estimate.kl(p, q)."
+        if verb == "entropy":
+            return said + "Write entropy(Probs(x / x.sum())) for that of the frequencies."
+        return said + f"Write estimate.bootstrap_divergence({_row(verb)}, p, q, generator=torch.Generator())."
+    if all(isinstance(side, Counts | FiniteForm) for side in (p, q)):
+        return said + "Beside Counts write one row of Probs, such as Probs(logits.softmax(-1))."
+    return said + "Write Counts on both sides, of the same categories or bins (torch.bincount, torch.histogram)."
+
+
+def _event(side: Any) -> tuple[int, ...]:
+    """The shape of a draw, where one column and a number are the same."""
+    shape = (side.data.shape[1],) if isinstance(side, Samples) else tuple(side.event_shape)
+    return () if shape == (1,) else shape
+
+
+def _row(verb: str) -> str:
+    parameter = {"js": "0.5", "alpha": "order", "renyi": "order", "tsallis": "order", "skew": "weight"}.get(verb)
+    return f"divergences.{verb.upper()}" if parameter is None else f"divergences.{verb}({parameter})"
 
 
 def _real(owner: str, x: Any) -> Tensor:

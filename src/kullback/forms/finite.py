@@ -175,7 +175,7 @@ class Logits(_Columns):
     data: Tensor = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "data", _floating("Logits", self.x))
+        object.__setattr__(self, "data", floating_tensor("Logits", self.x))
         object.__setattr__(self, "temperature", positive_number("Logits", "temperature", self.temperature))
 
     @property
@@ -211,9 +211,9 @@ class LogProbs(_Columns):
     data: Tensor = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        data = _floating("LogProbs", self.x)
+        data = floating_tensor("LogProbs", self.x)
         object.__setattr__(self, "data", data)
-        if self.validate and _readable(data):
+        if self.validate and readable(data):
             _check_rows_sum_to_one(
                 "LogProbs",
                 data,
@@ -255,9 +255,9 @@ class Probs(_Columns):
     data: Tensor = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        data = _floating("Probs", self.x)
+        data = floating_tensor("Probs", self.x)
         object.__setattr__(self, "data", data)
-        if self.validate and _readable(data):
+        if self.validate and readable(data):
             seen = data.detach()
             _refuse_row(
                 seen < 0,
@@ -346,7 +346,7 @@ class Labels(FiniteForm):
         object.__setattr__(self, "data", data)
         object.__setattr__(self, "num_classes", num_classes)
         object.__setattr__(self, "smoothing", float(self.smoothing))
-        if self.validate and _readable(data):
+        if self.validate and readable(data):
             outside = (data < 0) | (data >= num_classes)
             _refuse_row(
                 outside.unsqueeze(-1),
@@ -414,7 +414,8 @@ def dense_tensor(owner: str, name: str, x: Any) -> Tensor:
     return x
 
 
-def _floating(owner: str, x: Any) -> Tensor:
+def floating_tensor(owner: str, x: Any) -> Tensor:
+    """`x` as a dense tensor (..., V) of floating numbers, V >= 1, or the error that says what it is instead."""
     data = dense_tensor(owner, "x", x)
     if not data.is_floating_point():
         if isinstance(x, Tensor) or data.is_complex() or data.dtype == torch.bool:
@@ -434,7 +435,7 @@ def _floating(owner: str, x: Any) -> Tensor:
     return data
 
 
-def _readable(data: Tensor) -> bool:
+def readable(data: Tensor) -> bool:
     """Whether the values may be looked at: not while tracing, and not inside a functorch transform."""
     if torch.compiler.is_compiling() or data.is_meta:
         return False

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from kullback._errors import FormError
 
-from .finite import Array, _floating
+from .finite import Array, floating_tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,10 +32,10 @@ class Points:
     mass: Tensor | None = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        data = _floating("Points", self.x)
+        data = floating_tensor("Points", self.x)
         if not bool(torch.isfinite(data.detach()).all()):
             raise FormError("Points: x holds NaN or an infinity, but points are finite. Write Points(x[x.isfinite()]).")
-        mass = None if self.weights is None else _floating("Points", self.weights)
+        mass = None if self.weights is None else floating_tensor("Points", self.weights)
         if mass is not None:
             seen = mass.detach()
             if not bool((seen >= 0).all() & (seen.sum(-1) > 0).all()):

@@ -1,11 +1,15 @@
 """The only place that turns one number per row into a loss."""
 
+import math
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from kullback._errors import FormError
+from kullback.forms.finite import readable
+
+from .inputs import Rows, number, one_of, tensors
 
 Reduction = Literal["mean", "sum", "none"]
 
@@ -17,10 +21,11 @@ def average(
 
     Args:
         values: (...), one number per row.
-        mask: (...) or broadcastable to it, bool, True keeps the row. A dropped row counts for nothing, whatever it
-            holds: NaN and ±inf do not leak into the value or, through a verb, into any gradient.
-        num_items: the denominator instead of the number of kept rows. With gradient accumulation or several ranks,
-            pass the number of kept rows of the *whole* step to every part: the parts then add up to its loss.
+        mask: (...) bool, True keeps the row. A dropped row counts for nothing, whatever it holds: NaN and ±inf do not
+            leak into the value or, through a verb, into any gradient.
+        num_items: the denominator instead of the number of kept rows: a number, or a tensor of one element. With
+            gradient accumulation or several ranks, pass the number of kept rows of the *whole* step to every part:
+            the parts then add up to its loss.
         reduction: "mean"; "sum" without a denominator; "none" for the values, zero where dropped.
 
     Returns:
@@ -28,49 +33,80 @@ def average(
         zero gradients.
 
     Raises:
-        FormError: a mask that is not bool or does not fit, num_items <= 0 or with another reduction than "mean".
+        FormError: a mask that is not bool or has another shape, num_items <= 0 (on a GPU a tensor is not read) or with
+            another reduction than "mean".
 
     >>> import torch
     >>> average(torch.tensor([1.0, 3.0, float("nan")]), mask=torch.tensor([True, True, False]))
     tensor(2.)
     """
-    if reduction not in ("mean", "sum", "none"):
-        raise FormError(f"average: reduction is {reduction!r}; write 'mean', 'sum' or 'none'.")
-    if num_items is not None:
-        _check_num_items(num_items, reduction)
-    keep = None if mask is None else fit_mask(mask, values.shape)
+    check_reduction("average", reduction)
+    keep = tensors("average", values=values).mask(mask)
+    check_num_items(num_items, reduction)
     kept = values if keep is None else torch.where(keep, values, 0.0)
     if reduction == "none":
         return kept
     total = kept.sum()
-    if reduction == "sum":
-        return total
-    if num_items is not None:
-        return total / num_items
-    count = values.numel() if keep is None else keep.sum()
-    return total / (max(count, 1) if isinstance(count, int) else count.clamp(min=1))
+    return total if reduction == "sum" else total / _denominator(values.shape, keep, num_items)
 
 
-def fit_mask(mask: Tensor, shape: torch.Size) -> Tensor:
-    """`mask` broadcast to one bool per row, or the error that says why not."""
-    if mask.dtype != torch.bool:
-        raise FormError(f"mask has dtype {mask.dtype}, but True keeps a row and False drops it. Write mask.bool().")
-    try:
-        return mask.expand(shape)
-    except RuntimeError:
-        raise FormError(
-            f"mask has shape {tuple(mask.shape)}, but there is one value per row: {tuple(shape)}. "
-            "Leave the class axis out of the mask."
-        ) from None
+def row_weights(
+    rows: Rows,
+    *,
+    keep: Tensor | None = None,
+    num_items: int | Tensor | None = None,
+    reduction: Literal["mean", "sum"] = "mean",
+    scale: float = 1.0,
+) -> Tensor | float:
+    """What each row counts for, known before its value is: scale · average(values) = Σ weights · values.
+
+    The sum runs over the rows whose weight is not 0; the others hold anything. Returns float64, (...), or one number
+    where every row counts alike.
+
+    >>> values = torch.tensor([1.0, 3.0, float("nan")])
+    >>> weights = row_weights(tensors("loss", values=values), keep=~values.isnan())
+    >>> weights
+    tensor([0.5000, 0.5000, 0.0000], dtype=torch.float64)
+    """
+    check_num_items(num_items, reduction)
+    over = 1 if reduction == "sum" else _denominator(rows.shape, keep, num_items)
+    if keep is None:
+        return scale / over.double() if isinstance(over, Tensor) else scale / over
+    return keep.double() * (scale / over.double() if isinstance(over, Tensor) else scale / over)
 
 
-def _check_num_items(num_items: int | Tensor, reduction: str) -> None:
+def check_reduction(owner: str, reduction: str) -> None:
+    """An error unless there is such a reduction."""
+    one_of(owner, "reduction", reduction, ("mean", "sum", "none"))
+
+
+def check_num_items(num_items: int | Tensor | None, reduction: str = "mean") -> None:
+    """An error unless it is one number above 0, with a mean to divide."""
+    if num_items is None:
+        return
     if reduction != "mean":
         raise FormError(
             f"num_items is the denominator of a mean, but reduction is {reduction!r}. Leave one of them out."
         )
-    if not isinstance(num_items, Tensor) and not num_items > 0:
+    if isinstance(num_items, Tensor):
+        if num_items.numel() != 1:
+            raise FormError(
+                f"num_items has shape {tuple(num_items.shape)}, but it is one number: the kept rows of the whole step. "
+                "Write num_items.sum() if it counts them by parts."
+            )
+        if num_items.device.type != "cpu" or not readable(num_items):
+            return
+        num_items = num_items.item()  # type: ignore[assignment]
+    if not 0.0 < number("average", "num_items", num_items) < math.inf:
         raise FormError(
             f"num_items is {num_items}, but it counts the kept rows of the whole step. If none is kept, leave it out: "
             "the loss is then a connected zero."
         )
+
+
+def _denominator(shape: torch.Size, keep: Tensor | None, num_items: int | Tensor | None) -> float | Tensor:
+    if isinstance(num_items, Tensor):
+        return num_items.reshape(())
+    if num_items is not None:
+        return num_items
+    return max(shape.numel(), 1) if keep is None else keep.sum().clamp(min=1)

@@ -1,21 +1,22 @@
 """Consistency training: unsupervised data augmentation (UDA)."""
 
-from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from kullback._errors import FormError
-from kullback.forms.finite import FiniteForm, Labels, positive_number
+from kullback.forms.finite import FiniteForm, Labels
 from kullback.verbs import cross_entropy, kl
 
-from .average import average
-from .inputs import as_form, kept, labelled, not_negative, one_of, share
+from .average import average, check_num_items
+from .base import Loss, LossOfParts
+from .inputs import a_divergence, forms, integer, not_negative, one_of, positive, share
 from .schedules import training_signal
+from .terms import Divergence, Term, loss_of
 
 
-class Consistency(nn.Module):
+class Consistency(Loss):
     """The prediction on an augmented example is drawn to the (fixed) prediction on the original.
 
     L = Σ_confident KL(original at T_t ‖ augmented at T_p) / denominator
@@ -54,15 +55,15 @@ class Consistency(nn.Module):
         prediction_temperature: float = 1.0,
         threshold: float | None = None,
         denominator: Literal["all", "kept"] = "all",
-        divergence: Callable[[FiniteForm, FiniteForm], Tensor] = kl,
+        divergence: Divergence = kl,
     ) -> None:
         super().__init__()
         one_of("Consistency", "denominator", denominator, ("all", "kept"))
-        self.target_temperature = positive_number("Consistency", "target_temperature", target_temperature)
-        self.prediction_temperature = positive_number("Consistency", "prediction_temperature", prediction_temperature)
+        self.target_temperature = positive("Consistency", "target_temperature", target_temperature)
+        self.prediction_temperature = positive("Consistency", "prediction_temperature", prediction_temperature)
         self.threshold = None if threshold is None else share("Consistency", "threshold", threshold)
         self.denominator = denominator
-        self.divergence = divergence
+        self.divergence = a_divergence("Consistency", divergence)
 
     def forward(
         self,
@@ -73,30 +74,21 @@ class Consistency(nn.Module):
         num_items: int | Tensor | None = None,
     ) -> Tensor:
         """The loss; see the class."""
-        target = as_form(original).detach()
-        per_row = self.divergence(
-            target.tempered(self.target_temperature), as_form(augmented).tempered(self.prediction_temperature)
-        )
-        counted = kept(mask, per_row.shape)
-        keep = self.confident(target, per_row.shape, counted)
+        rows, (target, prediction) = forms("Consistency", original=original, augmented=augmented)
+        counted = rows.mask(mask)
+        keep = self._confident(target.detach(), counted)
         if num_items is None and self.denominator == "all":
-            num_items = per_row.numel() if counted is None else counted.sum()
-            num_items = max(num_items, 1) if isinstance(num_items, int) else num_items.clamp(min=1)
-        return average(per_row, mask=keep, num_items=num_items)
+            num_items = max(rows.shape.numel(), 1) if counted is None else counted.sum().clamp(min=1)
+        p = target.detach().tempered(self.target_temperature)
+        q = prediction.tempered(self.prediction_temperature)
+        return loss_of(Term(rows, self.divergence, p, q, keep, num_items))
 
-    def confident(self, original: FiniteForm, shape: torch.Size, counted: Tensor | None = None) -> Tensor:
-        """The rows that count and whose largest original probability exceeds the threshold."""
-        every = torch.ones(shape, dtype=torch.bool, device=original.data.device) if counted is None else counted
+    def _confident(self, target: FiniteForm, counted: Tensor | None) -> Tensor | None:
+        """The rows that count and whose largest probability exceeds the threshold."""
         if self.threshold is None:
-            return every
-        return every & (original.probabilities().amax(-1) > self.threshold)
-
-    def extra_repr(self) -> str:
-        """The settings, for `print(module)`."""
-        return (
-            f"target_temperature={self.target_temperature:g}, prediction_temperature={self.prediction_temperature:g}, "
-            f"threshold={self.threshold}, denominator={self.denominator!r}"
-        )
+            return counted
+        sure = target.probabilities().amax(-1) > self.threshold
+        return sure if counted is None else sure & counted
 
 
 class UDAParts(NamedTuple):
@@ -110,7 +102,7 @@ class UDAParts(NamedTuple):
     signal: float
 
 
-class UDA(nn.Module):
+class UDA(LossOfParts):
     """Unsupervised data augmentation: annealed cross-entropy plus coefficient × consistency.
 
     L = Σ_left H(label, model) / max(left, 1) + λ · Consistency
@@ -123,7 +115,8 @@ class UDA(nn.Module):
         coefficient: λ >= 0.
         signal: "linear", "log", "exp", or None for no annealing (the default flag of the paper's code).
         total_steps: length of the schedule; needed with a signal.
-        ignore_index: rows with this label have none.
+        ignore_index: rows with this label leave the supervised term. The pairs are other rows and have no labels;
+            `mask` tells which of them are padding.
 
     Call with keywords only:
         logits: (..., V) predictions on the labelled examples.
@@ -165,40 +158,18 @@ class UDA(nn.Module):
         one_of("UDA", "signal", signal, (None, "linear", "log", "exp"))
         if signal is not None and total_steps is None:
             raise FormError(f"UDA: signal={signal!r} needs the length of training. Write total_steps=...")
+        if consistency is not None and not isinstance(consistency, Consistency):
+            raise FormError(f"UDA: consistency is {consistency!r}. Write UDA(Consistency(...)).")
         self.consistency = Consistency() if consistency is None else consistency
         self.coefficient = not_negative("UDA", "coefficient", coefficient)
         self.signal = signal
-        self.total_steps = total_steps
-        self.ignore_index = ignore_index
-
-    def forward(
-        self,
-        *,
-        logits: Tensor,
-        labels: Tensor,
-        original: Tensor | FiniteForm | None = None,
-        augmented: Tensor | FiniteForm | None = None,
-        step: int | None = None,
-        mask: Tensor | None = None,
-        num_items: int | Tensor | None = None,
-        num_labels: int | Tensor | None = None,
-    ) -> Tensor:
-        """The loss; see the class."""
-        return self.parts(
-            logits=logits,
-            labels=labels,
-            original=original,
-            augmented=augmented,
-            step=step,
-            mask=mask,
-            num_items=num_items,
-            num_labels=num_labels,
-        ).loss
+        self.total_steps = None if total_steps is None else integer("UDA", "total_steps", total_steps, at_least=1)
+        self.ignore_index = integer("UDA", "ignore_index", ignore_index)
 
     def parts(
         self,
         *,
-        logits: Tensor,
+        logits: Tensor | FiniteForm,
         labels: Tensor,
         original: Tensor | FiniteForm | None = None,
         augmented: Tensor | FiniteForm | None = None,
@@ -210,8 +181,13 @@ class UDA(nn.Module):
         """The loss with its terms; the arguments are those of the call."""
         if (original is None) != (augmented is None):
             raise FormError("UDA: original= and augmented= belong together. Write both, or neither.")
-        model = as_form(logits)
-        classes, keep = labelled(labels, self.ignore_index, None)
+        if original is None and mask is not None:
+            raise FormError(
+                "UDA: mask is over the pairs, but there are none. Write ignore_index into the labels that do not count."
+            )
+        check_num_items(num_items)
+        rows, (model,) = forms("UDA", logits=logits)
+        classes, keep = rows.labels(labels, self.ignore_index)
         per_row = cross_entropy(Labels(classes, model.num_classes), model)
         eta = self._threshold(step, model.num_classes)
         if self.signal is not None:
@@ -220,6 +196,12 @@ class UDA(nn.Module):
         if original is None or augmented is None:
             unsupervised = supervised.new_zeros(())
         else:
+            _, (_, pair) = forms("UDA", original=original, augmented=augmented)
+            if pair.num_classes != model.num_classes:
+                raise FormError(
+                    f"UDA: logits has V={model.num_classes} but augmented has V={pair.num_classes}. "
+                    "One model gives all three: check that the class axis is the last."
+                )
             unsupervised = self.consistency(original=original, augmented=augmented, mask=mask, num_items=num_items)
         loss = supervised + self.coefficient * unsupervised
         return UDAParts(loss, supervised, unsupervised, keep.sum(), eta)
@@ -230,7 +212,3 @@ class UDA(nn.Module):
         if step is None:
             raise FormError(f"UDA: signal={self.signal!r} anneals over training. Write step=..., counted from 0.")
         return training_signal(step, steps=self.total_steps, num_classes=num_classes, schedule=self.signal)
-
-    def extra_repr(self) -> str:
-        """The settings, for `print(module)`."""
-        return f"coefficient={self.coefficient:g}, signal={self.signal!r}, total_steps={self.total_steps}"

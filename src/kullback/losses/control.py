@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from kullback._errors import FormError
-from kullback.forms.finite import positive_number
+
+from .inputs import integer, number, positive
 
 
 class _Coefficient:
@@ -19,10 +20,10 @@ class _Coefficient:
     coefficient: float
 
     def __init__(self, owner: str, coefficient: float, target: float, minimum: float, maximum: float) -> None:
-        self.coefficient = positive_number(owner, "coefficient", coefficient)
-        self.target = positive_number(owner, "target", target)
-        self.minimum = positive_number(owner, "minimum", minimum)
-        self.maximum = float(maximum)
+        self.coefficient = positive(owner, "coefficient", coefficient)
+        self.target = positive(owner, "target", target)
+        self.minimum = positive(owner, "minimum", minimum)
+        self.maximum = number(owner, "maximum", maximum)
         if not self.minimum <= self.coefficient <= self.maximum:
             raise FormError(
                 f"{owner}: coefficient {coefficient} lies outside [minimum, maximum] = [{minimum}, {maximum}]."
@@ -86,12 +87,12 @@ class AdaptiveKL(_Coefficient):
         maximum: float = math.inf,
     ) -> None:
         super().__init__("AdaptiveKL", coefficient, target, minimum, maximum)
-        self.horizon = positive_number("AdaptiveKL", "horizon", horizon)
-        self.clip = positive_number("AdaptiveKL", "clip", clip)
+        self.horizon = positive("AdaptiveKL", "horizon", horizon)
+        self.clip = positive("AdaptiveKL", "clip", clip)
 
     def update(self, observed: float | Tensor, steps: int = 1) -> float:
         """Move the coefficient after `steps` episodes (or samples) with mean KL `observed`; the new one."""
-        value = _number("AdaptiveKL", observed)
+        value = _measured("AdaptiveKL", observed)
         if not steps >= 0:
             raise FormError(f"AdaptiveKL: steps is {steps}, but it counts the samples behind the observed KL.")
         if self.clip * steps >= self.horizon:
@@ -138,7 +139,7 @@ class DoubleHalveKL(_Coefficient):
 
     def update(self, observed: float | Tensor) -> float:
         """Move the coefficient after an update whose mean KL was `observed`; the new one."""
-        value = _number("DoubleHalveKL", observed)
+        value = _measured("DoubleHalveKL", observed)
         if value < self.target / self.tolerance:
             return self._set(self.coefficient / self.factor)
         if value > self.target * self.tolerance:
@@ -159,11 +160,11 @@ class EarlyStop:
     """
 
     def __init__(self, *, target: float = 0.01, tolerance: float = 1.5) -> None:
-        self.target = positive_number("EarlyStop", "target", target)
-        self.tolerance = positive_number("EarlyStop", "tolerance", tolerance)
+        self.target = positive("EarlyStop", "target", target)
+        self.tolerance = positive("EarlyStop", "tolerance", tolerance)
 
     def __call__(self, observed: float | Tensor) -> bool:
-        return _number("EarlyStop", observed) > self.tolerance * self.target
+        return _measured("EarlyStop", observed) > self.tolerance * self.target
 
 
 class Step(NamedTuple):
@@ -195,19 +196,18 @@ class TrustRegion:
     """
 
     def __init__(self, *, max_kl: float = 0.01, backtrack: float = 0.8, trials: int = 10) -> None:
-        self.max_kl = positive_number("TrustRegion", "max_kl", max_kl)
-        if not 0.0 < backtrack < 1.0:
+        self.max_kl = positive("TrustRegion", "max_kl", max_kl)
+        if not 0.0 < number("TrustRegion", "backtrack", backtrack) < 1.0:
             raise FormError(
                 f"TrustRegion: backtrack is {backtrack}, but a refused step shrinks by it: 0 < backtrack < 1."
             )
-        if trials < 1:
-            raise FormError(f"TrustRegion: trials is {trials}; write at least 1.")
         self.backtrack = float(backtrack)
-        self.trials = trials
+        self.trials = integer("TrustRegion", "trials", trials, at_least=1)
 
     def allows(self, kl: float | Tensor, improvement: float | Tensor = math.inf) -> bool:
         """Whether a step with this mean KL and this gain may be taken."""
-        return float(kl) <= self.max_kl and float(improvement) > 0.0
+        measured = _number("TrustRegion", kl, "kl"), _number("TrustRegion", improvement, "improvement")
+        return measured[0] <= self.max_kl and measured[1] > 0.0
 
     def search(self, evaluate: Callable[[float], tuple[float | Tensor, float | Tensor]]) -> Step | None:
         """The largest tried step that is allowed, or None."""
@@ -219,8 +219,19 @@ class TrustRegion:
         return None
 
 
-def _number(owner: str, observed: float | Tensor) -> float:
-    value = float(observed)
+def _number(owner: str, observed: float | Tensor, name: str = "the observed KL") -> float:
+    """A measured number, which may be a tensor of one element."""
+    if isinstance(observed, Tensor):
+        if observed.numel() != 1:
+            raise FormError(
+                f"{owner}: {name} has shape {tuple(observed.shape)}, but it is one number. Write its .mean()."
+            )
+        return float(observed.detach())
+    return number(owner, name, observed)
+
+
+def _measured(owner: str, observed: float | Tensor) -> float:
+    value = _number(owner, observed)
     if math.isnan(value):
         raise FormError(
             f"{owner}: the observed KL is NaN. Look at the update that made it; kullback's verbs give none."
@@ -229,6 +240,6 @@ def _number(owner: str, observed: float | Tensor) -> float:
 
 
 def _above_one(owner: str, name: str, value: float) -> float:
-    if not 1.0 < value < math.inf:
+    if not 1.0 < number(owner, name, value) < math.inf:
         raise FormError(f"{owner}: {name} is {value}, but it must be a finite number above 1.")
     return float(value)

@@ -4,14 +4,15 @@ import math
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from kullback._errors import FormError
-from kullback.forms.finite import FiniteForm, Labels, Logits, positive_number
+from kullback.forms.finite import FiniteForm, Labels, Logits
 from kullback.verbs import kl
 
-from .average import average
-from .inputs import as_form, emptied, labelled, not_negative
+from .base import LossOfParts
+from .inputs import emptied, flag, forms, integer, not_negative, positive
+from .terms import Term, mixed
 
 
 class DKDParts(NamedTuple):
@@ -22,7 +23,7 @@ class DKDParts(NamedTuple):
     other_classes: Tensor
 
 
-class DKD(nn.Module):
+class DKD(LossOfParts):
     """Hinton's KL split in two: how sure the target class is, and how the other classes share the rest.
 
     L = T² ( α KL(b_teacher‖b_student) + β KL(r_teacher‖r_student) )
@@ -73,21 +74,9 @@ class DKD(nn.Module):
         super().__init__()
         self.alpha = not_negative("DKD", "alpha", alpha)
         self.beta = not_negative("DKD", "beta", beta)
-        self.temperature = positive_number("DKD", "temperature", temperature)
-        self.t_squared = t_squared
-        self.ignore_index = ignore_index
-
-    def forward(
-        self,
-        *,
-        student: Tensor | FiniteForm,
-        teacher: Tensor | FiniteForm,
-        labels: Tensor,
-        mask: Tensor | None = None,
-        num_items: int | Tensor | None = None,
-    ) -> Tensor:
-        """The loss; see the class."""
-        return self.parts(student=student, teacher=teacher, labels=labels, mask=mask, num_items=num_items).loss
+        self.temperature = positive("DKD", "temperature", temperature)
+        self.t_squared = flag("DKD", "t_squared", t_squared)
+        self.ignore_index = integer("DKD", "ignore_index", ignore_index)
 
     def parts(
         self,
@@ -99,17 +88,18 @@ class DKD(nn.Module):
         num_items: int | Tensor | None = None,
     ) -> DKDParts:
         """The loss with its terms; the arguments are those of the call."""
-        q, p = as_form(student), as_form(teacher).detach()
+        rows, (q, p) = forms("DKD", student=student, teacher=teacher)
         if q.num_classes < 2:
             raise FormError("DKD: V=1 leaves no other classes to share the rest.")
-        classes, keep = labelled(labels, self.ignore_index, mask)
+        classes, keep = rows.labels(labels, self.ignore_index, rows.mask(mask))
         classes = Labels(classes, q.num_classes).data  # checked: every kept label is in [0, V)
-        (b_p, r_p), (b_q, r_q) = self._split(p, classes, keep), self._split(q, classes, keep)
+        (b_p, r_p), (b_q, r_q) = self._split(p.detach(), classes, keep), self._split(q, classes, keep)
         scale = self.temperature**2 if self.t_squared else 1.0
-        dtype = torch.float64 if torch.float64 in (q.data.dtype, p.data.dtype) else torch.float32
-        target = scale * average(kl(b_p, b_q), mask=keep, num_items=num_items).to(dtype)
-        others = scale * average(kl(r_p, r_q), mask=keep, num_items=num_items).to(dtype)
-        return DKDParts(self.alpha * target + self.beta * others, target, others)
+        target = Term(rows, kl, b_p, b_q, keep, num_items, scale)
+        others = Term(rows, kl, r_p, r_q, keep, num_items, scale)
+        loss, values = mixed([(self.alpha, target), (self.beta, others)])
+        dtype = torch.float64 if torch.float64 in (q.dtype, p.dtype) else torch.float32
+        return DKDParts(*(x.to(dtype) for x in (loss, *values)))
 
     def _split(self, form: FiniteForm, labels: Tensor, keep: Tensor) -> tuple[Logits, Logits]:
         """Target against the rest, and the rest among themselves, as logits at temperature T."""
@@ -120,7 +110,3 @@ class DKD(nn.Module):
         rest = scores.scatter(-1, at, -math.inf)
         rest_together = torch.logsumexp(rest, -1, keepdim=True)
         return Logits(torch.cat([scores.gather(-1, at), rest_together], -1)), Logits(rest)
-
-    def extra_repr(self) -> str:
-        """The settings, for `print(module)`."""
-        return f"alpha={self.alpha:g}, beta={self.beta:g}, temperature={self.temperature:g}"

@@ -12,15 +12,17 @@ tensor(0.6930)
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F  # noqa: N812
-from torch import Tensor, nn
+from torch import Tensor
 
 from kullback._errors import FormError
 
 from .average import average
-from .inputs import emptied, kept, share, wide
+from .base import Loss
+from .inputs import emptied, number, share, tensors, wide
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,8 @@ class Conjugate:
     conjugate   f*(g(v)), composed, so that nothing over- or underflows on the way
     best        the v that reaches the divergence, as a function of log(p/q)
     estimates   what the bound bounds, in terms of kullback's verbs
+
+    The functions of this module have names, so that a loss can be pickled.
     """
 
     name: str
@@ -39,26 +43,81 @@ class Conjugate:
     best: Callable[[Tensor], Tensor]
     estimates: str
 
+    def __repr__(self) -> str:
+        return f"<conjugate of {self.name}>"
+
 
 def _same(v: Tensor) -> Tensor:
     return v
 
 
-KL = Conjugate("kl", _same, lambda v: torch.exp(v - 1.0), lambda r: r + 1.0, "kl(p, q)")
-REVERSE_KL = Conjugate("reverse_kl", lambda v: -torch.exp(-v), lambda v: v - 1.0, _same, "kl(q, p)")
-JEFFREYS = Conjugate("jeffreys", lambda v: v - torch.expm1(-v), lambda v: v + torch.expm1(v), _same, "jeffreys(p, q)")
-CHI2 = Conjugate("chi2", _same, lambda v: v * v / 4.0 + v, lambda r: 2.0 * torch.expm1(r), "chi2(p, q)")
-SQUARED_HELLINGER = Conjugate(
-    "squared_hellinger",
-    lambda v: -0.5 * torch.expm1(-v),
-    lambda v: 0.5 * torch.expm1(v),
-    lambda r: r / 2.0,
-    "hellinger(p, q) ** 2",
-)
-TV = Conjugate(
-    "tv", lambda v: torch.tanh(v) / 2.0, lambda v: torch.tanh(v) / 2.0, lambda r: torch.sign(r) * math.inf, "tv(p, q)"
-)
-GAN = Conjugate("gan", lambda v: -F.softplus(-v), F.softplus, _same, "2 js(p, q) - log 4")
+def _exp_of_less_one(v: Tensor) -> Tensor:
+    return torch.exp(v - 1.0)
+
+
+def _one_more(v: Tensor) -> Tensor:
+    return v + 1.0
+
+
+def _one_less(v: Tensor) -> Tensor:
+    return v - 1.0
+
+
+def _negative_exp(v: Tensor) -> Tensor:
+    return -torch.exp(-v)
+
+
+def _jeffreys_output(v: Tensor) -> Tensor:
+    return v - torch.expm1(-v)
+
+
+def _jeffreys_conjugate(v: Tensor) -> Tensor:
+    return v + torch.expm1(v)
+
+
+def _parabola(v: Tensor) -> Tensor:
+    return v * v / 4.0 + v
+
+
+def _twice_expm1(r: Tensor) -> Tensor:
+    return 2.0 * torch.expm1(r)
+
+
+def _half_expm1(v: Tensor) -> Tensor:
+    return 0.5 * torch.expm1(v)
+
+
+def _half_below_one(v: Tensor) -> Tensor:
+    return -0.5 * torch.expm1(-v)
+
+
+def _half(r: Tensor) -> Tensor:
+    return r / 2.0
+
+
+def _half_tanh(v: Tensor) -> Tensor:
+    return torch.tanh(v) / 2.0
+
+
+def _far(r: Tensor) -> Tensor:
+    return torch.sign(r) * math.inf
+
+
+def _log_sigmoid(v: Tensor) -> Tensor:
+    return -F.softplus(-v)
+
+
+def _softplus(v: Tensor) -> Tensor:
+    return F.softplus(v)
+
+
+KL = Conjugate("kl", _same, _exp_of_less_one, _one_more, "kl(p, q)")
+REVERSE_KL = Conjugate("reverse_kl", _negative_exp, _one_less, _same, "kl(q, p)")
+JEFFREYS = Conjugate("jeffreys", _jeffreys_output, _jeffreys_conjugate, _same, "jeffreys(p, q)")
+CHI2 = Conjugate("chi2", _same, _parabola, _twice_expm1, "chi2(p, q)")
+SQUARED_HELLINGER = Conjugate("squared_hellinger", _half_below_one, _half_expm1, _half, "hellinger(p, q) ** 2")
+TV = Conjugate("tv", _half_tanh, _half_tanh, _far, "tv(p, q)")
+GAN = Conjugate("gan", _log_sigmoid, _softplus, _same, "2 js(p, q) - log 4")
 
 
 def js(weight: float = 0.5) -> Conjugate:
@@ -69,18 +128,21 @@ def js(weight: float = 0.5) -> Conjugate:
     w = share("fgan.js", "weight", weight)
     if w in (0.0, 1.0):
         raise FormError(f"fgan.js: weight is {w:g}, where the divergence is 0 for any p and q. Write 0 < weight < 1.")
-    offset = math.log(w) - math.log1p(-w)
-
-    def log_m(v: Tensor) -> Tensor:
-        return F.softplus(v + offset) + math.log1p(-w)
-
     return Conjugate(
-        f"js({w:g})",
-        lambda v: w * (v - log_m(v)),
-        lambda v: (1.0 - w) * log_m(v),
-        _same,
-        f"js(p, q, weight={w:g})",
+        f"js({w:g})", partial(_js_output, w=w), partial(_js_conjugate, w=w), _same, f"js(p, q, weight={w:g})"
     )
+
+
+def _log_mixture(v: Tensor, w: float) -> Tensor:
+    return F.softplus(v + math.log(w) - math.log1p(-w)) + math.log1p(-w)
+
+
+def _js_output(v: Tensor, w: float) -> Tensor:
+    return w * (v - _log_mixture(v, w))
+
+
+def _js_conjugate(v: Tensor, w: float) -> Tensor:
+    return (1.0 - w) * _log_mixture(v, w)
 
 
 def alpha(order: float) -> Conjugate:
@@ -88,19 +150,18 @@ def alpha(order: float) -> Conjugate:
 
     Order 1 is KL(p‖q) and 0 is KL(q‖p), by their limits.
     """
-    a = float(order)
+    a = number("fgan.alpha", "order", order)
     if not math.isfinite(a):
         raise FormError(f"fgan.alpha: order is {order}, but it must be a finite number.")
-    return Conjugate(
-        f"alpha({a:g})",
-        (lambda v: torch.expm1((a - 1.0) * v) / (a - 1.0)) if a != 1.0 else _same,
-        (lambda v: torch.expm1(a * v) / a) if a != 0.0 else _same,
-        _same,
-        f"alpha(p, q, {a:g})",
-    )
+    return Conjugate(f"alpha({a:g})", partial(_power, a=a - 1.0), partial(_power, a=a), _same, f"alpha(p, q, {a:g})")
 
 
-class FGAN(nn.Module):
+def _power(v: Tensor, a: float) -> Tensor:
+    """(e^(av) - 1)/a, and v at a = 0."""
+    return v if a == 0.0 else torch.expm1(a * v) / a
+
+
+class FGAN(Loss):
     """The f-GAN objective: minimise it over the critic; its negative is a lower bound of the divergence.
 
     L = E_q[ f*(g(v)) ] - E_p[ g(v) ]
@@ -116,7 +177,7 @@ class FGAN(nn.Module):
     loss: -E_q[f*(g(v))], which it plays against L, or with saturating=False -E_q[g(v)], stronger while the critic wins.
 
     Returns: a scalar; a side with nothing kept counts as a zero connected to the graph.
-    Raises: FormError: a mask that does not fit.
+    Raises: FormError: masks of another shape than their draws; real and fake may have different ones.
 
     Where copies differ: f-GAN's Jensen-Shannon is twice `js`, its squared Hellinger twice `hellinger` squared.
 
@@ -148,16 +209,14 @@ class FGAN(nn.Module):
         self, *, real: Tensor, fake: Tensor, real_mask: Tensor | None = None, fake_mask: Tensor | None = None
     ) -> Tensor:
         """The lower bound of the divergence, E_p[g(v)] - E_q[f*(g(v))]."""
-        return _mean_of(self.divergence.output, real, real_mask) - _mean_of(self.divergence.conjugate, fake, fake_mask)
+        owner, c = type(self).__name__, self.divergence
+        gain = _mean_of(owner, c.output, "real", real, real_mask)
+        return gain - _mean_of(owner, c.conjugate, "fake", fake, fake_mask)
 
     def generator(self, *, fake: Tensor, fake_mask: Tensor | None = None, saturating: bool = True) -> Tensor:
         """The loss of the model that makes the fakes, for a critic held fixed."""
         function = self.divergence.conjugate if saturating else self.divergence.output
-        return -_mean_of(function, fake, fake_mask)
-
-    def extra_repr(self) -> str:
-        """The settings, for `print(module)`."""
-        return f"divergence={self.divergence.name}"
+        return -_mean_of(type(self).__name__, function, "fake", fake, fake_mask)
 
 
 class NWJ(FGAN):
@@ -176,7 +235,7 @@ class NWJ(FGAN):
         super().__init__(KL)
 
 
-class DonskerVaradhan(nn.Module):
+class DonskerVaradhan(Loss):
     """The Donsker-Varadhan bound: KL(p‖q) >= E_p[v] - log E_q[e^v], reached at v = log(p/q) + any constant.
 
     Args:
@@ -188,7 +247,7 @@ class DonskerVaradhan(nn.Module):
     always the batch's own bound.
 
     Returns: a scalar; with a side of nothing kept that side counts as a zero connected to the graph.
-    Raises: FormError: a rate outside (0, 1], a mask that does not fit.
+    Raises: FormError: a rate outside (0, 1], masks of another shape than their draws.
 
     Source: Donsker & Varadhan 1983; Belghazi et al. 2018 (MINE), arXiv 1801.04062, equation 12 for the gradient.
 
@@ -201,7 +260,7 @@ class DonskerVaradhan(nn.Module):
 
     def __init__(self, *, moving_average: float | None = None) -> None:
         super().__init__()
-        if moving_average is not None and not 0.0 < moving_average <= 1.0:
+        if moving_average is not None and not 0.0 < number("DonskerVaradhan", "moving_average", moving_average) <= 1.0:
             raise FormError(
                 f"DonskerVaradhan: moving_average is {moving_average}, but it is a rate: above 0, up to 1, or None."
             )
@@ -218,8 +277,8 @@ class DonskerVaradhan(nn.Module):
         self, *, real: Tensor, fake: Tensor, real_mask: Tensor | None = None, fake_mask: Tensor | None = None
     ) -> Tensor:
         """The lower bound of KL(p‖q)."""
-        keep = kept(fake_mask, fake.shape)
-        gain, fake = _mean_of(_same, real, real_mask), wide(fake)
+        keep = tensors("DonskerVaradhan", fake=fake).mask(fake_mask, "fake_mask")
+        gain, fake = _mean_of("DonskerVaradhan", _same, "real", real, real_mask), wide(fake)
         if fake.numel() == 0:
             return gain - 0.0 * fake.sum()
         every = torch.ones_like(fake, dtype=torch.bool) if keep is None else keep
@@ -243,11 +302,7 @@ class DonskerVaradhan(nn.Module):
             self.log_average.copy_(torch.where(empty, self.log_average, moved))
         return moved.to(log_mean.dtype)
 
-    def extra_repr(self) -> str:
-        """The settings, for `print(module)`."""
-        return f"moving_average={self.moving_average}"
 
-
-def _mean_of(function: Callable[[Tensor], Tensor], v: Tensor, mask: Tensor | None) -> Tensor:
-    keep = kept(mask, v.shape)
+def _mean_of(owner: str, function: Callable[[Tensor], Tensor], name: str, v: Tensor, mask: Tensor | None) -> Tensor:
+    keep = tensors(owner, **{name: v}).mask(mask, f"{name}_mask")
     return average(function(wide(emptied(v, keep))), mask=keep)

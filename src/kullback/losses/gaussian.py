@@ -8,7 +8,7 @@ from torch import Tensor
 
 from kullback._errors import FormError
 from kullback.core.generators import excess
-from kullback.forms.finite import _readable
+from kullback.forms.finite import readable
 
 _LOG_2PI = math.log(2.0 * math.pi)
 
@@ -19,9 +19,9 @@ class DiagonalGaussian:
 
     Args:
         mu: (..., D) means.
-        logvar: (..., D) log-variances, broadcast with mu.
+        logvar: (..., D) log-variances, or (D,) shared by all rows.
 
-    Raises: FormError: shapes that do not broadcast, tensors that are not floating.
+    Raises: FormError: other shapes, tensors that are not floating.
 
     >>> import torch
     >>> gaussian_kl(DiagonalGaussian(torch.tensor([1.0, 0.0]), torch.zeros(2)))
@@ -33,22 +33,21 @@ class DiagonalGaussian:
 
     def __post_init__(self) -> None:
         _check_floating("DiagonalGaussian", mu=self.mu, logvar=self.logvar)
-        try:
-            mu, logvar = torch.broadcast_tensors(self.mu, self.logvar)  # type: ignore[no-untyped-call]
-        except RuntimeError:
+        if self.logvar.shape not in (self.mu.shape, self.mu.shape[-1:]):
             raise FormError(
                 f"DiagonalGaussian: mu has shape {tuple(self.mu.shape)} but logvar has {tuple(self.logvar.shape)}. "
-                "Both are (..., D); if an encoder returned them together, write mu, logvar = h.chunk(2, -1)."
-            ) from None
-        object.__setattr__(self, "mu", mu)
-        object.__setattr__(self, "logvar", logvar)
+                "Both are (..., D), or logvar is (D,); if an encoder returned them together, write "
+                "mu, logvar = h.chunk(2, -1), and for one number a row logvar.expand_as(mu)."
+            )
+        object.__setattr__(self, "logvar", self.logvar.expand_as(self.mu))
 
     def rsample(self, sample_shape: tuple[int, ...] = (), *, generator: torch.Generator | None = None) -> Tensor:
         """Reparameterised draws mu + exp(logvar/2) ε, (*sample_shape, ..., D)."""
         return self.mu + torch.exp(self.logvar / 2) * _noise(self.mu, sample_shape, generator)
 
     def log_prob(self, z: Tensor) -> Tensor:
-        """Log-density at z (..., D): (...)."""
+        """Log-density at z (*sample_shape, ..., D): (*sample_shape, ...)."""
+        _check_point("DiagonalGaussian", self.mu, z)
         scaled = (z - self.mu) * torch.exp(-self.logvar / 2)
         return -0.5 * (scaled * scaled + self.logvar + _LOG_2PI).sum(-1)
 
@@ -72,7 +71,8 @@ class FullGaussian:
 
     Args:
         mu: (..., D) means.
-        scale_tril: (..., D, D), lower triangular with a positive diagonal; torch.linalg.cholesky(covariance).
+        scale_tril: (..., D, D), or (D, D) shared by all rows: lower triangular with a positive diagonal;
+            torch.linalg.cholesky(covariance).
         validate: check that (not inside `torch.compile` or `vmap`).
 
     Raises: FormError: shapes that do not fit, a diagonal entry that is not positive, entries above the diagonal.
@@ -90,12 +90,13 @@ class FullGaussian:
 
     def __post_init__(self) -> None:
         _check_floating("FullGaussian", mu=self.mu, scale_tril=self.scale_tril)
-        if self.scale_tril.dim() < 2 or self.scale_tril.shape[-2:] != (self.mu.shape[-1],) * 2:
+        d = self.mu.shape[-1]
+        if self.scale_tril.shape not in ((*self.mu.shape, d), (d, d)):
             raise FormError(
                 f"FullGaussian: mu has shape {tuple(self.mu.shape)} but scale_tril has "
-                f"{tuple(self.scale_tril.shape)}; (..., D) needs (..., D, D)."
+                f"{tuple(self.scale_tril.shape)}; (..., D) needs (..., D, D), or (D, D) for all rows."
             )
-        if self.validate and _readable(self.scale_tril):
+        if self.validate and readable(self.scale_tril):
             seen = self.scale_tril.detach()
             if bool((seen.diagonal(dim1=-2, dim2=-1) <= 0).any()) or bool((seen.triu(1) != 0).any()):
                 raise FormError(
@@ -109,7 +110,8 @@ class FullGaussian:
         return self.mu + (self.scale_tril @ noise.unsqueeze(-1)).squeeze(-1)
 
     def log_prob(self, z: Tensor) -> Tensor:
-        """Log-density at z (..., D): (...)."""
+        """Log-density at z (*sample_shape, ..., D): (*sample_shape, ...)."""
+        _check_point("FullGaussian", self.mu, z)
         whitened = _solve(self.scale_tril, (z - self.mu).unsqueeze(-1)).squeeze(-1)
         log_diagonal = torch.log(self.scale_tril.diagonal(dim1=-2, dim2=-1))
         return -0.5 * (whitened * whitened + _LOG_2PI).sum(-1) - log_diagonal.sum(-1)
@@ -138,12 +140,14 @@ Gaussian = DiagonalGaussian | FullGaussian
 def gaussian_kl_per_dimension(q: DiagonalGaussian, p: DiagonalGaussian | None = None) -> Tensor:
     """KL(q‖p) of every coordinate, (..., D): ½ ((μ - m)²/v + (e^y - 1 - y)), y = logvar of q less that of p.
 
-    Both terms are >= 0 and lose no digits near p = q: e^y - 1 - y goes by its series there. p=None is N(0, I).
+    p has the rows of q, or is one for all of them: (D,); None is N(0, I). Both terms are >= 0 and lose no digits near
+    p = q: e^y - 1 - y goes by its series there.
 
     >>> import torch
     >>> gaussian_kl_per_dimension(DiagonalGaussian(torch.tensor([2.0, 0.0]), torch.zeros(2)))
     tensor([2., 0.])
     """
+    _check_prior("gaussian_kl_per_dimension", q, p)
     mu, logvar = q.mu.double(), q.logvar.double()
     if p is not None:
         mu, logvar = (mu - p.mu.double()) * torch.exp(-p.logvar.double() / 2), logvar - p.logvar.double()
@@ -156,11 +160,11 @@ def gaussian_kl(q: Gaussian, p: Gaussian | None = None) -> Tensor:
 
     Args:
         q: the posterior, `DiagonalGaussian` or `FullGaussian`.
-        p: the prior, either kind; None is N(0, I).
+        p: the prior, either kind, with the rows of q or one for all of them, (D,); None is N(0, I).
 
     Returns: Tensor (...), >= 0, 0 for equal arguments; arithmetic in float64.
     Gradients: to every tensor of q and p.
-    Raises: FormError: different D.
+    Raises: FormError: different D, other rows.
 
     With A = M⁻¹L and a = M⁻¹(μ - m) it is ½ (|a|² + Σ_{i>j} A_ij² + Σ_i (A_ii² - 1 - log A_ii²)), computed from
     M⁻¹(L - M), so that nearly equal Gaussians keep their digits.
@@ -171,8 +175,7 @@ def gaussian_kl(q: Gaussian, p: Gaussian | None = None) -> Tensor:
     >>> gaussian_kl(q, DiagonalGaussian(torch.ones(1), torch.tensor([4.0]).log()))
     tensor(0.4431)
     """
-    if p is not None and q.mu.shape[-1] != p.mu.shape[-1]:
-        raise FormError(f"gaussian_kl: q has D={q.mu.shape[-1]} but p has D={p.mu.shape[-1]}.")
+    _check_prior("gaussian_kl", q, p)
     if isinstance(q, DiagonalGaussian) and (p is None or isinstance(p, DiagonalGaussian)):
         return gaussian_kl_per_dimension(q, p).sum(-1)
     left = q.full()
@@ -205,6 +208,25 @@ def _noise(mu: Tensor, sample_shape: tuple[int, ...], generator: torch.Generator
 def _result_dtype(q: Gaussian, p: Gaussian | None) -> torch.dtype:
     dtypes = {q.mu.dtype} if p is None else {q.mu.dtype, p.mu.dtype}
     return torch.float64 if torch.float64 in dtypes else torch.float32
+
+
+def _check_point(owner: str, mu: Tensor, z: Tensor) -> None:
+    if z.shape[max(z.dim() - mu.dim(), 0) :] != mu.shape:
+        raise FormError(
+            f"{owner}: mu has shape {tuple(mu.shape)} but z has {tuple(z.shape)}; z is (*sample_shape, ..., D), and "
+            "nothing is broadcast. Expand z, or mu."
+        )
+
+
+def _check_prior(owner: str, q: Gaussian, p: Gaussian | None) -> None:
+    if p is None or p.mu.shape in (q.mu.shape, q.mu.shape[-1:]):
+        return
+    if q.mu.shape[-1] != p.mu.shape[-1]:
+        raise FormError(f"{owner}: q has D={q.mu.shape[-1]} but p has D={p.mu.shape[-1]}.")
+    raise FormError(
+        f"{owner}: q has mu of shape {tuple(q.mu.shape)} but p has {tuple(p.mu.shape)}; p has the same, or "
+        f"{tuple(q.mu.shape[-1:])} for all rows. Expand one of them."
+    )
 
 
 def _check_floating(owner: str, **tensors: Tensor) -> None:

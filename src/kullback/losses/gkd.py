@@ -2,16 +2,47 @@
 
 from typing import Literal
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from kullback.forms.finite import FiniteForm, positive_number
+from kullback.forms.finite import FiniteForm
 from kullback.verbs import js, kl, skew
 
-from .average import Reduction, average
-from .inputs import as_form, one_of, share
+from .average import Reduction, check_reduction
+from .base import Loss
+from .inputs import flag, forms, one_of, positive, share
+from .terms import Term, loss_of
 
 
-class GKD(nn.Module):
+class TwoModels(Loss):
+    """A loss between student and teacher at one temperature; a subclass names the divergence of the two."""
+
+    temperature: float
+    reduction: Reduction
+
+    def _set(self, owner: str, temperature: float, reduction: Reduction) -> None:
+        check_reduction(owner, reduction)
+        self.temperature = positive(owner, "temperature", temperature)
+        self.reduction = reduction
+
+    def forward(
+        self,
+        *,
+        student: Tensor | FiniteForm,
+        teacher: Tensor | FiniteForm,
+        mask: Tensor | None = None,
+        num_items: int | Tensor | None = None,
+    ) -> Tensor:
+        """The loss; see the class."""
+        rows, (q, p) = forms(type(self).__name__, student=student, teacher=teacher)
+        p, q = p.detach().tempered(self.temperature), q.tempered(self.temperature)
+        return loss_of(Term(rows, self._divergence, p, q, rows.mask(mask), num_items), self.reduction)
+
+    def _divergence(self, p: FiniteForm, q: FiniteForm) -> Tensor:
+        """One number per row; p the teacher, q the student."""
+        raise NotImplementedError
+
+
+class GKD(TwoModels):
     """Generalised knowledge distillation: the weighted Jensen-Shannon divergence of teacher and student.
 
     JSD_β = β KL(p‖m) + (1-β) KL(q‖m),  m = β p + (1-β) q,  p the teacher, q the student
@@ -27,7 +58,8 @@ class GKD(nn.Module):
     Call with keywords only:
         student: (..., V) logits, or a form.
         teacher: (..., V) logits, or a form; no gradient flows to it.
-        mask: (...) bool, True keeps the token; dropped tokens may hold NaN.
+        mask: (...) bool, True keeps the token; dropped tokens may hold NaN. There are no labels: where -100 marks what
+            does not count, write mask=labels != -100.
         num_items: kept tokens in the whole step, for gradient accumulation.
 
     Returns: a scalar; a zero connected to the graph if nothing is kept.
@@ -53,37 +85,19 @@ class GKD(nn.Module):
         reduction: Reduction = "mean",
     ) -> None:
         super().__init__()
+        self._set("GKD", temperature, reduction)
         self.beta = share("GKD", "beta", beta)
-        self.scaled = scaled
-        self.temperature = positive_number("GKD", "temperature", temperature)
-        self.reduction = reduction
+        self.scaled = flag("GKD", "scaled", scaled)
 
-    def forward(
-        self,
-        *,
-        student: Tensor | FiniteForm,
-        teacher: Tensor | FiniteForm,
-        mask: Tensor | None = None,
-        num_items: int | Tensor | None = None,
-    ) -> Tensor:
-        """The loss; see the class."""
-        p = as_form(teacher).detach().tempered(self.temperature)
-        q = as_form(student).tempered(self.temperature)
-        return average(self._per_row(p, q), mask=mask, num_items=num_items, reduction=self.reduction)
-
-    def _per_row(self, p: FiniteForm, q: FiniteForm) -> Tensor:
+    def _divergence(self, p: FiniteForm, q: FiniteForm) -> Tensor:
         if not self.scaled:
             return js(p, q, weight=self.beta)
         if self.beta in (0.0, 1.0):
             return kl(p, q) if self.beta == 0.0 else kl(q, p)
         return js(p, q, weight=self.beta) / (self.beta * (1.0 - self.beta))
 
-    def extra_repr(self) -> str:
-        """The settings, for `print(module)`."""
-        return f"beta={self.beta:g}, scaled={self.scaled}, temperature={self.temperature:g}"
 
-
-class SkewKL(nn.Module):
+class SkewKL(TwoModels):
     """Distillation with a skewed KL (DistiLLM): one side is mixed into the other before comparing.
 
     "forward": KL(p ‖ a p + (1-a) q).   "reverse": KL(q ‖ a q + (1-a) p).   p the teacher, q the student
@@ -120,27 +134,10 @@ class SkewKL(nn.Module):
         reduction: Reduction = "mean",
     ) -> None:
         super().__init__()
+        self._set("SkewKL", temperature, reduction)
         one_of("SkewKL", "direction", direction, ("forward", "reverse"))
         self.weight = share("SkewKL", "weight", weight)
         self.direction = direction
-        self.temperature = positive_number("SkewKL", "temperature", temperature)
-        self.reduction = reduction
 
-    def forward(
-        self,
-        *,
-        student: Tensor | FiniteForm,
-        teacher: Tensor | FiniteForm,
-        mask: Tensor | None = None,
-        num_items: int | Tensor | None = None,
-    ) -> Tensor:
-        """The loss; see the class."""
-        p = as_form(teacher).detach().tempered(self.temperature)
-        q = as_form(student).tempered(self.temperature)
-        first, second = (p, q) if self.direction == "forward" else (q, p)
-        per_row = skew(first, second, self.weight)
-        return average(per_row, mask=mask, num_items=num_items, reduction=self.reduction)
-
-    def extra_repr(self) -> str:
-        """The settings, for `print(module)`."""
-        return f"weight={self.weight:g}, direction={self.direction!r}, temperature={self.temperature:g}"
+    def _divergence(self, p: FiniteForm, q: FiniteForm) -> Tensor:
+        return skew(p, q, self.weight) if self.direction == "forward" else skew(q, p, self.weight)

@@ -1,20 +1,20 @@
 """Label smoothing, as in attention decoders."""
 
-from collections.abc import Callable
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from kullback._errors import FormError
-from kullback.forms.finite import FiniteForm, Labels, Logits
+from kullback.forms.finite import Labels
 from kullback.verbs import kl
 
-from .average import average
-from .inputs import one_of, share
+from .base import Loss
+from .inputs import a_divergence, a_tensor, flag, forms, integer, one_of, share
+from .terms import Divergence, Term, loss_of
 
 
-class LabelSmoothing(nn.Module):
+class LabelSmoothing(Loss):
     """Relative entropy of the model to the smoothed label: WeNet's and ESPnet's `LabelSmoothingLoss`.
 
     L = Σ_tokens KL(smoothed label ‖ softmax(x)) / denominator, over the tokens that are not padding.
@@ -39,9 +39,10 @@ class LabelSmoothing(nn.Module):
     Raises:
         FormError: another V than `size`, shapes that do not fit, a label outside [0, V) that is not padding.
 
-    Where copies differ: WeNet's is NaN for smoothing = 0, and for no tokens with `normalize_length`; ESPnet's is
-    right at 0. fairseq spreads ε over V-1 as well but returns a cross-entropy; the Annotated
-    Transformer spreads it over V-2, leaving out the padding class too.
+    Where copies differ: WeNet's and ESPnet's, on `nn.KLDivLoss`, are right for smoothing = 0; copies that write
+    y (log y - log q) out are NaN there. With `normalize_length` all of them are NaN for no tokens. fairseq spreads ε
+    over V-1 as well but returns a cross-entropy; the Annotated Transformer spreads it over V-2, leaving out the padding
+    class too.
 
     Source: Szegedy et al. 2016, section 7; WeNet, `transformer/label_smoothing_loss.py`.
 
@@ -59,39 +60,29 @@ class LabelSmoothing(nn.Module):
         normalize_length: bool = False,
         *,
         spread: Literal["others", "all"] = "others",
-        divergence: Callable[[FiniteForm, FiniteForm], Tensor] = kl,
+        divergence: Divergence = kl,
     ) -> None:
         super().__init__()
         one_of("LabelSmoothing", "spread", spread, ("others", "all"))
-        self.size = size
-        self.padding_idx = padding_idx
+        self.size = integer("LabelSmoothing", "size", size, at_least=1)
+        self.padding_idx = integer("LabelSmoothing", "padding_idx", padding_idx)
         self.smoothing = share("LabelSmoothing", "smoothing", smoothing)
-        self.normalize_length = normalize_length
+        self.normalize_length = flag("LabelSmoothing", "normalize_length", normalize_length)
         self.spread = spread
-        self.divergence = divergence
+        self.divergence = a_divergence("LabelSmoothing", divergence)
         self._labels(torch.zeros(0, dtype=torch.long))  # the settings fit each other, or say so now
 
     def forward(self, x: Tensor, target: Tensor, *, num_items: int | Tensor | None = None) -> Tensor:
         """The loss; see the class."""
-        if x.shape[-1] != self.size:
-            raise FormError(f"LabelSmoothing: x has V={x.shape[-1]} but size={self.size}. Write size={x.shape[-1]}.")
-        if x.shape[:-1] != target.shape:
-            raise FormError(
-                f"LabelSmoothing: x has batch shape {tuple(x.shape[:-1])} but target has {tuple(target.shape)}. "
-                "x holds (batch, seqlen, V) and target (batch, seqlen)."
-            )
-        keep = target != self.padding_idx
-        per_token = self.divergence(self._labels(torch.where(keep, target, 0)), Logits(x))
+        a_tensor("LabelSmoothing", "x", x, "a tensor of logits")
+        rows, (form,) = forms("LabelSmoothing", x=x)
+        if form.num_classes != self.size:
+            v = form.num_classes
+            raise FormError(f"LabelSmoothing: x has V={v} but size={self.size}. Write size={v}.")
+        labels, keep = rows.labels(target, self.padding_idx, name="target")
         if num_items is None and not self.normalize_length:
             num_items = max(target.shape[0], 1) if target.dim() > 0 else 1
-        return average(per_token, mask=keep, num_items=num_items)
+        return loss_of(Term(rows, self.divergence, self._labels(labels), form, keep, num_items))
 
     def _labels(self, target: Tensor) -> Labels:
         return Labels(target, self.size, self.smoothing, self.spread)
-
-    def extra_repr(self) -> str:
-        """The settings, for `print(module)`."""
-        return (
-            f"size={self.size}, padding_idx={self.padding_idx}, smoothing={self.smoothing:g}, "
-            f"normalize_length={self.normalize_length}, spread={self.spread!r}"
-        )

@@ -1,19 +1,29 @@
 """Deep mutual learning: several students teach each other."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from kullback._errors import FormError
 from kullback.forms.finite import FiniteForm, Labels
 from kullback.verbs import cross_entropy, kl
 
-from .average import average
-from .inputs import as_form, labelled, not_negative
+from .base import LossOfParts
+from .inputs import a_divergence, flag, forms, integer, not_negative, one_of
+from .terms import Divergence, Term, mixed
 
 
-class MutualLearning(nn.Module):
+class MutualParts(NamedTuple):
+    """The losses of the peers and their two terms before the weight, each (K,)."""
+
+    loss: Tensor
+    nll: Tensor
+    kl: Tensor
+
+
+class MutualLearning(LossOfParts):
     """One loss per peer: its cross-entropy, plus the mean KL from every other peer to it.
 
     L_k = H(label, p_k) + weight · 1/(K-1) Σ_{l≠k} KL(p_l ‖ p_k)
@@ -23,16 +33,20 @@ class MutualLearning(nn.Module):
         divergence: D(p, q) with p the peer that teaches, q the one that learns.
         detach: the teaching peer takes no gradient from another's loss (the paper updates one network at a time with
             the others fixed). False lets the KL pull both sides: another, symmetric, game.
-        ignore_index: rows with this label have none: they take part in the KL alone.
+        ignore_index: rows with this label have none.
+        unlabelled: where such rows go: "drop" leaves them out of both terms, as the padding that -100 marks; "kl" keeps
+            them in the KL, for peers that also learn from rows without a label.
 
     Call with keywords only:
         peers: two or more (..., V) logits, or forms.
         labels: (...) integers.
         mask: (...) bool, True keeps the row; dropped rows may hold NaN.
-        num_items, num_labels: denominators for the whole step; see `average`.
+        num_items, num_labels: denominators of the KL and of the cross-entropies for the whole step; see `average`.
+            num_labels is num_items unless given, and the same unless "kl".
 
-    Returns: (K,), the loss of every peer in order. Call `.sum().backward()`: with detach each peer gets its own
-        gradient only. Zeros connected to the graph if nothing is kept.
+    Returns: (K,), the loss of every peer in order; `parts(...)` takes the same arguments and returns it with its terms.
+        Call `.sum().backward()`: with detach each peer gets its own gradient only. Zeros connected to the graph if
+        nothing is kept.
     Raises: FormError: fewer than two peers, inputs that do not fit.
 
     Source: Zhang et al. 2018, arXiv 1706.00384, equations 4-8.
@@ -47,17 +61,20 @@ class MutualLearning(nn.Module):
         self,
         weight: float = 1.0,
         *,
-        divergence: Callable[[FiniteForm, FiniteForm], Tensor] = kl,
+        divergence: Divergence = kl,
         detach: bool = True,
         ignore_index: int = -100,
+        unlabelled: Literal["drop", "kl"] = "drop",
     ) -> None:
         super().__init__()
+        one_of("MutualLearning", "unlabelled", unlabelled, ("drop", "kl"))
         self.weight = not_negative("MutualLearning", "weight", weight)
-        self.divergence = divergence
-        self.detach = detach
-        self.ignore_index = ignore_index
+        self.divergence = a_divergence("MutualLearning", divergence)
+        self.detach = flag("MutualLearning", "detach", detach)
+        self.ignore_index = integer("MutualLearning", "ignore_index", ignore_index)
+        self.unlabelled = unlabelled
 
-    def forward(
+    def parts(
         self,
         *,
         peers: Sequence[Tensor | FiniteForm],
@@ -65,28 +82,29 @@ class MutualLearning(nn.Module):
         mask: Tensor | None = None,
         num_items: int | Tensor | None = None,
         num_labels: int | Tensor | None = None,
-    ) -> Tensor:
-        """The losses; see the class."""
-        forms = [as_form(peer) for peer in peers]
-        if len(forms) < 2:
-            raise FormError(f"MutualLearning: {len(forms)} peer has nobody to learn from. Write peers=[a, b, ...].")
-        classes, keep = labelled(labels, self.ignore_index, mask)
-        num_labels = num_items if num_labels is None else num_labels
-        losses = []
-        for k, learner in enumerate(forms):
-            nll = cross_entropy(Labels(classes, learner.num_classes), learner)
+    ) -> MutualParts:
+        """The losses with their terms; the arguments are those of the call."""
+        if not isinstance(peers, Sequence) or len(peers) < 2:
+            given = f"a list of {len(peers)}" if isinstance(peers, Sequence) else f"a {type(peers).__name__}"
+            raise FormError(f"MutualLearning: peers is {given}, who has nobody to learn from. Write peers=[a, b, ...].")
+        rows, learners = forms("MutualLearning", **{f"peers[{k}]": peer for k, peer in enumerate(peers)})
+        kept = rows.mask(mask)
+        classes, labelled = rows.labels(labels, self.ignore_index, kept)
+        in_kl = labelled if self.unlabelled == "drop" else kept
+        truth = Labels(classes, learners[0].num_classes)
+        of_all = num_items if num_labels is None else num_labels
+        teachers = [peer.detach() for peer in learners] if self.detach else learners
+        each = 1.0 / (len(learners) - 1)
+        losses, nll, from_peers = [], [], []
+        for k, learner in enumerate(learners):
+            hard = Term(rows, cross_entropy, truth, learner, labelled, of_all)
             taught = [
-                self.divergence(teacher.detach() if self.detach else teacher, learner)
-                for other, teacher in enumerate(forms)
+                Term(rows, self.divergence, teacher, learner, in_kl, num_items, each)
+                for other, teacher in enumerate(teachers)
                 if other != k
             ]
-            from_peers = torch.stack(taught).mean(0)
-            losses.append(
-                average(nll, mask=keep, num_items=num_labels)
-                + self.weight * average(from_peers, mask=mask, num_items=num_items)
-            )
-        return torch.stack(losses)
-
-    def extra_repr(self) -> str:
-        """The settings, for `print(module)`."""
-        return f"weight={self.weight:g}, detach={self.detach}"
+            loss, (surprise, *taken) = mixed([(1.0, hard), *((self.weight, term) for term in taught)])
+            losses.append(loss)
+            nll.append(surprise)
+            from_peers.append(torch.stack(taken).sum(0))
+        return MutualParts(torch.stack(losses), torch.stack(nll), torch.stack(from_peers))

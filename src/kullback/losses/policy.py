@@ -3,15 +3,16 @@
 from typing import Literal, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from kullback._errors import FormError
 from kullback.core.generators import excess
-from kullback.forms.finite import FiniteForm, positive_number
+from kullback.forms.finite import FiniteForm
 from kullback.verbs import kl
 
-from .average import Reduction, average
-from .inputs import as_form, emptied, kept, one_of, same_shape
+from .average import Reduction, average, check_reduction
+from .base import LossOfParts
+from .inputs import Rows, emptied, forms, one_of, positive, tensors
 
 Value = Literal["k1", "k2", "k3", "exact"]
 Gradient = Literal["k1", "k2", "k3", "ratio_k1", "ratio_k2", "ratio_k3", "exact", "none"]
@@ -28,7 +29,7 @@ class PolicyParts(NamedTuple):
     effective_share: Tensor
 
 
-class PolicyKL(nn.Module):
+class PolicyKL(LossOfParts):
     """KL(policy ‖ reference) from sampled actions, as a penalty to minimise.
 
     With d = log π(a) - log ref(a) at the sampled action a, and ρ = π(a)/μ(a) for actions drawn from μ (1 on-policy):
@@ -99,35 +100,12 @@ class PolicyKL(nn.Module):
             gradient,
             ("k1", "k2", "k3", "ratio_k1", "ratio_k2", "ratio_k3", "exact", "none"),
         )
+        check_reduction("PolicyKL", reduction)
         self.value = value
         self.gradient = gradient
         self.reduction = reduction
-        self.ratio_clip = None if ratio_clip is None else positive_number("PolicyKL", "ratio_clip", ratio_clip)
-        self.log_ratio_clip = (
-            None if log_ratio_clip is None else positive_number("PolicyKL", "log_ratio_clip", log_ratio_clip)
-        )
-
-    def forward(
-        self,
-        *,
-        log_prob: Tensor | None = None,
-        reference_log_prob: Tensor | None = None,
-        behaviour_log_prob: Tensor | None = None,
-        logits: Tensor | FiniteForm | None = None,
-        reference_logits: Tensor | FiniteForm | None = None,
-        mask: Tensor | None = None,
-        num_items: int | Tensor | None = None,
-    ) -> Tensor:
-        """The loss; see the class."""
-        return self.parts(
-            log_prob=log_prob,
-            reference_log_prob=reference_log_prob,
-            behaviour_log_prob=behaviour_log_prob,
-            logits=logits,
-            reference_logits=reference_logits,
-            mask=mask,
-            num_items=num_items,
-        ).loss
+        self.ratio_clip = None if ratio_clip is None else positive("PolicyKL", "ratio_clip", ratio_clip)
+        self.log_ratio_clip = None if log_ratio_clip is None else positive("PolicyKL", "log_ratio_clip", log_ratio_clip)
 
     def parts(
         self,
@@ -141,10 +119,16 @@ class PolicyKL(nn.Module):
         num_items: int | Tensor | None = None,
     ) -> PolicyParts:
         """The loss with its value and what was clipped; the arguments are those of the call."""
-        exact = self._exact(logits, reference_logits)
-        if {self.value, self.gradient} <= {"exact", "none"}:
-            assert exact is not None
-            keep, none = kept(mask, exact.shape), exact.new_zeros(())
+        sampled = {
+            "log_prob": log_prob,
+            "reference_log_prob": reference_log_prob,
+            "behaviour_log_prob": behaviour_log_prob,
+        }
+        rows, exact = self._exact(logits, reference_logits)
+        if rows is not None:
+            rows.fit(**sampled)
+        if exact is not None and rows is not None and {self.value, self.gradient} <= {"exact", "none"}:
+            keep, none = rows.mask(mask), exact.new_zeros(())
             per_row = exact if self.gradient == "exact" else exact.detach()
             loss = average(per_row, mask=keep, num_items=num_items, reduction=self.reduction)
             return PolicyParts(loss, loss.detach(), none, none, none + 1.0)
@@ -153,14 +137,7 @@ class PolicyKL(nn.Module):
                 f"PolicyKL: value={self.value!r} with gradient={self.gradient!r} needs log_prob= and "
                 "reference_log_prob= of the sampled actions."
             )
-        shape = same_shape(
-            "PolicyKL",
-            log_prob=log_prob,
-            reference_log_prob=reference_log_prob,
-            behaviour_log_prob=behaviour_log_prob,
-            exact=exact,
-        )
-        keep = kept(mask, shape)
+        keep = tensors("PolicyKL", **sampled).mask(mask)
         log_pi = emptied(log_prob, keep).double()
         log_mu = log_pi.detach() if behaviour_log_prob is None else emptied(behaviour_log_prob, keep).detach().double()
         d = log_pi - emptied(reference_log_prob, keep).detach().double()
@@ -183,12 +160,17 @@ class PolicyKL(nn.Module):
             _effective_share(counts, keep).to(out),
         )
 
-    def _exact(self, logits: Tensor | FiniteForm | None, reference: Tensor | FiniteForm | None) -> Tensor | None:
-        if "exact" not in (self.value, self.gradient):
-            return None
+    def _exact(
+        self, logits: Tensor | FiniteForm | None, reference: Tensor | FiniteForm | None
+    ) -> tuple[Rows | None, Tensor | None]:
+        """The rows of the logits, if they are given, and the exact divergence, if it is asked for."""
+        asked = "exact" in (self.value, self.gradient)
         if logits is None or reference is None:
-            raise FormError('PolicyKL: "exact" sums over the vocabulary. Write logits= and reference_logits=.')
-        return kl(as_form(logits), as_form(reference).detach())
+            if asked:
+                raise FormError('PolicyKL: "exact" sums over the vocabulary. Write logits= and reference_logits=.')
+            return None, None
+        rows, (policy, other) = forms("PolicyKL", logits=logits, reference_logits=reference)
+        return rows, kl(policy, other.detach()) if asked else None
 
     def _slope(self, weight: Tensor, log_pi: Tensor, d: Tensor, exact: Tensor | None) -> Tensor:
         """Zeros that carry the gradient; like an infinite row of a verb, a row that is not finite carries none."""
@@ -202,13 +184,6 @@ class PolicyKL(nn.Module):
         if name != self.gradient:  # weight times 1, with the derivative weight·∇log π
             weight = weight * torch.exp(log_pi - log_pi.detach())
         return _zero(weight * _estimator(name, d))
-
-    def extra_repr(self) -> str:
-        """The settings, for `print(module)`."""
-        return (
-            f"value={self.value!r}, gradient={self.gradient!r}, ratio_clip={self.ratio_clip}, "
-            f"log_ratio_clip={self.log_ratio_clip}"
-        )
 
 
 def _estimator(name: str, d: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from typing import Literal
 
 from kullback._errors import FormError
 
-from .inputs import one_of, share
+from .inputs import integer, number, one_of, share
 
 _SHARPNESS = 5.0  # of the exponential and logarithmic signal schedules, as in the paper
 
@@ -33,7 +33,7 @@ def cyclical(step: int, *, steps: int, cycles: int = 4, ratio: float = 0.5, stop
     [0.0, 0.5, 1.0, 1.0, 0.0, 0.5, 1.0, 1.0, 1.0]
     """
     _check(step, steps)
-    if not (1 <= cycles <= steps):
+    if not (1 <= integer("cyclical", "cycles", cycles) <= steps):
         raise FormError(f"cyclical: cycles is {cycles}, but it must be from 1 to steps={steps}.")
     if share("cyclical", "ratio", ratio) == 0.0:
         raise FormError("cyclical: ratio is 0, so there is no rise. Write a number above 0, up to 1.")
@@ -61,15 +61,14 @@ def training_signal(
     """
     _check(step, steps)
     one_of("training_signal", "schedule", schedule, ("linear", "log", "exp"))
-    if num_classes < 1:
-        raise FormError(f"training_signal: num_classes is {num_classes}, but it must be at least 1.")
+    integer("training_signal", "num_classes", num_classes, at_least=1)
     t = min(step / steps, 1.0)
     released = {"linear": t, "log": 1.0 - math.exp(-_SHARPNESS * t), "exp": math.exp(_SHARPNESS * (t - 1.0))}[schedule]
     return released * (1.0 - 1.0 / num_classes) + 1.0 / num_classes
 
 
 def _check(step: int, steps: int) -> None:
-    if steps < 1:
+    if integer("schedule", "steps", steps) < 1:
         raise FormError(f"a schedule over steps={steps} has no steps; write the number of training steps, at least 1.")
-    if not step >= 0:
+    if not number("schedule", "step", step) >= 0:
         raise FormError(f"step is {step}, but steps count from 0.")

@@ -5,14 +5,15 @@ from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812
-from torch import Tensor, nn
+from torch import Tensor
 
 from kullback._errors import FormError
-from kullback.forms.finite import _readable, positive_number
+from kullback.forms.finite import readable
 
 from .average import average
-from .gaussian import DiagonalGaussian, Gaussian, gaussian_kl, gaussian_kl_per_dimension
-from .inputs import emptied, kept, not_negative, one_of, wide
+from .base import LossOfParts
+from .gaussian import DiagonalGaussian, FullGaussian, Gaussian, gaussian_kl, gaussian_kl_per_dimension
+from .inputs import Rows, a_tensor, emptied, flag, not_negative, one_of, positive, tensors, wide
 
 
 class VAEParts(NamedTuple):
@@ -25,7 +26,7 @@ class VAEParts(NamedTuple):
     penalised_kl: Tensor
 
 
-class VAELoss(nn.Module):
+class VAELoss(LossOfParts):
     """The negative ELBO, summed over pixels and over latent coordinates, averaged over the batch.
 
     L = mean over examples of ( -log p(x|z) + β KL(q(z|x) ‖ p(z)) )
@@ -88,35 +89,11 @@ class VAELoss(nn.Module):
         one_of("VAELoss", "likelihood", likelihood, ("bernoulli", "gaussian"))
         one_of("VAELoss", "free_bits_over", free_bits_over, ("batch", "example"))
         self.likelihood = likelihood
-        self.scale = positive_number("VAELoss", "scale", scale)
+        self.scale = positive("VAELoss", "scale", scale)
         self.beta = not_negative("VAELoss", "beta", beta)
         self.free_bits = not_negative("VAELoss", "free_bits", free_bits)
         self.free_bits_over = free_bits_over
-        self.validate = validate
-
-    def forward(
-        self,
-        *,
-        decoded: Tensor,
-        target: Tensor,
-        posterior: Gaussian | None = None,
-        prior: Gaussian | None = None,
-        kl: Tensor | None = None,
-        beta: float | None = None,
-        mask: Tensor | None = None,
-        num_items: int | Tensor | None = None,
-    ) -> Tensor:
-        """The loss; see the class."""
-        return self.parts(
-            decoded=decoded,
-            target=target,
-            posterior=posterior,
-            prior=prior,
-            kl=kl,
-            beta=beta,
-            mask=mask,
-            num_items=num_items,
-        ).loss
+        self.validate = flag("VAELoss", "validate", validate)
 
     def parts(
         self,
@@ -132,15 +109,14 @@ class VAELoss(nn.Module):
     ) -> VAEParts:
         """The loss with its terms; the arguments are those of the call."""
         weight = self.beta if beta is None else not_negative("VAELoss", "beta", beta)
-        keep = kept(mask, decoded.shape[:1])
+        rows = _examples("VAELoss", decoded, target)
+        keep = rows.mask(mask)
         nll = average(
             reconstruction_nll(decoded, target, self.likelihood, scale=self.scale, mask=keep, validate=self.validate),
             mask=keep,
             num_items=num_items,
         )
-        per_group = _kl_groups(posterior, prior, kl, keep)
-        if per_group.shape[0] != decoded.shape[0]:
-            raise FormError(f"VAELoss: decoded has batch {decoded.shape[0]} but the KL has {per_group.shape[0]}.")
+        per_group = _kl_groups(rows, posterior, prior, kl, keep)
         rate = average(per_group.sum(-1), mask=keep, num_items=num_items)
         penalised = self._with_free_bits(per_group, rate, keep, num_items)
         return VAEParts(nll + weight * penalised, nll, rate, penalised)
@@ -162,10 +138,6 @@ class VAELoss(nn.Module):
         nothing = per_group.shape[0] == 0 if keep is None else ~keep.any()
         return torch.where(torch.as_tensor(nothing, device=whole.device), rate, whole)
 
-    def extra_repr(self) -> str:
-        """The settings, for `print(module)`."""
-        return f"likelihood={self.likelihood!r}, beta={self.beta:g}, free_bits={self.free_bits:g}"
-
 
 def reconstruction_nll(
     decoded: Tensor,
@@ -181,20 +153,17 @@ def reconstruction_nll(
     "bernoulli": decoded holds logits a, each entry costs softplus(a) - x a. "gaussian": decoded holds means, each
     entry costs ½ ((x - mean)²/σ² + log 2πσ²). Masked examples (mask False) cost 0.
 
-    Raises: FormError: different shapes, Bernoulli targets outside [0, 1].
+    Raises: FormError: different shapes, a mask that is not (batch,), Bernoulli targets outside [0, 1].
 
     >>> import torch
     >>> reconstruction_nll(torch.zeros(1, 2), torch.tensor([[0.0, 1.0]]))
     tensor([1.3863])
     """
-    if decoded.shape != target.shape:
-        raise FormError(
-            f"reconstruction_nll: decoded has shape {tuple(decoded.shape)} but target has {tuple(target.shape)}; "
-            "nothing is broadcast. Reshape one of them."
-        )
+    one_of("reconstruction_nll", "likelihood", likelihood, ("bernoulli", "gaussian"))
+    mask = _examples("reconstruction_nll", decoded, target).mask(mask)
     mean_or_logits, data = wide(emptied(decoded, mask)), wide(emptied(target, mask))
     if likelihood == "bernoulli":
-        if validate and _readable(data) and bool(((data < 0) | (data > 1)).any()):
+        if validate and readable(data) and bool(((data < 0) | (data > 1)).any()):
             raise FormError(
                 "reconstruction_nll: a Bernoulli target lies outside [0, 1]. Scale the data, or write "
                 "likelihood='gaussian'."
@@ -206,13 +175,32 @@ def reconstruction_nll(
     return emptied(per_entry.flatten(1).sum(1) if per_entry.dim() > 1 else per_entry, mask)
 
 
-def _kl_groups(posterior: Gaussian | None, prior: Gaussian | None, kl: Tensor | None, keep: Tensor | None) -> Tensor:
+def _examples(owner: str, decoded: Tensor, target: Tensor) -> Rows:
+    """The examples of a batch: the first axis of `decoded`, which has the shape of `target`."""
+    whole = tensors(owner, decoded=decoded, target=target)
+    if not whole.shape:
+        raise FormError(f"{owner}: decoded is a single number, but (batch, ...) is needed. Write decoded.unsqueeze(0).")
+    return Rows(owner, "decoded", whole.shape[:1], whole.device)
+
+
+def _kl_groups(
+    rows: Rows, posterior: Gaussian | None, prior: Gaussian | None, kl: Tensor | None, keep: Tensor | None
+) -> Tensor:
     """(batch, groups): a group for every coordinate where they are independent, else one."""
     if (posterior is None) == (kl is None):
         raise FormError("VAELoss: write posterior= (with prior= if it is not standard), or kl=, and not both.")
-    if posterior is None or kl is not None:
+    for name, given in (("posterior", posterior), ("prior", prior)):
+        if given is not None and not isinstance(given, DiagonalGaussian | FullGaussian):
+            raise FormError(
+                f"VAELoss: {name} is a {type(given).__name__}. Write DiagonalGaussian(mu, logvar) or "
+                "FullGaussian(mu, scale_tril); for anything else give kl=."
+            )
+    if posterior is None:
         assert kl is not None
+        a_tensor("VAELoss", "kl", kl)
+        rows.fit(kl=kl if kl.dim() < 2 else kl[..., 0])
         return emptied(kl if kl.dim() > 1 else kl.unsqueeze(-1), keep)
+    rows.fit(**{"posterior's mu[..., 0]": posterior.mu[..., 0]})
     if keep is not None:
         posterior = posterior.emptied(keep)
         prior = prior if prior is None or prior.mu.dim() == 1 else prior.emptied(keep)

@@ -6,12 +6,13 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from kullback._errors import FormError
 
 from .average import average
-from .inputs import emptied, kept, same_shape, wide
+from .base import Loss, LossOfParts
+from .inputs import emptied, flag, integer, tensors, wide
 
 
 class Family(Protocol):
@@ -27,7 +28,7 @@ class Family(Protocol):
         ...
 
 
-class ReverseKL(nn.Module):
+class ReverseKL(Loss):
     """Fit q to an unnormalised p by the negative ELBO: mode-seeking, q avoids what p excludes.
 
     L = E_{z~q}[ log q(z) - log p̃(z) ] = KL(q‖p) - log Z,  p = p̃/Z
@@ -59,10 +60,8 @@ class ReverseKL(nn.Module):
 
     def __init__(self, num_samples: int = 1, *, path_gradient: bool = False) -> None:
         super().__init__()
-        if num_samples < 1:
-            raise FormError(f"ReverseKL: num_samples is {num_samples}, but at least one draw is needed.")
-        self.num_samples = num_samples
-        self.path_gradient = path_gradient
+        self.num_samples = integer("ReverseKL", "num_samples", num_samples, at_least=1)
+        self.path_gradient = flag("ReverseKL", "path_gradient", path_gradient)
 
     def forward(
         self, q: Family, log_p: Callable[[Tensor], Tensor], *, generator: torch.Generator | None = None
@@ -78,7 +77,7 @@ class ReverseKL(nn.Module):
         else:
             log_q = q.log_prob(z)
         log_target = log_p(z)
-        same_shape("ReverseKL", **{"q.log_prob(z)": log_q, "log_p(z)": log_target})
+        tensors("ReverseKL", **{"q.log_prob(z)": log_q, "log_p(z)": log_target})
         return average(wide(log_q) - wide(log_target))
 
 
@@ -91,7 +90,7 @@ class ForwardFit(NamedTuple):
     log_z: Tensor | None
 
 
-class ForwardKL(nn.Module):
+class ForwardKL(LossOfParts):
     """Fit q to p by maximum likelihood on draws of p: mass-covering, q reaches wherever p is.
 
     L = -Σ_i w_i log q(z_i) = KL(p‖q) + H(p) in expectation
@@ -121,15 +120,13 @@ class ForwardKL(nn.Module):
     tensor(1.6000)
     """
 
-    def forward(self, *, log_q: Tensor, log_weights: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-        """The loss; see the class."""
-        return self.parts(log_q=log_q, log_weights=log_weights, mask=mask).loss
-
     def parts(self, *, log_q: Tensor, log_weights: Tensor | None = None, mask: Tensor | None = None) -> ForwardFit:
         """The loss with what tells whether to trust it."""
-        same_shape("ForwardKL", log_q=log_q, log_weights=log_weights)
+        rows = tensors("ForwardKL", log_q=log_q, log_weights=log_weights)
+        if not rows.shape:
+            raise FormError("ForwardKL: log_q is a single number, but (S, ...) is needed. Write log_q.unsqueeze(0).")
+        keep = rows.mask(mask)
         log_q, log_weights = wide(log_q), None if log_weights is None else wide(log_weights)
-        keep = kept(mask, log_q.shape)
         scores = torch.zeros_like(log_q) if log_weights is None else log_weights.detach()
         if keep is not None:
             scores = torch.where(keep, scores, -math.inf)

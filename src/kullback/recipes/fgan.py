@@ -74,7 +74,7 @@ def train(method: str, data: Tensor, steps: int, seed: int, tick: Any) -> tuple[
             fake = make(torch.randn(128, 4, generator=generator))
             loss = loss_of(real=critic(real), fake=critic(fake.detach()))
             critic_step.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(critic.parameters(), 1.0)  # exp() in KL's conjugate
             critic_step.step()
             make_step.zero_grad()

@@ -51,7 +51,7 @@ def train(method: str, data: tuple[Tensor, Tensor], steps: int, seed: int, tick:
             first, second = model(pictures[rows]), model(pictures[rows])
             loss = loss_of(first=first, second=second, labels=digits[rows])
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             losses.append(loss.item())
             tick()

@@ -101,7 +101,7 @@ def train(
             rows = torch.randint(len(source), (64,), generator=generator)
             loss = loss_of(model(source[rows], target[rows, :-1]), target[rows, 1:])
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
             losses.append(loss.item())

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from kullback import Probs, kl
+from kullback.kit.threads import one_thread
 from kullback.losses import ForwardKL, FullGaussian, ReverseKL
 
 from .shared import BLUE, GREEN, INK, ORANGE, Clock, Result, check, extra, picture, progress, seeded, smooth
@@ -82,7 +83,7 @@ def train(method: str, target: Target, steps: int, seed: int, tick: Any) -> tupl
                 z = proposal.rsample((256,), generator=generator)
                 loss = forward(log_q=fit().log_prob(z), log_weights=target.log_p(z) - proposal.log_prob(z))
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
             losses.append(loss.item())
@@ -123,7 +124,7 @@ def run(seeds: int = 6, steps: int = 600, out: Path | None = None) -> Result:
     rows: dict[str, list[dict[str, float]]] = {name: [] for name in METHODS}
     curves: dict[str, list[float]] = {}
     fits: dict[str, list[FullGaussian]] = {name: [] for name in METHODS}
-    with progress("two_modes", seeds * 2 * steps) as tick:
+    with one_thread(), progress("two_modes", seeds * 2 * steps) as tick:
         for seed in range(seeds):
             for method in METHODS:
                 if method == METHODS[0]:

@@ -128,7 +128,7 @@ def train(
                 pair = {"original": model(original), "augmented": model(augment(original, texts.idf, 0.4, generator))}
             loss = loss_of(logits=model(words), labels=texts.classes[rows], **pair)
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             losses.append(loss.item())
             tick()

@@ -64,7 +64,7 @@ def train(method: str, data: Tensor, steps: int, seed: int, tick: Any) -> tuple[
             decoded = model.decoder(posterior.rsample(generator=generator))
             loss = loss_of(decoded=decoded, target=x, posterior=posterior, beta=beta(step, steps))
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             losses.append(loss.item())
             tick()

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 from torch.distributions import Beta, ContinuousBernoulli, Exponential, Gamma, Pareto, Uniform
 
-from kullback.exact.registry import closed_form, doubles, infinite_where
+from kullback.exact.registry import closed_form, doubles, infinite_where, logits
 from kullback.exact.shapes import together
 from kullback.exact.special import bregman_integral, log_ratio, log_sinhc, rise
 
 from .gamma import beta_parameters, dirichlet
-from .moments import half_mean, logits, mean_log, mean_slope, moments
+from .moments import half_mean, mean_log, mean_slope, moments
 
 _DIRECT = "entropy of p and its moments: Michalowicz, Nichols & Bucholtz 2013"
 _CB = "Loaiza-Ganem & Cunningham 2019"

@@ -21,10 +21,12 @@ from torch.distributions import (
     Uniform,
 )
 
-from kullback.exact.registry import closed_form, doubles, given_as_probs
+from kullback.exact.registry import closed_form, doubles, logits
 from kullback.exact.shapes import together
 from kullback.exact.special import (
     EULER,
+    HALF_STEP,
+    LARGE_DF,
     LOG_2PI_E,
     digamma_minus_log,
     gamma_entropy_rest,
@@ -46,14 +48,6 @@ class Moments(NamedTuple):
     variance: Tensor
     entropy: Tensor
     negentropy: Tensor
-
-
-def logits(d: ContinuousBernoulli) -> Tensor:
-    """The natural parameter η of the density proportional to e^(η x) on [0, 1]."""
-    if given_as_probs(d):
-        (probs,) = doubles(d, "probs")
-        return torch.log(probs) - torch.log1p(-probs)
-    return doubles(d, "logits")[0]
 
 
 def half_mean(eta: Tensor) -> Tensor:
@@ -120,14 +114,19 @@ def moments(d: Distribution) -> Moments:
         return _shaped(mean, torch.expm1(scale**2) * mean**2, 0.5 * LOG_2PI_E + torch.log(scale) + loc)
     if isinstance(d, StudentT):
         df, loc, scale = together(*doubles(d, "df", "loc", "scale"))
-        half = (df + 1.0) / 2.0
-        log_beta = torch.lgamma(df / 2.0) + math.lgamma(0.5) - torch.lgamma(half)
-        entropy = half * (torch.digamma(half) - torch.digamma(df / 2.0)) + 0.5 * torch.log(df) + log_beta
-        variance = _where_above(df, 2.0, lambda v: scale**2 * v / (v - 2.0))
+        large = df >= LARGE_DF
+        v = torch.where(large, LARGE_DF, df)
+        half = (v + 1.0) / 2.0
+        log_beta = torch.lgamma(v / 2.0) + math.lgamma(0.5) - torch.lgamma(half)
+        entropy = half * (torch.digamma(half) - torch.digamma(v / 2.0)) + 0.5 * torch.log(v) + log_beta
+        variance = _where_above(df, 2.0, lambda v: scale**2 / (1.0 - 2.0 / v))
         shaped = _shaped(loc, variance, entropy + torch.log(scale))
-        large = df >= _LARGE_DF
-        far = _student_negentropy(torch.where(large, df, _LARGE_DF))
-        return shaped._replace(negentropy=torch.where(large, far, shaped.negentropy))
+        far = _student_negentropy(torch.where(large, df, LARGE_DF))
+        normal = 0.5 * (LOG_2PI_E + torch.log(torch.where(large, variance, 1.0)))
+        return shaped._replace(
+            entropy=torch.where(large, normal - far, shaped.entropy),
+            negentropy=torch.where(large, far, shaped.negentropy),
+        )
     raise AssertionError(f"no moments for {type(d).__name__}")
 
 
@@ -152,11 +151,6 @@ for _family in (
     closed_form(_family, quantity="entropy", source="Cover & Thomas 2006, table 17.1")(entropy)
 
 
-_LARGE_DF = 60.0
-# log Γ(t + 1/2) - log Γ(t) = ½ log t + Σ_k c_k t^-(2k+1)
-_HALF_STEP = (-1 / 8, 1 / 192, -1 / 640, 17 / 14336, -31 / 18432, 691 / 180224)
-
-
 def _student_negentropy(df: Tensor) -> Tensor:
     """3/(4 df²) + ...: by Stirling's series, where the difference of entropies has lost its digits.
 
@@ -164,7 +158,7 @@ def _student_negentropy(df: Tensor) -> Tensor:
     """
     u = 2.0 / df
     value = 0.5 * rise(torch.log1p(-u))
-    for k, c in enumerate(_HALF_STEP):
+    for k, c in enumerate(HALF_STEP):
         value = value + 0.5 * (2 * k + 1) * c * u ** (2 * k + 2)
         if k > 0:
             value = value + (2 * k + 2) * c * u ** (2 * k + 1)
