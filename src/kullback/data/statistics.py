@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from kullback.estimate import JEFFREYS, Interval
+from kullback.estimate import JEFFREYS_PRIOR, Interval
 from kullback.forms.finite import Probs
 from kullback.verbs import contributions, jeffreys, js, kl
 
@@ -247,7 +247,7 @@ def cell_contributions(x: Floats, y: Floats) -> Floats:
 
 def smoothed(x: Floats) -> Floats:
     """Frequencies with Jeffreys' prior."""
-    smoothed = x + JEFFREYS.alpha
+    smoothed = x + JEFFREYS_PRIOR.alpha
     result: Floats = smoothed / smoothed.sum(-1, keepdims=True)
     return result
 
