@@ -43,6 +43,10 @@ HEAVY = (
     "scipy",
     "mpmath",
     "triton",
+    "duckdb",
+    "narwhals",
+    "pyarrow",
+    "pyspark",
 )
 
 

@@ -17,6 +17,7 @@ def app() -> "typer.Typer":
     from typer.core import TyperGroup
 
     from .compare.command import kl
+    from .data.command import drift
     from .distill.command import distill
     from .recipes.command import register as register_recipes
 
@@ -42,6 +43,7 @@ def app() -> "typer.Typer":
     )
     commands.command()(distill)
     commands.command()(kl)
+    commands.add_typer(drift, name="drift")
     register_recipes(commands)
 
     def show_version(asked: bool) -> None:

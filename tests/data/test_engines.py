@@ -1,0 +1,255 @@
+"""The same data give the same cells, the same counts and the same numbers to the last digit, whatever engine counts."""
+
+import json
+import os
+import shutil
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from kullback.data import drift, profile
+from kullback.data.engines import Place, open_source, quantiles
+
+JOINT = ("whole", "a.b", "flag")
+NAME = 'kind"; DROP TABLE t; --'
+
+
+def as_pandas(table):
+    import pandas as pd
+
+    return table.to_pandas(types_mapper=pd.ArrowDtype)
+
+
+def as_polars(table):
+    import polars as pl
+
+    return pl.from_arrow(table)
+
+
+def as_duckdb(table):
+    import duckdb
+
+    return duckdb.connect().from_arrow(table)
+
+
+ENGINES = {
+    "polars": as_polars,
+    "polars, lazily": lambda table: as_polars(table).lazy(),
+    "pandas": as_pandas,
+    "pyarrow": lambda table: table,
+    "duckdb": as_duckdb,
+}
+
+
+def document(reference, current, **settings):
+    found = drift(reference, current, joint_of=JOINT, **settings).to_json()
+    for side in ("reference", "current"):
+        del found[side]["source"]
+    return json.dumps(found, sort_keys=True)
+
+
+def by_hand(table, name):
+    return table[name].to_pylist()
+
+
+@pytest.fixture(scope="module")
+def expected(files):
+    return document(*files)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_engines_agree_to_the_last_digit(tables, expected, engine):
+    assert document(*map(ENGINES[engine], tables)) == expected
+
+
+@pytest.mark.parametrize("engine", ["polars", "pandas", "pyarrow"])
+def test_sides_on_different_engines_agree_too(tables, files, expected, engine):
+    assert document(files[0], ENGINES[engine](tables[1])) == expected
+    assert document(ENGINES[engine](tables[0]), files[1]) == expected
+
+
+def test_counts_are_those_of_a_loop_over_the_rows(tables, files):
+    made = profile(files[0])
+    rows = tables[0].num_rows
+    assert made.rows == rows
+    for name, column in made.columns.items():
+        values = by_hand(tables[0], name)
+        assert column.counts[-1] == sum(v is None for v in values), name
+        assert sum(column.counts) == rows
+        held = [v for v in values if v is not None]
+        if column.bins.kind == "number":
+            floats = np.array([float(v) for v in held])
+            finite = floats[np.isfinite(floats)]
+            counted = np.histogram(finite, [-np.inf, *column.bins.edges, np.inf])[0]
+            assert column.counts[1:-3] == tuple(counted.tolist()), name
+            expected = ((floats == -np.inf).sum(), (floats == np.inf).sum(), np.isnan(floats).sum())
+            assert (column.counts[0], *column.counts[-3:-1]) == expected, name
+        elif column.bins.kind == "category":
+            assert dict(zip(column.bins.names, column.counts, strict=False)) == {v: held.count(v) for v in set(held)}
+        elif column.bins.kind == "boolean":
+            assert column.counts[:2] == (held.count(False), held.count(True))
+        else:
+            edges = column.bins.edges
+            moments = [
+                v if hasattr(v, "hour") else edges[0].replace(year=v.year, month=v.month, day=v.day) for v in held
+            ]
+            edges = [e.replace(tzinfo=moments[0].tzinfo) for e in edges]
+            counted = [sum(a <= m < b for m in moments) for a, b in pairwise(edges)]
+            assert column.counts[1:-2] == tuple(counted), name
+            assert column.counts[0] == column.counts[-2] == 0
+
+
+def test_edges_leave_equal_shares_of_the_reference(files):
+    made = profile(files[0], columns=["money"], bins=10)
+    inside = made.columns["money"].counts[1:-3]
+    assert len(inside) == 10
+    assert max(inside) - min(inside) <= 0.02 * made.rows
+
+
+def test_zeros_that_fill_most_of_a_column_have_a_cell_of_their_own():
+    import polars as pl
+
+    before = pl.DataFrame({"x": [0.0] * 950 + [1.0 + i / 10 for i in range(50)]})
+    after = pl.DataFrame({"x": [0.0] * 850 + [1.0 + i / 50 for i in range(150)]})
+    found = drift(before, after)["x"]
+    assert [(cell.label, cell.reference, cell.current) for cell in found.cells] == [
+        ("= 0", 950, 850),
+        ("> 0", 50, 150),
+    ]
+    assert found.drift
+
+
+def test_a_table_in_a_database_a_query_and_a_folder_are_read(tables, files, expected, tmp_path):
+    import duckdb
+
+    database = str(tmp_path / "store.duckdb")
+    with duckdb.connect(database) as made:
+        for name, path in zip(("before", "after"), files, strict=True):
+            made.execute(f"CREATE TABLE {name} AS SELECT * FROM read_parquet('{path}')")
+    assert document("before", "after", database=database) == expected
+    assert document("SELECT * FROM before", "FROM after", database=database) == expected
+    for name, path in zip(("before", "after"), files, strict=True):
+        (tmp_path / name / "part").mkdir(parents=True)
+        shutil.copy(path, tmp_path / name / "part" / "0.parquet")
+    assert document(tmp_path / "before", tmp_path / "after") == expected
+    assert document(str(tmp_path / "before" / "*" / "*.parquet"), tmp_path / "after") == expected
+
+
+def test_csv_is_read_with_its_types(tmp_path):
+    for name, shift in (("a", 0), ("b", 3)):
+        lines = [
+            f"{i % 20 + shift},{'x' if i % 3 else 'y'},2024-01-{1 + i % 28:02d},{str(i % 2 == 0).lower()}"
+            for i in range(500)
+        ]
+        (tmp_path / f"{name}.csv").write_text("n,kind,day,flag\n" + "\n".join(lines) + "\n")
+    found = drift(tmp_path / "a.csv", tmp_path / "b.csv")
+    assert {one.name: one.kind for one in found.columns} == {
+        "n": "number", "kind": "category", "day": "time", "flag": "boolean",
+    }  # fmt: skip
+    assert [one.name for one in found.drifted] == ["n"]
+
+
+def test_brackets_in_a_file_name_are_no_pattern(files, tmp_path):
+    odd = tmp_path / "table [1] 'x'.parquet"
+    shutil.copy(files[0], odd)
+    assert profile(odd).rows == 3000
+
+
+def test_names_of_columns_are_never_read_as_sql(tmp_path):
+    import duckdb
+
+    database = str(tmp_path / "store.duckdb")
+    names = ['x"; DROP TABLE t; --', "sum(1)", "a.b", "select", "'", "c0", "kullback_key", "x, y"]
+    with duckdb.connect(database) as made:
+        columns = ", ".join('"' + name.replace('"', '""') + '" VARCHAR' for name in names)
+        made.execute(f"CREATE TABLE t ({columns})")
+        made.executemany(
+            f"INSERT INTO t VALUES ({', '.join('?' * len(names))})",
+            [["v'; --" if i >> (j % 3) & 1 else "w" for j in range(len(names))] for i in range(100)],
+        )
+    found = drift("t", "t", database=database, by="a.b", columns=names)
+    assert {one.name for one in found.columns} == set(names) - {"a.b"}
+    with duckdb.connect(database, read_only=True) as made:
+        assert made.execute("SELECT count(*) FROM t").fetchone() == (100,)
+    clustered = drift("t", "t", database=database, cluster="c0", columns=["c0", "x, y"])
+    assert clustered["x, y"].test.law == "clusters"
+
+
+def test_a_large_table_takes_its_edges_from_a_sample_and_counts_every_row(monkeypatch, tmp_path):
+    import duckdb
+
+    from kullback.data import engines
+
+    path = str(tmp_path / "large.parquet")
+    duckdb.sql(f"COPY (SELECT range::DOUBLE AS x, -range AS y FROM range(40000)) TO '{path}' (FORMAT parquet)")
+    monkeypatch.setattr(engines, "EXACT_ROWS", 10_000)
+    monkeypatch.setattr(engines, "SAMPLE_ROWS", 5_000)
+    made = profile(path)
+    assert made.columns["x"].bins.origin == "quantiles of a sample"
+    assert made.rows == 40_000
+    assert sum(made.columns["x"].counts) == 40_000
+    for name in ("x", "y"):
+        inside = np.array(made.columns[name].counts[1:-3])
+        assert len(inside) == 10
+        assert (abs(inside - 4000) < 4 * 40_000 * (0.25 / 5_000) ** 0.5).all()
+    assert profile(path) == made
+
+
+def test_quantiles_are_numpys(files, tables):
+    place = Place()
+    source = open_source(files[0], place)
+    levels = [0.0, 0.1, 0.5, 0.9]
+    found = quantiles(source, [source.columns["money"], source.columns["real"]], levels, 3000)
+    place.close()
+    money = np.array([float(v) for v in by_hand(tables[0], "money")])
+    real = np.array(by_hand(tables[0], "real"))
+    assert found["money"] == pytest.approx(np.quantile(money, levels).tolist(), rel=1e-14)
+    assert found["real"] == pytest.approx(np.quantile(real[np.isfinite(real)], levels).tolist(), rel=1e-14)
+
+
+def java():
+    if shutil.which("java") is None and "JAVA_HOME" not in os.environ:
+        pytest.skip("needs Java 17 for Spark (Debian: apt-get install openjdk-17-jre-headless)")
+    pytest.importorskip("pyspark", reason="needs kullback[spark]")
+
+
+@pytest.fixture(scope="module")
+def spark():
+    """Spark on two threads; its own process, so that the JVM ends with it."""
+    java()
+    from kullback.data.engines import spark_session
+
+    session = spark_session("local[2]")
+    yield session
+    session.stop()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_spark_agrees_to_the_last_digit(spark, files, expected):
+    assert document(*files, spark="local[2]") == expected
+    assert document(*(spark.read.parquet(path) for path in files)) == expected
+
+
+SCRIPT = """
+import json, sys
+from kullback.data import drift
+reference, current, master = sys.argv[1:]
+found = drift(reference, current, spark=master, joint_of=("whole", "a.b", "flag")).to_json()
+for side in ("reference", "current"):
+    del found[side]["source"]
+print("found:" + json.dumps(found, sort_keys=True))
+"""
+
+
+@pytest.mark.slow
+def test_spark_on_a_cluster_of_two_workers_agrees_to_the_last_digit(files, expected):
+    import subprocess
+    import sys
+
+    java()
+    command = [sys.executable, "-c", SCRIPT, *files, "local-cluster[2,1,1024]"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.partition("found:")[2].strip() == expected
