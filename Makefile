@@ -20,11 +20,13 @@ quick: $(VENV)/.test  ## the suite without its long proofs
 check: $(VENV)/.test  ## format, lint, types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/clang-format --dry-run -Werror csrc/*.hpp csrc/*.cpp
 	$(BIN)/mypy
 
 format: $(VENV)/.test
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+	$(BIN)/clang-format -i csrc/*.hpp csrc/*.cpp
 
 docs: $(VENV)/.test  ## regenerate every figure and table that documents quote
 	$(BIN)/python docs/learn/figures.py

@@ -1,4 +1,4 @@
-// The Python side. A call holds what a pair of readings, dtypes and a sum decide; its methods take addresses and strides.
+// The Python side. A call holds what a pair of readings, dtypes and a sum decide; its methods take addresses, strides.
 // engines/cpu.py is the only caller and has checked tensors; what an address means is checked here by name.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/string.h>
@@ -33,8 +33,14 @@ using Names = std::vector<std::pair<const char*, Code>>;
 
 #define KULLBACK_NAMED(name) {#name, Formula::name},
 const Names<Formula> kFormulas = {KULLBACK_GENERATORS(KULLBACK_NAMED){"log_affinity", Formula::log_affinity}};
-const Names<Reading> kReadings = {{"logits", Reading::logits}, {"log_probs", Reading::log_probs}, {"probs", Reading::probs}, {"labels", Reading::labels}};
-const Names<Dtype> kDtypes = {{"float64", Dtype::float64}, {"float32", Dtype::float32}, {"bfloat16", Dtype::bfloat16}, {"float16", Dtype::float16}};
+const Names<Reading> kReadings = {{"logits", Reading::logits},
+                                  {"log_probs", Reading::log_probs},
+                                  {"probs", Reading::probs},
+                                  {"labels", Reading::labels}};
+const Names<Dtype> kDtypes = {{"float64", Dtype::float64},
+                              {"float32", Dtype::float32},
+                              {"bfloat16", Dtype::bfloat16},
+                              {"float16", Dtype::float16}};
 
 template <class Code>
 Code find(const Names<Code>& names, const std::string& name) {
@@ -87,7 +93,8 @@ struct Call {
   }
 
   Job over(const Ints& shape, uintptr_t p, const Ints& p_strides, uintptr_t q, const Ints& q_strides) const {
-    if (shape.empty() || shape.size() > size_t(kMaxDims)) throw std::invalid_argument("kullback._cpu: 1 to 16 batch axes");
+    if (shape.empty() || shape.size() > size_t(kMaxDims))
+      throw std::invalid_argument("kullback._cpu: 1 to 16 batch axes");
     Job called = job;
     called.dims = int(shape.size());
     called.num_rows = 1;
@@ -102,8 +109,8 @@ struct Call {
     return called;
   }
 
-  void forward(const Ints& shape, uintptr_t p, const Ints& p_strides, uintptr_t q, const Ints& q_strides, uintptr_t values,
-               uintptr_t stats, uintptr_t out, bool out_is_double, double scale, int threads) const {
+  void forward(const Ints& shape, uintptr_t p, const Ints& p_strides, uintptr_t q, const Ints& q_strides,
+               uintptr_t values, uintptr_t stats, uintptr_t out, bool out_is_double, double scale, int threads) const {
     Job called = over(shape, p, p_strides, q, q_strides);
     called.values = at<double>(values);
     called.stats = at<Stats>(stats);
@@ -115,9 +122,9 @@ struct Call {
     kullback::forward(*chosen, called, threads);
   }
 
-  void backward(const Ints& shape, uintptr_t p, const Ints& p_strides, uintptr_t q, const Ints& q_strides, uintptr_t values,
-                uintptr_t stats, uintptr_t upstream, const Ints& upstream_strides, bool upstream_is_double, double scale,
-                uintptr_t to_p, uintptr_t to_q, int threads) const {
+  void backward(const Ints& shape, uintptr_t p, const Ints& p_strides, uintptr_t q, const Ints& q_strides,
+                uintptr_t values, uintptr_t stats, uintptr_t upstream, const Ints& upstream_strides,
+                bool upstream_is_double, double scale, uintptr_t to_p, uintptr_t to_q, int threads) const {
     Job called = over(shape, p, p_strides, q, q_strides);
     if (values == 0 || stats == 0 || upstream == 0) throw std::invalid_argument("kullback._cpu: a pointer is missing");
     called.values = at<double>(values);
@@ -145,15 +152,16 @@ struct Call {
 using TermCode = std::tuple<const Call*, uintptr_t, Ints, uintptr_t, Ints, uintptr_t, Ints, int, int>;
 using OutputCode = std::tuple<std::string, uintptr_t>;  // dtype, address
 
-void total_bound(const Ints& shape, const std::vector<TermCode>& codes, const std::vector<OutputCode>& places, uintptr_t values,
-                 int threads) {
+void total_bound(const Ints& shape, const std::vector<TermCode>& codes, const std::vector<OutputCode>& places,
+                 uintptr_t values, int threads) {
   if (codes.empty() || codes.size() > size_t(kMaxTerms)) throw std::invalid_argument("kullback._cpu: 1 to 8 terms");
   if (places.size() > size_t(kMaxOutputs)) throw std::invalid_argument("kullback._cpu: too many outputs");
   std::vector<Term> terms;
   for (const auto& [call, p, p_strides, q, q_strides, weights, weight_strides, to_p, to_q] : codes) {
     Term term{};
     term.job = call->over(shape, p, p_strides, q, q_strides);
-    if (term.job.formula == Formula::log_affinity || term.job.num_columns != std::get<0>(codes.front())->job.num_columns)
+    if (term.job.formula == Formula::log_affinity ||
+        term.job.num_columns != std::get<0>(codes.front())->job.num_columns)
       throw std::invalid_argument("kullback._cpu: these terms make no total");
     Call::check_labels(term.job);
     term.weights = at<const double>(weights);

@@ -1,7 +1,7 @@
-// core/generators.py, transcribed under the same names The formulas are explained there.
+// core/generators.py, transcribed under the same names, where the formulas are explained.
 #pragma once
 
-// The list of generators: a struct of each name stands below, and core/generators.py has one of the same name. Enumeration,
+// The list of generators: a struct of each name stands below, and core/generators.py has one of each name too. Enumeration,
 // dispatch and the names that Python compares with its own come from here.
 #define KULLBACK_GENERATORS(X) \
   X(kl)                        \
@@ -134,7 +134,11 @@ template <bool exchanged>
 struct alpha_of {
   double a, t, reach;
   explicit alpha_of(double order)
-      : a(exchanged ? 1.0 - order : order), t(exchanged ? order : 1.0 - order), reach(t < 0.0 ? 20.0 / a : t < 1e-6 ? 0.0 : kReach) {}
+      : a(exchanged ? 1.0 - order : order),
+        t(exchanged ? order : 1.0 - order),
+        reach(t < 0.0    ? 20.0 / a
+              : t < 1e-6 ? 0.0
+                         : kReach) {}
   template <class T>
   KULLBACK_INLINE Terms<T> at(const alpha_of& g, Cells<T> c) {
     if constexpr (exchanged) {

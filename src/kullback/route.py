@@ -13,7 +13,7 @@ from ._errors import FormError
 from .core.readings import Side
 from .divergences import KL, Divergence
 from .engines import choice
-from .forms.empirical import Counts, LogRatios, Samples
+from .forms.empirical import what_to_estimate
 from .forms.finite import FiniteForm
 
 
@@ -112,7 +112,7 @@ def sides(verb: str, p: Any, q: Any) -> tuple[Side, Side]:
     """Two forms as the sides of a comparison, of one batch shape; or the error that says why there is none."""
     if not (isinstance(p, FiniteForm) and isinstance(q, FiniteForm)):
         name, form = ("q", q) if isinstance(p, FiniteForm) else ("p", p)
-        raise FormError(_no_form(verb, name, form))
+        raise FormError(what_to_estimate(verb, p, q) or _no_form(verb, name, form))
     if p.num_classes != q.num_classes:
         raise FormError(_different_v(p.num_classes, q.num_classes))
     if p.data.device != q.data.device:
@@ -134,11 +134,6 @@ def sides(verb: str, p: Any, q: Any) -> tuple[Side, Side]:
 
 
 def _no_form(verb: str, name: str, value: Any) -> str:
-    if isinstance(value, Samples | Counts | LogRatios):
-        return (
-            f"{verb}: {name} holds {type(value).__name__}, of which a divergence can only be estimated. "
-            f"Write estimate.kl(p, q), which also says how sure it is."
-        )
     kind = "a bare Tensor" if isinstance(value, Tensor) else f"a bare {type(value).__name__}"
     if hasattr(value, "logits"):
         return f"{verb}: {name} is {kind}, which does not say what it holds. Write Logits({name}.logits)."

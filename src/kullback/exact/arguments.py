@@ -8,6 +8,7 @@ from torch.distributions import Bernoulli, Categorical, Distribution, Independen
 
 from kullback._errors import FormError
 from kullback.forms.density import Density
+from kullback.forms.empirical import what_to_estimate
 from kullback.forms.finite import FiniteForm, Logits, Probs
 
 from .place import Support
@@ -42,7 +43,8 @@ def check(verb: str, p: Any, q: Any) -> None:
     for name, d in (("p", p), ("q", q)):
         if not (is_measurable(d) or isinstance(d, FiniteForm)):
             raise FormError(
-                f"{verb}: {name} is a bare {type(d).__name__}, which does not say what it holds. Write a "
+                what_to_estimate(verb, p, q)
+                or f"{verb}: {name} is a bare {type(d).__name__}, which does not say what it holds. Write a "
                 f"torch.distributions object, Density(log_prob, support=...), or a form such as Logits({name})."
             )
     try:

@@ -69,6 +69,8 @@ def row_weights(
     tensor([0.5000, 0.5000, 0.0000], dtype=torch.float64)
     """
     check_num_items(num_items, reduction)
+    if keep is not None and keep.device.type == "cpu" and readable(keep) and bool(keep.all()):
+        keep = None
     over = 1 if reduction == "sum" else _denominator(rows.shape, keep, num_items)
     if keep is None:
         return scale / over.double() if isinstance(over, Tensor) else scale / over
@@ -109,4 +111,7 @@ def _denominator(shape: torch.Size, keep: Tensor | None, num_items: int | Tensor
         return num_items.reshape(())
     if num_items is not None:
         return num_items
-    return max(shape.numel(), 1) if keep is None else keep.sum().clamp(min=1)
+    if keep is None:
+        return max(shape.numel(), 1)
+    kept = keep.sum()
+    return max(int(kept), 1) if kept.device.type == "cpu" and readable(kept) else kept.clamp(min=1)
