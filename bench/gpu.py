@@ -35,6 +35,7 @@ from gpu_check import check
 
 from kullback import Logits
 from kullback.core import reduction
+from kullback.core.readings import Side
 from kullback.divergences import KL, js
 from kullback.verbs import measure
 
@@ -123,14 +124,17 @@ class Truth:
 
     @classmethod
     def of(cls, name: str, p: Tensor, q: Tensor) -> "Truth":
-        total, reading = DIVERGENCES[name].sums[0], Logits(p).reading
+        total = DIVERGENCES[name].sums[0]
+
+        def sides(a: Tensor, b: Tensor) -> tuple[Side, Side]:
+            return Logits(a).side(a.shape[:-1]), Logits(b).side(b.shape[:-1])
+
         block = max(1, (1 << 23) // p.shape[1])
         pieces = zip(p.split(block), q.split(block), strict=True)
-        value = torch.cat([reduction.rows(total, reading, reading, a, b) for a, b in pieces]).mean().item()
-        p, q = p[:SAMPLE_ROWS], q[:SAMPLE_ROWS].double()
-        rows = reduction.rows(total, reading, reading, p, q)
-        upstream = torch.full_like(rows, 1.0)
-        _, gradient = reduction.gradients(total, reading, reading, p, q, rows, upstream, (False, True))
+        value = torch.cat([reduction.rows(total, *sides(a, b)) for a, b in pieces]).mean().item()
+        left, right = sides(p[:SAMPLE_ROWS], q[:SAMPLE_ROWS].double())
+        rows = reduction.rows(total, left, right)
+        _, gradient = reduction.gradients(total, left, right, rows, torch.ones_like(rows), (False, True))
         assert gradient is not None
         return cls(value, gradient)
 

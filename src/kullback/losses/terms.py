@@ -58,7 +58,7 @@ def mixed(terms: Sequence[tuple[float, Term]], reduction: Reduction = "mean") ->
     Where every divergence is a row of the table that adds up, they are one `total`: tensors are read once, and
     gradients are made in the same pass. Else each term is measured by itself.
     """
-    if reduction == "none":
+    if reduction == "none" or torch.compiler.is_compiling():
         return _apart(terms, reduction)
     rows = [row_of(term.divergence) for _, term in terms]
     one_v = len({term.p.num_classes for _, term in terms}) == 1
