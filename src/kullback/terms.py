@@ -20,6 +20,10 @@ class Term(NamedTuple):
     p, q         forms over the same V; their batch shapes broadcast
     weights      one number for all rows, or a tensor of the common batch shape: a mask, 1/(number kept), a mixing
                  share. A row of weight 0 is dropped, and may hold NaN. No gradient flows to weights.
+
+    >>> from kullback import divergences
+    >>> total([Term(divergences.KL, Probs([0.5, 0.5]), Probs([0.75, 0.25]), weights=2.0)])
+    tensor(0.2877)
     """
 
     divergence: Divergence

@@ -206,7 +206,7 @@ def _work(job: _Job, begun: Begun | None) -> None:
     train_x, held_out_x = (scaled[torch.from_numpy(index)] for index in (split.train, split.held_out))
     groups, device = list(_groups(settings)), torch.device(settings.device)
     kept = [group for group in groups if job.unfinished.has(group.file)]
-    job.whole = job.whole or not kept
+    job.whole = job.whole or not (kept or job.unfinished.has("teacher"))
     cost = _Cost.of(job, groups, train_x, scaled)
     work.total = cost.total
     if begun is not None:
@@ -216,6 +216,7 @@ def _work(job: _Job, begun: Begun | None) -> None:
     results.teacher = teacher = _taught(job, scaled, lambda: work.add(cost.teacher_epoch))
     del scaled
     _measure_teacher(results)
+    job.whole = job.whole or not kept
     job.save()
 
     train_x = train_x.to(device)
