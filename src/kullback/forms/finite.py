@@ -469,3 +469,7 @@ def _refuse_row(bad: Tensor, owner: str, describe: Any, instead: str) -> None:
     count = int(rows.sum())
     more = f" ({count} such rows)" if count > 1 else ""
     raise FormError(f"{owner}: {where} {describe(at)}{more}. Write {instead}.")
+
+
+# what `torch.load(..., weights_only=True)` may build
+torch.serialization.add_safe_globals([Logits, LogProbs, Probs, Labels])
