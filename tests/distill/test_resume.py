@@ -200,7 +200,7 @@ def test_killed_at_random_moments_it_comes_to_the_same_numbers(tmp_path, table_f
             next_of(out, begin, command), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
         try:
-            process.communicate(timeout=takes * draw.uniform(0.3, 1.0))
+            process.communicate(timeout=takes * draw.uniform(0.2, 0.6))
             break
         except subprocess.TimeoutExpired:
             process.send_signal(kind)
