@@ -24,7 +24,7 @@ def why_not(call: Call) -> str | None:
     """Why the Triton engine cannot serve a call, or None. Triton is looked up once per process, and not imported."""
     if call.device != "cuda" and not (call.device == "cpu" and interpreted()):
         return f"the tensors are on {call.device}"
-    return _look() or why_no_kernel(call)
+    return _absent() or why_no_kernel(call)
 
 
 def cost(call: Call, num_rows: int) -> Cost:
@@ -50,7 +50,11 @@ def _look() -> str | None:
     return None
 
 
-_look._dynamo_marked_constant = True  # type: ignore[attr-defined]
+def _absent() -> str | None:
+    return _look()
+
+
+_absent._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def interpreted() -> bool:
