@@ -66,7 +66,7 @@ def define(
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         p, q = inputs[2], inputs[5]
-        ctx.asked, ctx.keep, ctx.num_p = inputs, inputs[_FLAT], len(p)
+        ctx.keep, ctx.num_p = inputs[_FLAT], len(p)
         ctx.asked = tuple(None if k in (2, 5) else value for k, value in enumerate(inputs[:_FLAT]))
         ctx.save_for_backward(*p, *q, *output)
         ctx.mark_non_differentiable(output[1])

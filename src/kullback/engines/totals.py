@@ -102,7 +102,7 @@ class _Work:
         made = [torch.empty(x.shape, dtype=x.dtype) if to is None else to for x, to in zip(wanted, out, strict=True)]
         return cpu.total(self.parts, wanted, made), made
 
-    def again(self, saved: Sequence[Tensor], wanted: Sequence[Tensor]) -> Tensor:
+    def again(self, saved: Sequence[Tensor]) -> Tensor:
         """The sum through the rows, differentiable as often as one likes; `saved` are both sides of every term."""
         pairs = zip(saved[::2], saved[1::2], strict=True)
         terms = [
@@ -131,7 +131,7 @@ class _Total(torch.autograd.Function):
         saved = ctx.saved_tensors
         wanted, sides = saved[:count], saved[count:]
         if torch.is_grad_enabled():  # create_graph: through the rows, whose gradients are differentiable
-            value = ctx.work.again(sides, wanted)
+            value = ctx.work.again(sides)
             return None, *torch.autograd.grad(value, wanted, upstream.to(value.dtype), create_graph=True)
         made, ctx.made = ctx.made, None
         if made is None:  # a second time over the same graph
