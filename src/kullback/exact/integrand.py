@@ -13,7 +13,7 @@ from kullback.core.reduction import GeneratorSum, LogAffinity, Pair, Sum
 from kullback.forms.density import Density
 
 from .doubled import doubled
-from .growth import growth_of, log_size
+from .growth import Growth, growth_of, log_size
 from .pieces import Cut, Piece, cut
 from .place import Place, Support, place_of
 from .shapes import batch_of
@@ -26,6 +26,7 @@ _FADED = 75.0  # e-folds below its largest, where a term leaves no digit
 # t to look at: wherever mass may be
 _GRID = (0.0, 1.0, 2.0, 3.0, 5.0, 8.0, 12.0, 20.0, 36.0, 70.0, 120.0, 200.0, 323.0, 500.0, 690.0)
 _GRID_FAR = (1e3, 2e3, 4e3, 8e3, 16e3, 32e3, 64e3, 125e3, 250e3, 500e3, 1e6)
+_SHARP, _PEAKS, _GOLDEN = 8.0, 4, 0.5 * (math.sqrt(5.0) - 1.0)
 _WIDTHS = (-14.0, -8.0, -5.0, -3.0, -1.5, 0.0, 1.5, 3.0, 5.0, 8.0, 14.0)
 
 
@@ -112,7 +113,36 @@ class Integrand:
                 marks += list(piece.position(centers + k * widths).unbind(0))
         inner = torch.stack([start.expand(self.batch), stop.expand(self.batch), *marks])
         t = torch.minimum(torch.maximum(inner, start), stop).sort(0).values
-        return Scan(t, *self.logs(piece, t))
+        logs = self.logs(piece, t)
+        for growth, size in zip(self.growth, self.sizes(logs), strict=True):
+            if size is not None and growth.order is not None and abs(growth.order) > _SHARP:
+                t = torch.cat([t, self._around_peaks(piece, t, size, growth)]).sort(0).values
+                return Scan(t, *self.logs(piece, t))
+        return Scan(t, *logs)
+
+    def _around_peaks(self, piece: Piece, t: Tensor, size: Tensor, growth: Growth) -> Tensor:
+        """Places ever nearer to the peaks of p^a q^(1-a), which for a large a are narrow: more t to look at."""
+        outside = torch.full_like(size[:1], -math.inf)
+        size = size.nan_to_num(-math.inf)
+        peak = (size > torch.cat([outside, size[:-1]])) & (size >= torch.cat([size[1:], outside]))
+        at = torch.where(peak, size, -math.inf).topk(min(_PEAKS, len(t)), dim=0).indices
+        later = torch.where(t[1:] > t[:-1], t[1:], t[-1:])
+        later = torch.cat([later.flip(0).cummin(0).values.flip(0), t[-1:]])  # the next place that is not the same
+        low, high = t.gather(0, (at - 1).clamp(min=0)), later.gather(0, at)
+        width = high - low
+
+        def height(t: Tensor) -> Tensor:
+            found = log_size(growth, *self.logs(piece, t))
+            assert found is not None
+            return found.nan_to_num(-math.inf)
+
+        for _ in range(60):  # the golden section
+            left, right = high - _GOLDEN * (high - low), low + _GOLDEN * (high - low)
+            rising = height(left) < height(right)
+            low, high = torch.where(rising, left, low), torch.where(rising, high, right)
+        top = 0.5 * (low + high)
+        near = torch.cat([top, *(top + s * 0.5**k * width for k in range(44) for s in (-1.0, 1.0))])
+        return torch.minimum(torch.maximum(near, t[:1]), t[-1:])
 
     def logs(self, piece: Piece, t: Tensor, both: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """log p and log q per unit of t, -inf outside of the support, and log dx/dt.

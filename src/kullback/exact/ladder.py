@@ -25,7 +25,7 @@ from torch.distributions import (
 )
 
 from kullback import divergences
-from kullback._errors import NoExactMethod
+from kullback._errors import FormError, NoExactMethod
 from kullback.core.reduction import LogAffinity
 from kullback.divergences import Divergence
 from kullback.engines import choice
@@ -62,6 +62,7 @@ def measure(divergence: Divergence, verb: str, p: Any, q: Any) -> Tensor:
 
 def decide(divergence: Divergence, p: Any, q: Any, *, verb: str | None = None) -> Decision:
     """The first method that serves the pair; `measure` does what it says, `explain` prints it."""
+    _check_order(divergence, verb)
     for rung in (_finite, _turned_round, _structural, _closed, _shifted, _outside, _summed, _enumerated, _integrated):
         found = rung(divergence, p, q)
         if found is not None:
@@ -76,6 +77,19 @@ def decide(divergence: Divergence, p: Any, q: Any, *, verb: str | None = None) -
     raise NoExactMethod(
         f"{name}: no closed form is known for {name_of(p)}‖{name_of(q)}, and {why}. {estimator(divergence, p, q)}"
     )
+
+
+_LARGEST_ORDER = 1e12
+
+
+def _check_order(divergence: Divergence, verb: str | None) -> None:
+    order = _power(divergence)
+    if order is not None and abs(order) > _LARGEST_ORDER:
+        raise FormError(
+            f"{verb or divergence.family}: of distributions, orders up to {_LARGEST_ORDER:g} keep their digits in double "
+            f"precision, and {order:g} was given. By {_LARGEST_ORDER:g} a value has come to its limit, or grows in "
+            "proportion: write a smaller order."
+        )
 
 
 # the mean over x drawn from p, with r = q(x)/p(x), of which a divergence is made; w and a its parameter
@@ -94,7 +108,10 @@ _MEANS = {
 
 
 def estimator(divergence: Divergence, p: Any, q: Any) -> str:
-    """The call to write instead."""
+    """What to write instead."""
+    forms = [isinstance(as_form(d), FiniteForm) for d in (p, q)]
+    if forms[0] != forms[1]:
+        return "One is over classes and the other is not: give both as forms over the same classes, or neither."
     one, other = (tuple(getattr(d, "event_shape", ())) for d in (p, q))
     if one != other:
         return f"Their draws have shapes {one} and {other}: give both the same."

@@ -51,7 +51,10 @@ class Piece:
             return Place(self.high - torch.exp(gap), infinity, gap), gap
         a = t.abs()
         log_cosh = a + torch.log1p(torch.exp(-2.0 * a)) - LOG_2
-        return Place(self.center + self.scale * torch.sinh(t), infinity, infinity), log_scale + log_cosh
+        away = self.scale * torch.sinh(t.clamp(-_STEEP, _STEEP))
+        if bool((a > _STEEP).any()):  # a small scale, at which sinh may overflow long before x does
+            away = torch.where(a > _STEEP, torch.sign(t) * torch.exp(log_scale + a - LOG_2), away)
+        return Place(self.center + away, infinity, infinity), log_scale + log_cosh
 
     def place(self, side: int, support: Support, at: Place) -> Place:
         """The same points with their distances to the ends of one side's support."""
@@ -102,7 +105,9 @@ class Piece:
         if below and above:
             width = self.high - self.low
             return -near(self.low, width), near(self.high, width)
-        away = torch.full_like(self.center, _LOGARITHMIC if far and sharp else _FAR)
+        away = _FAR - torch.log(self.scale).clamp(max=0.0)
+        if far and sharp:
+            away = torch.full_like(self.center, _LOGARITHMIC)
         if below:
             return -near(self.low, self.scale).expand_as(away), away
         if above:
@@ -110,7 +115,8 @@ class Piece:
         return -away, away
 
 
-_FAR = 323.0  # x up to 1e140, so that x² does not overflow
+_FAR = 323.0  # x up to 1e140 at a scale of 1 or less, so that x² does not overflow
+_STEEP = 300.0
 _NEAR = 690.0  # down to e^-690 beside an end at zero
 _LOGARITHMIC = 1e6
 

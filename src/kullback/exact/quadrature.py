@@ -159,7 +159,7 @@ def refine(integrand: Integrand, pieces: list[Piece]) -> Refined:
     infinite = infinite | torch.stack([(part.value == math.inf).any(1).any(0) for part in parts]).any(0)
     for _ in range(_MAX_ROUNDS):
         total = torch.stack([part.value.nan_to_num(0.0, 0.0, 0.0).abs().sum(1) for part in parts]).sum(0)
-        allowed = RELATIVE_TOLERANCE * total
+        allowed = RELATIVE_TOLERANCE * total * _digits(integrand, total, shift)
         error = torch.stack([part.error.sum(1) for part in parts]).sum(0)
         unmet = (error > allowed.clamp(min=1e-300)) & ~infinite
         if not bool(unmet.any()) or sum(part.start.shape[0] for part in parts) > _MAX_PANELS:
@@ -171,6 +171,16 @@ def refine(integrand: Integrand, pieces: list[Piece]) -> Refined:
             if needed > 0:
                 part.halve(score.topk(min(needed, 64, score.shape[0]), dim=0).indices)
     return Refined(parts, infinite, error + beyond, shift)
+
+
+def _digits(integrand: Integrand, total: Tensor, shift: Tensor | None) -> Tensor:
+    """What is wanted is the logarithm of a power sum: where it is large, its own digits matter less."""
+    wanted = torch.ones_like(total)
+    for k, one in enumerate(integrand.sums):
+        if isinstance(one, LogAffinity):
+            assert shift is not None
+            wanted[k] = (torch.log(total[k].clamp(min=1e-300)) + shift).abs().clamp(min=1.0)
+    return wanted
 
 
 def _shift(integrand: Integrand, scans: list[Scan]) -> Tensor | None:
@@ -402,7 +412,9 @@ def _check(integrand: Integrand, found: Refined, results: list[Tensor]) -> None:
                     "estimate.kl(p, q, method=MonteCarlo(n), generator=g)."
                 )
         for k, total in enumerate(integrand.sums):
-            scale = torch.ones_like(results[k]) if isinstance(total, LogAffinity) else results[k].abs()
+            scale = results[k].abs()
+            if isinstance(total, LogAffinity):
+                scale = torch.where(torch.isinf(scale), 1.0, scale.clamp(min=1.0))
             error = found.error[k]
             if isinstance(total, LogAffinity):
                 error = error / torch.exp(results[k] - found.shift).clamp(min=1e-300)  # type: ignore[operator]

@@ -39,13 +39,14 @@ from .gamma import beta_parameters
 
 
 class Moments(NamedTuple):
-    """Mean, variance, differential entropy, and negentropy ½ log(2πe variance) - entropy >= 0.
+    """Mean, standard deviation, differential entropy, and negentropy ½ log 2πe + log(deviation) - entropy >= 0.
 
-    Where the variance is infinite it is +inf, the mean likewise; the entropies are always finite.
+    The deviation, as its square would underflow first. Where it is infinite it is +inf, the mean likewise; the entropies
+    are always finite.
     """
 
     mean: Tensor
-    variance: Tensor
+    deviation: Tensor
     entropy: Tensor
     negentropy: Tensor
 
@@ -81,37 +82,37 @@ def moments(d: Distribution) -> Moments:
     """Of one of the families below."""
     if isinstance(d, Normal):
         loc, scale = doubles(d, "loc", "scale")
-        return _of(loc, scale**2, 0.5 * LOG_2PI_E + torch.log(scale), torch.zeros_like(scale))
+        return _of(loc, scale, 0.5 * LOG_2PI_E + torch.log(scale), torch.zeros_like(scale))
     if isinstance(d, Laplace):
         loc, scale = doubles(d, "loc", "scale")
-        return _shaped(loc, 2.0 * scale**2, 1.0 + math.log(2.0) + torch.log(scale))
+        return _shaped(loc, math.sqrt(2.0) * scale, 1.0 + math.log(2.0) + torch.log(scale))
     if isinstance(d, Gumbel):
         loc, scale = doubles(d, "loc", "scale")
-        return _shaped(loc + EULER * scale, (math.pi * scale) ** 2 / 6.0, 1.0 + EULER + torch.log(scale))
+        return _shaped(loc + EULER * scale, math.pi / math.sqrt(6.0) * scale, 1.0 + EULER + torch.log(scale))
     if isinstance(d, Uniform):
         low, high = doubles(d, "low", "high")
-        return _shaped((low + high) / 2.0, (high - low) ** 2 / 12.0, torch.log(high - low))
+        return _shaped((low + high) / 2.0, (high - low) / math.sqrt(12.0), torch.log(high - low))
     if isinstance(d, Exponential):
         (rate,) = doubles(d, "rate")
-        return _shaped(1.0 / rate, rate**-2, 1.0 - torch.log(rate))
+        return _shaped(1.0 / rate, 1.0 / rate, 1.0 - torch.log(rate))
     if isinstance(d, Gamma):
         a, rate = together(*doubles(d, "concentration", "rate"))
         rest = gamma_entropy_rest(a)
-        return Moments(a / rate, a / rate**2, 0.5 * (LOG_2PI_E + torch.log(a)) - torch.log(rate) + rest, -rest)
+        return Moments(a / rate, torch.sqrt(a) / rate, 0.5 * (LOG_2PI_E + torch.log(a)) - torch.log(rate) + rest, -rest)
     if isinstance(d, Beta):
         return _beta(d)
     if isinstance(d, ContinuousBernoulli):
         eta = logits(d)
-        return _shaped(0.5 + half_mean(eta), mean_slope(eta), -_to_standard_uniform(eta))
+        return _shaped(0.5 + half_mean(eta), torch.sqrt(mean_slope(eta)), -_to_standard_uniform(eta))
     if isinstance(d, Pareto):
         scale, alpha = together(*doubles(d, "scale", "alpha"))
         mean = _where_above(alpha, 1.0, lambda a: scale * a / (a - 1.0))
-        variance = _where_above(alpha, 2.0, lambda a: scale**2 * a / ((a - 1.0) ** 2 * (a - 2.0)))
-        return _shaped(mean, variance, torch.log(scale) - torch.log(alpha) + 1.0 + 1.0 / alpha)
+        deviation = _where_above(alpha, 2.0, lambda a: scale * torch.sqrt(a / (a - 2.0)) / (a - 1.0))
+        return _shaped(mean, deviation, torch.log(scale) - torch.log(alpha) + 1.0 + 1.0 / alpha)
     if isinstance(d, LogNormal):
         loc, scale = doubles(d, "loc", "scale")
         mean = torch.exp(loc + scale**2 / 2.0)
-        return _shaped(mean, torch.expm1(scale**2) * mean**2, 0.5 * LOG_2PI_E + torch.log(scale) + loc)
+        return _shaped(mean, torch.sqrt(torch.expm1(scale**2)) * mean, 0.5 * LOG_2PI_E + torch.log(scale) + loc)
     if isinstance(d, StudentT):
         df, loc, scale = together(*doubles(d, "df", "loc", "scale"))
         large = df >= LARGE_DF
@@ -119,10 +120,10 @@ def moments(d: Distribution) -> Moments:
         half = (v + 1.0) / 2.0
         log_beta = torch.lgamma(v / 2.0) + math.lgamma(0.5) - torch.lgamma(half)
         entropy = half * (torch.digamma(half) - torch.digamma(v / 2.0)) + 0.5 * torch.log(v) + log_beta
-        variance = _where_above(df, 2.0, lambda v: scale**2 / (1.0 - 2.0 / v))
-        shaped = _shaped(loc, variance, entropy + torch.log(scale))
+        deviation = _where_above(df, 2.0, lambda v: scale / torch.sqrt(1.0 - 2.0 / v))
+        shaped = _shaped(loc, deviation, entropy + torch.log(scale))
         far = _student_negentropy(torch.where(large, df, LARGE_DF))
-        normal = 0.5 * (LOG_2PI_E + torch.log(torch.where(large, variance, 1.0)))
+        normal = 0.5 * LOG_2PI_E + torch.log(torch.where(large, deviation, 1.0))
         return shaped._replace(
             entropy=torch.where(large, normal - far, shaped.entropy),
             negentropy=torch.where(large, far, shaped.negentropy),
@@ -165,14 +166,14 @@ def _student_negentropy(df: Tensor) -> Tensor:
     return value
 
 
-def _of(mean: Tensor, variance: Tensor, entropy: Tensor, negentropy: Tensor) -> Moments:
-    return Moments(*together(mean, variance, entropy, negentropy))
+def _of(mean: Tensor, deviation: Tensor, entropy: Tensor, negentropy: Tensor) -> Moments:
+    return Moments(*together(mean, deviation, entropy, negentropy))
 
 
-def _shaped(mean: Tensor, variance: Tensor, entropy: Tensor) -> Moments:
-    finite = torch.isfinite(variance)
-    log_variance = torch.log(torch.where(finite, variance, 1.0))
-    return _of(mean, variance, entropy, 0.5 * (LOG_2PI_E + log_variance) - entropy)
+def _shaped(mean: Tensor, deviation: Tensor, entropy: Tensor) -> Moments:
+    finite = torch.isfinite(deviation)
+    log_deviation = torch.log(torch.where(finite, deviation, 1.0))
+    return _of(mean, deviation, entropy, 0.5 * LOG_2PI_E + log_deviation - entropy)
 
 
 def _where_above(x: Tensor, bound: float, f: Callable[[Tensor], Tensor]) -> Tensor:
@@ -185,9 +186,9 @@ def _beta(d: Beta) -> Moments:
     s = a + b
     rest = gamma_entropy_rest(a) + gamma_entropy_rest(b) - gamma_entropy_rest(s)
     gap = digamma_minus_log(s)
-    variance = a * b / (s * s * (s + 1.0))
+    deviation = torch.sqrt(a * b / (s + 1.0)) / s
     entropy = 0.5 * (LOG_2PI_E + torch.log(a) + torch.log(b) - 3.0 * torch.log(s)) - gap + rest
-    return Moments(a / s, variance, entropy, gap - 0.5 * torch.log1p(1.0 / s) - rest)
+    return Moments(a / s, deviation, entropy, gap - 0.5 * torch.log1p(1.0 / s) - rest)
 
 
 def _to_standard_uniform(eta: Tensor) -> Tensor:

@@ -30,11 +30,11 @@ from .moments import moments
 
 
 def to_normal(p: Distribution, q: Normal) -> Tensor:
-    """negentropy(p) + ½ (Δ/σ)² + ½ rise(log(variance/σ²)); +inf without a finite variance"""
+    """negentropy(p) + ½ (Δ/σ)² + ½ rise(2 log(deviation/σ)); +inf without a finite variance"""
     m, (loc, scale) = moments(p), doubles(q, "loc", "scale")
-    infinite = torch.isinf(m.variance)
-    mean, variance = torch.where(infinite, loc, m.mean), torch.where(infinite, 1.0, m.variance)
-    spread = 0.5 * ((mean - loc) / scale) ** 2 + 0.5 * rise(log_ratio(variance, scale**2))
+    infinite = torch.isinf(m.deviation)
+    mean, deviation = torch.where(infinite, loc, m.mean), torch.where(infinite, 1.0, m.deviation)
+    spread = 0.5 * ((mean - loc) / scale) ** 2 + 0.5 * rise(2.0 * log_ratio(deviation, scale))
     return infinite_where(infinite, m.negentropy + spread)
 
 

@@ -1,0 +1,382 @@
+"""Mutation testing of the numeric code: change one operator or number, and see whether a test notices.
+
+    python tests/mutate.py                                  a sample of 12 mutations of every numeric file
+    python tests/mutate.py exact/special.py losses/ --sample 40
+    python tests/mutate.py --again                          only what survived the last run
+
+cosmic-ray makes the mutations (`OPERATORS`); those of a file are shuffled with a fixed seed and the first ones are
+tried. Every trial is a fork of one process that has imported PyTorch but not kullback: it imports the mutated module in
+place of the real one, and runs tests that execute the mutated statement (the quick suite under coverage.py says which)
+until one fails: one case of every test function first, then more, up to `BUDGET` seconds of their usual time; what
+survives that is tried on `LAST` seconds more. A trial without end is ended by its CPU time and counts as caught; a
+mutation with which kullback cannot be imported is not counted.
+
+Results are written to docs/mutations.md, where a person says of each survivor what it is: `equivalent` (no value can
+differ) leaves the count, anything else stays in it. A judgement is kept for as long as the line reads as it did.
+"""
+
+import argparse
+import ast
+import contextlib
+import importlib.util
+import json
+import os
+import random
+import re
+import resource
+import signal
+import sys
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+from importlib.abc import Loader, MetaPathFinder
+from pathlib import Path
+from typing import NamedTuple
+
+import coverage
+import mpmath  # noqa: F401  (imported before the forks, as are the next ones: a trial then starts in half a second)
+import numpy as np  # noqa: F401
+import pytest
+import scipy.integrate
+import scipy.special
+import scipy.stats  # noqa: F401
+import torch
+from cosmic_ray.mutating import mutate_code
+from cosmic_ray.plugins import get_operator
+from hypothesis import strategies  # noqa: F401
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE, PAGE, COVER = ROOT / "src" / "kullback", ROOT / "docs" / "mutations.md", ROOT / "build" / "mutation-cover.json"
+FILES = ("core", "exact", "estimate", "losses", "forms", "route.py", "terms.py")
+TESTS = ("exact", "estimate", "losses", "forms", "laws", "oracles", "gradients", "test_route.py", "test_terms.py")
+BUDGET, LAST = 10.0, 60.0  # seconds of tests a mutation
+CAUGHT, SURVIVED, UNFIT = "caught", "survived", "unfit"
+
+_ARITHMETIC = {"Add": "Sub", "Sub": "Add", "Mul": "Div", "Div": "Mul", "Pow": "Mul", "FloorDiv": "Mul", "Mod": "Mul"}
+_COMPARISON = {
+    "Lt": ("LtE", "Gt"),
+    "LtE": ("Lt", "GtE"),
+    "Gt": ("GtE", "Lt"),
+    "GtE": ("Gt", "LtE"),
+    "Eq": ("NotEq",),
+    "NotEq": ("Eq",),
+    "Is": ("IsNot",),
+    "IsNot": ("Is",),
+}
+OPERATORS = [
+    "core/NumberReplacer",
+    "core/AddNot",
+    "core/ReplaceTrueWithFalse",
+    "core/ReplaceFalseWithTrue",
+    "core/ReplaceAndWithOr",
+    "core/ReplaceOrWithAnd",
+    "core/ReplaceBreakWithContinue",
+    "core/ReplaceContinueWithBreak",
+    "core/ZeroIterationForLoop",
+    "core/ReplaceUnaryOperator_USub_UAdd",
+    "core/ReplaceUnaryOperator_Delete_Not",
+    "core/ReplaceUnaryOperator_Delete_Invert",
+    "core/ReplaceBinaryOperator_BitAnd_BitOr",
+    "core/ReplaceBinaryOperator_BitOr_BitAnd",
+    *(f"core/ReplaceBinaryOperator_{a}_{b}" for a, b in _ARITHMETIC.items()),
+    *(f"core/ReplaceComparisonOperator_{a}_{b}" for a, many in _COMPARISON.items() for b in many),
+]
+
+
+class Mutant(NamedTuple):
+    file: str  # below src/kullback
+    line: int
+    before: str
+    after: str
+    source: str
+
+    @property
+    def name(self) -> str:
+        return f"`` {self.before} `` → `` {self.after} ``"
+
+
+def silent_lines(tree: ast.Module) -> set[tuple[int, int]]:
+    """(line, column) of everything in annotations and error messages, where a change is no number's concern."""
+    found: set[tuple[int, int]] = set()
+    for node in ast.walk(tree):
+        parts: list[ast.AST | None] = []
+        if isinstance(node, ast.FunctionDef):
+            parts = [node.returns, *(a.annotation for a in (*node.args.args, *node.args.kwonlyargs, *node.args.posonlyargs))]
+            parts += [a.annotation for a in (node.args.vararg, node.args.kwarg) if a]
+        elif isinstance(node, ast.AnnAssign):
+            parts = [node.annotation]
+        elif isinstance(node, ast.Assign) and isinstance(node.value, ast.BinOp) and isinstance(node.value.op, ast.BitOr):
+            parts = [node.value] if node.col_offset == 0 else []  # an alias of types
+        elif isinstance(node, ast.Raise):
+            parts = [node.exc]
+        for part in parts:
+            if part is not None:
+                found |= {
+                    (inner.lineno, column)
+                    for inner in ast.walk(part)
+                    if hasattr(inner, "lineno")
+                    for column in range(inner.col_offset, inner.end_col_offset or 0)
+                    if inner.lineno == inner.end_lineno
+                }
+    return found
+
+
+def mutants(file: str) -> list[Mutant]:
+    """Every mutation of a file, in the order of the operators."""
+    source = (PACKAGE / file).read_text()
+    lines, silent, seen, found = source.split("\n"), silent_lines(ast.parse(source)), {source}, []
+    for name in OPERATORS:
+        for occurrence in range(10_000):
+            mutated = mutate_code(source, get_operator(name)(), occurrence)
+            if mutated is None:
+                break
+            if mutated in seen:
+                continue
+            seen.add(mutated)
+            number, (before, after) = next(
+                (i, pair) for i, pair in enumerate(zip(lines, mutated.split("\n"), strict=False)) if pair[0] != pair[1]
+            )
+            column = next((i for i, (a, b) in enumerate(zip(before, after, strict=False)) if a != b), 0)
+            if (number + 1, column) in silent or before.lstrip().startswith(("import ", "from ")):
+                continue
+            found.append(Mutant(file, number + 1, before.strip(), after.strip(), mutated))
+    return found
+
+
+class Cover(NamedTuple):
+    """Which tests execute a line, and how long each takes."""
+
+    lines: dict[str, dict[str, list[str]]]
+    seconds: dict[str, float]
+
+    def tests(self, mutant: Mutant) -> list[str]:
+        """Those that execute the mutated statement; of a statement that only imports execute, all of its file."""
+        known = self.lines.get(mutant.file, {})
+        within: tuple[int, int] = (mutant.line, mutant.line)
+        for node in ast.walk(ast.parse((PACKAGE / mutant.file).read_text())):
+            if isinstance(node, ast.stmt) and node.lineno <= mutant.line <= (node.end_lineno or 0):
+                body = getattr(node, "body", None)
+                end = body[0].lineno - 1 if body else node.end_lineno or 0
+                if mutant.line <= max(end, node.lineno):
+                    within = (node.lineno, max(end, node.lineno))
+        found = {test for line in range(within[0], within[1] + 1) for test in known.get(str(line), [])}
+        return sorted((found - {""}) or {t for tests in known.values() for t in tests} - {""})
+
+    def chosen(self, tests: Iterable[str], budget: float) -> list[str]:
+        """One case of each function, the quickest first; then a second; as far as the budget goes."""
+        functions: dict[str, list[str]] = defaultdict(list)
+        for test in sorted(tests, key=lambda t: (self.seconds[t], t)):
+            functions[test.split("[")[0]].append(test)
+        turns = sorted((turn, self.seconds[t], t) for many in functions.values() for turn, t in enumerate(many))
+        picked, spent = [], 0.0
+        for _, seconds, test in turns:
+            if spent + seconds > budget and picked:
+                continue
+            picked.append(test)
+            spent += seconds
+        return picked
+
+
+class Only:
+    """Runs the named tests, in the order of the names."""
+
+    def __init__(self, names: list[str]) -> None:
+        self.order = {name: i for i, name in enumerate(names)}
+
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        items[:] = sorted((i for i in items if i.nodeid in self.order), key=lambda i: self.order[i.nodeid])
+
+
+class Watch:
+    """Notes who executes what, and for how long."""
+
+    def __init__(self, watched: coverage.Coverage) -> None:
+        self.watched, self.seconds, self.bad = watched, {}, set()
+
+    @pytest.hookimpl(hookwrapper=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
+        self.watched.switch_context(item.nodeid)
+        begun = time.process_time()
+        yield
+        self.seconds[item.nodeid] = time.process_time() - begun
+        self.watched.switch_context("")
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed or report.skipped:
+            self.bad.add(report.nodeid)
+
+
+QUIET = ["-q", "-p", "no:cacheprovider", "-m", "not slow", "--no-header", "--tb=no", "-r", "N", "-o", "testpaths="]
+
+
+def measure_cover() -> Cover:
+    """Run the quick tests once, in a fork of this process."""
+    COVER.parent.mkdir(exist_ok=True)
+    if os.fork() == 0:
+        watched = coverage.Coverage(data_file=None, source=[str(PACKAGE)], config_file=False)
+        watch = Watch(watched)
+        watched.start()
+        pytest.main([*QUIET, *(str(ROOT / "tests" / t) for t in TESTS)], plugins=[watch])
+        watched.stop()
+        data = watched.get_data()
+        lines = {
+            str(Path(path).relative_to(PACKAGE)): {
+                line: [t for t in tests if t not in watch.bad] for line, tests in data.contexts_by_lineno(path).items()
+            }
+            for path in data.measured_files()
+        }
+        COVER.write_text(json.dumps({"lines": lines, "seconds": watch.seconds}))
+        os._exit(0)
+    os.wait()
+    return Cover(**json.loads(COVER.read_text()))
+
+
+class Planted(MetaPathFinder, Loader):
+    """Imports the mutated module in place of the real one."""
+
+    def __init__(self, mutant: Mutant) -> None:
+        self.mutant = mutant
+        self.name = ".".join(["kullback", *Path(mutant.file).with_suffix("").parts]).removesuffix(".__init__")
+
+    def find_spec(self, name, path=None, target=None):
+        if name != self.name:
+            return None
+        where = str(PACKAGE / self.mutant.file)
+        inner = [str(PACKAGE / Path(self.mutant.file).parent)] if where.endswith("__init__.py") else None
+        return importlib.util.spec_from_file_location(name, where, loader=self, submodule_search_locations=inner)
+
+    def create_module(self, spec):
+        return None
+
+    def exec_module(self, module):
+        exec(compile(self.mutant.source, str(PACKAGE / self.mutant.file), "exec"), module.__dict__)
+
+
+def trial(mutant: Mutant, tests: list[str], expected: float) -> str:
+    """Run the tests on the mutated package, in a fork."""
+    child = os.fork()
+    if child == 0:
+        end = 80
+        with contextlib.suppress(BaseException):
+            seconds = int(30 + 5 * expected)
+            resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 5))
+            resource.setrlimit(resource.RLIMIT_DATA, (6 << 30, 6 << 30))
+            for stream in (1, 2):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
+            sys.meta_path.insert(0, Planted(mutant))
+            try:
+                import kullback.losses  # noqa: F401
+            except Exception:
+                os._exit(90)
+            files = sorted({test.split("::")[0] for test in tests})
+            end = int(pytest.main([*QUIET, "-x", *(str(ROOT / f) for f in files)], plugins=[Only(tests)]))
+        os._exit(end)
+    _, status = os.waitpid(child, 0)
+    if os.WIFSIGNALED(status):
+        return CAUGHT
+    return {0: SURVIVED, 5: SURVIVED, 90: UNFIT}.get(os.WEXITSTATUS(status), CAUGHT)
+
+
+# ------------------------------------------------------------------------------------------------------------ the page
+
+_HEAD = re.compile(r"^### (\S+): (\d+) of (\d+) caught")
+_LINE = re.compile(r"^\* (`` .* `` → `` .* ``): (.*)$")
+
+
+def read_page() -> tuple[dict[str, str], dict[tuple[str, str], str]]:
+    """Each file's section as it stands, and the judgements in it."""
+    sections: dict[str, str] = {}
+    judged: dict[tuple[str, str], str] = {}
+    file = ""
+    for line in PAGE.read_text().splitlines() if PAGE.exists() else []:
+        if head := _HEAD.match(line):
+            file = head[1]
+            sections[file] = ""
+        elif found := _LINE.match(line):
+            judged[file, found[1]] = found[2]
+        if file:
+            sections[file] += line + "\n"
+    return sections, judged
+
+
+def section(file: str, counts: Counter[str], total: int, survivors: list[Mutant], judged: dict[tuple[str, str], str]) -> str:
+    told = [(m, judged.get((file, m.name), "open")) for m in survivors]
+    equivalent = sum(words.startswith("equivalent") for _, words in told)
+    tried = counts[CAUGHT] + counts[SURVIVED]
+    head = f"### {file}: {counts[CAUGHT]} of {tried - equivalent} caught\n\n"
+    head += f"Drawn {tried + counts[UNFIT]} of {total}: {counts[UNFIT]} cannot be imported, {equivalent} equivalent.\n"
+    return head + "".join(f"\n* {m.name}: {words}" for m, words in told) + "\n" * bool(told)
+
+
+def write_page(sections: dict[str, str]) -> None:
+    top = PAGE.read_text().split("<!-- results of tests/mutate.py -->")[0]
+    caught = tried = 0
+    for text in sections.values():
+        head = _HEAD.match(text)
+        assert head is not None
+        caught, tried = caught + int(head[2]), tried + int(head[3])
+    share = f"**{caught} of {tried} caught: {100 * caught / max(tried, 1):.1f} %.**\n"
+    body = "\n".join(sections[file].strip() + "\n" for file in sorted(sections))
+    PAGE.write_text(f"{top}<!-- results of tests/mutate.py -->\n\n{share}\n{body}")
+
+
+def files(wanted: list[str]) -> list[str]:
+    every = [
+        str(path.relative_to(PACKAGE))
+        for part in FILES
+        for path in ([PACKAGE / part] if part.endswith(".py") else sorted((PACKAGE / part).rglob("*.py")))
+    ]
+    return [file for file in every if not wanted or any(file.startswith(w) for w in wanted)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("files", nargs="*", help="files or folders below src/kullback")
+    parser.add_argument("--sample", type=int, default=12, help="mutations a file; 0 for all")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--again", action="store_true", help="try only what survived the last run")
+    parser.add_argument("--fresh", action="store_true", help="run the suite under coverage.py anew")
+    parser.add_argument("--list", action="store_true", help="only count the mutations")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    os.chdir(ROOT)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if options.list:
+        for file in files(options.files):
+            print(f"{len(mutants(file)):5d} {file}")
+        return
+    cover = measure_cover() if options.fresh or not COVER.exists() else Cover(**json.loads(COVER.read_text()))
+    sections, judged = read_page()
+    for file in files(options.files):
+        every = mutants(file)
+        drawn = random.Random(f"{options.seed} {file}").sample(every, len(every))
+        drawn = drawn[: options.sample or len(every)]
+        if not drawn:
+            continue
+        again = {name for f, name in judged if f == file} if options.again else set()
+        counts: Counter[str] = Counter()
+        survivors, begun = [], time.monotonic()
+        for mutant in drawn:
+            end = CAUGHT
+            if not options.again or mutant.name in again:
+                tests = cover.tests(mutant)
+                done: set[str] = set()
+                for budget in (BUDGET, LAST):
+                    picked = cover.chosen([t for t in tests if t not in done], budget)
+                    done |= set(picked)
+                    end = trial(mutant, picked, sum(cover.seconds[t] for t in picked)) if picked else SURVIVED
+                    if end != SURVIVED:
+                        break
+                if judged.get((file, mutant.name), "").startswith("equivalent") and end == CAUGHT:
+                    print(f"judged equivalent, but caught: {file}:{mutant.line}: {mutant.name}", flush=True)
+            counts[end] += 1
+            if end == SURVIVED:
+                survivors.append(mutant)
+                print(f"survived ({len(tests)} tests): {file}:{mutant.line}: {mutant.name}", flush=True)
+        sections[file] = section(file, counts, len(every), survivors, judged)
+        write_page(sections)
+        print(f"{file}: {dict(counts)}, {time.monotonic() - begun:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()
