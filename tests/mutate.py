@@ -207,6 +207,7 @@ class Watch:
 
 
 QUIET = ["-q", "-p", "no:cacheprovider", "-m", "not slow", "--no-header", "--tb=no", "-r", "N", "-o", "testpaths="]
+QUIET += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # of plugins that were imported before the fork
 
 
 def measure_cover() -> Cover:

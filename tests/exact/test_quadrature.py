@@ -319,3 +319,106 @@ def test_what_explain_says_is_what_happens():
         decision, plan = exact.decide(divergence, p, q), kb.explain(p, q, divergence=divergence)
         assert (plan.divergence, plan.method, plan.error) == (divergence.name, decision.method, decision.error)
         assert decision.value().item() == kb.measure(divergence, p, q).item()
+
+
+TINY = {
+    "Laplace‖Normal": (lambda s: td.Laplace(t(0.0), s), normal(), lambda s: -1.0 - math.log(2.0) + HALF_LOG_2PI),
+    "Normal‖Cauchy": (lambda s: td.Normal(t(0.0), s), td.Cauchy(t(0.0), t(1.0)), lambda s: NORMAL_TO_CAUCHY),
+    "Normal‖StudentT": (lambda s: td.Normal(t(0.0), s), td.StudentT(t(3.0)), lambda s: NORMAL_TO_T3),
+    "Uniform‖Normal": (lambda s: td.Uniform(-s, s), normal(), lambda s: HALF_LOG_2PI - math.log(2.0)),
+    "Gumbel‖Normal": (lambda s: td.Gumbel(t(0.0), s), normal(), lambda s: HALF_LOG_2PI - 1.0 - 0.5772156649015329),
+}
+HALF_LOG_2PI = 0.5 * math.log(2.0 * math.pi)
+NORMAL_TO_CAUCHY = math.log(math.pi) - HALF_LOG_2PI - 0.5
+NORMAL_TO_T3 = math.log(math.pi * math.sqrt(3.0) / 2.0) - HALF_LOG_2PI - 0.5
+
+
+@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("scale", [1e-140, 1e-200, 1e-300])
+def test_a_width_whose_square_underflows_has_its_number(name, scale):
+    """KL is -entropy - log q(0), to all digits; and its slope in the scale is -1/scale."""
+    make, q, constant = TINY[name]
+    s = t(scale, grad=True)
+    value = kl(make(s), q)
+    assert value.item() == pytest.approx(constant(scale) - math.log(scale), rel=1e-11)
+    (slope,) = torch.autograd.grad(value, s)
+    assert slope.item() * scale == pytest.approx(-1.0, rel=1e-8)
+
+
+def peak(order, log_p, log_q, at, curvature):
+    """Laplace's method: log ∫ p^a q^(1-a) to O(1/a), from one peak of log p - log q, and of what surrounds it."""
+    height = order * log_p(at) + (1.0 - order) * log_q(at)
+    return (height + 0.5 * math.log(2.0 * math.pi / (order * curvature))) / (order - 1.0)
+
+
+@pytest.mark.parametrize("order", [1e4, 1e6, 1e9, 1e12])
+def test_narrow_peaks_of_a_high_order_are_found(order):
+    """N(0,1)‖Laplace(1,2): log p - log q is highest at -1/2. Two peaks, of N‖t3 at ±1, count twice."""
+
+    def log_normal(x):
+        return -0.5 * x * x - HALF_LOG_2PI
+
+    value = kb.renyi(normal(), td.Laplace(t(1.0), t(2.0)), order)
+    x = -0.5 * (order - 1.0) / order  # where the slope -a x + (a-1)(-1/2) is 0
+    exact_value = peak(order, log_normal, lambda x: -abs(x - 1.0) / 2.0 - math.log(4.0), x, 1.0)
+    assert value.item() == pytest.approx(exact_value, rel=1e-11)
+    value = kb.renyi(normal(), td.StudentT(t(3.0)), order)
+    limit = 0.15731446131
+    rest = math.log(2.0 * math.sqrt(2.0 * math.pi / order)) + log_normal(1.0)
+    assert value.item() == pytest.approx(limit + rest / order, abs=20.0 / order + 1e-10)
+
+
+@pytest.mark.parametrize("order", [1.1e12, 1e16, 1e308])
+@pytest.mark.parametrize("q", [td.Normal(t(1.0), t(1.0)), td.Laplace(t(0.0), t(1.0)), td.Cauchy(t(0.0), t(1.0))])
+def test_orders_beyond_double_precision_are_refused(order, q):
+    """N(0,1)‖N(1,1) of order 1e16 was infinite, not 5e15."""
+    with pytest.raises(kb.FormError, match=r"orders up to 1e\+12 keep their digits"):
+        kb.renyi(normal(), q, order)
+    assert kb.renyi(normal(), normal(1.0), 1e12).item() == pytest.approx(5e11, rel=1e-12)
+
+
+def test_what_is_over_classes_is_not_advised_to_be_drawn():
+    for p, q in ((kb.Logits(t([0.0, 1.0])), normal()), (normal(), kb.Logits(t([0.0, 1.0])))):
+        with pytest.raises(NoExactMethod, match="One is over classes and the other is not") as refused:
+            kl(p, q)
+        assert "MonteCarlo" not in str(refused.value)
+    vectors = td.Independent(td.Normal(t([0.0, 0.0]), t([1.0, 1.0])), 1)
+    with pytest.raises(NoExactMethod, match=r"Their draws have shapes \(2,\) and \(\)") as refused:
+        kl(vectors, td.Normal(t([0.0, 0.0]), t([1.0, 1.0])))
+    assert "MonteCarlo" not in str(refused.value)
+
+
+def counted(monkeypatch):
+    """How many places are read."""
+    seen = []
+    logs = quadrature.Integrand.logs
+
+    def read(self, piece, at, both=None):
+        seen.append(at.numel())
+        return logs(self, piece, at, both)
+
+    monkeypatch.setattr(quadrature.Integrand, "logs", read)
+    return seen
+
+
+def test_a_thousand_pairs_cost_few_calls(monkeypatch):
+    """Rows are integrated together: the calls of a batch are not much more than those of a pair."""
+    g = torch.Generator().manual_seed(0)
+
+    def rows(*shape):
+        return torch.rand(*shape, generator=g, dtype=torch.float64)
+
+    def student(n):
+        return td.StudentT(3.0 + 5.0 * rows(n), rows(n), 0.5 + rows(n))
+
+    def mixture(n):
+        parts = td.Normal(3.0 * rows(n, 3), 0.5 + rows(n, 3))
+        return td.MixtureSameFamily(td.Categorical(logits=rows(n, 3)), parts)
+
+    for make in (student, mixture):
+        seen = counted(monkeypatch)
+        kl(make(1), make(1))
+        alone = len(seen)
+        kl(make(1000), make(1000))
+        assert len(seen) - alone <= 30 * alone
+        assert sum(seen[alone:]) <= 2000 * 1000

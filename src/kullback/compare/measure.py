@@ -227,12 +227,20 @@ def _both_ways(p: Any, q: Any, request: Request, direction: str, method: Any = N
     assert there.interval is not None
     assert back.interval is not None
     errors = None if there.stderr is None or back.stderr is None else there.stderr + back.stderr
+
+    def both(of: str, between: str) -> str:
+        """What is said of both directions, once."""
+        return between.join(dict.fromkeys(words for one in (there, back) if (words := getattr(one, of))))
+
     return replace(
         there,
         value=there.value + back.value,
         stderr=errors,
         interval=(there.interval[0] + back.interval[0], there.interval[1] + back.interval[1]),
-        verdict="; ".join(dict.fromkeys(one for one in (there.verdict, back.verdict) if one)),
+        method=both("method", " and "),
+        words=both("words", " and "),
+        bias=both("bias", "; "),
+        verdict=both("verdict", "; "),
     )
 
 

@@ -174,12 +174,12 @@ def refine(integrand: Integrand, pieces: list[Piece]) -> Refined:
 
 
 def _digits(integrand: Integrand, total: Tensor, shift: Tensor | None) -> Tensor:
-    """What is wanted is the logarithm of a power sum: where it is large, its own digits matter less."""
+    """By how much the tolerance may be wider: of a power sum the logarithm is wanted, and a large one is rounded."""
     wanted = torch.ones_like(total)
     for k, one in enumerate(integrand.sums):
         if isinstance(one, LogAffinity):
             assert shift is not None
-            wanted[k] = (torch.log(total[k].clamp(min=1e-300)) + shift).abs().clamp(min=1.0)
+            wanted[k] = (1e-4 * (torch.log(total[k].clamp(min=1e-300)) + shift).abs()).clamp(min=1.0)
     return wanted
 
 

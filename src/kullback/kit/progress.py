@@ -36,12 +36,14 @@ class Progress:
         >>> job.show(1, 4, "teacher")
         >>> job.line()
         'kullback distill: 25 %, teacher; 0 s so far, about 0 s to go'
+        >>> Progress("kullback distill").line()
+        'kullback distill: 0 s so far'
         """
         gone = time.monotonic() - self._start
-        share = f" {100 * self.done / self.total:.0f} %" if self.total else ""
-        what = f"{',' if share else ''} {self.what}" if self.what else ""
+        share = f"{100 * self.done / self.total:.0f} %" if self.total else ""
+        where = ", ".join(part for part in (share, self.what) if part)
         left = f", about {_span(gone * (self.total - self.done) / self.done)} to go" if self.total and self.done else ""
-        return f"{self.title}:{share}{what}; {_span(gone)} so far{left}"
+        return f"{self.title}: {where}{'; ' if where else ''}{_span(gone)} so far{left}"
 
 
 @contextmanager
