@@ -32,12 +32,16 @@ _WIDTHS = (-14.0, -8.0, -5.0, -3.0, -1.5, 0.0, 1.5, 3.0, 5.0, 8.0, 14.0)
 
 @dataclass(frozen=True)
 class Scan:
-    """The logarithms of both weights at the probes of a piece (M, ...), p dx/dt and q dx/dt, -inf outside."""
+    """The logarithms of both weights at the probes of a piece (M, ...), p dx/dt and q dx/dt, -inf outside.
+
+    log_power: that of p^a q^(1-a), for an order so high that its peaks are narrower than those of p and q.
+    """
 
     t: Tensor
     log_p: Tensor
     log_q: Tensor
     log_slope: Tensor
+    log_power: Tensor | None = None
 
 
 class Integrand:
@@ -117,7 +121,8 @@ class Integrand:
         for growth, size in zip(self.growth, self.sizes(logs), strict=True):
             if size is not None and growth.order is not None and abs(growth.order) > _SHARP:
                 t = torch.cat([t, self._around_peaks(piece, t, size, growth)]).sort(0).values
-                return Scan(t, *self.logs(piece, t))
+                logs = self.logs(piece, t)
+                return Scan(t, *logs, log_size(growth, *logs))
         return Scan(t, *logs)
 
     def _around_peaks(self, piece: Piece, t: Tensor, size: Tensor, growth: Growth) -> Tensor:

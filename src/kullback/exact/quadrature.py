@@ -117,7 +117,7 @@ def first_edges(level: Tensor, scan: Scan) -> Tensor:
     either = counts[1:] | counts[:-1]
     floor = -level.amax(0, keepdim=True).clamp(min=0.0) * 0.0 - 75.0
     change = torch.zeros_like(scan.t[1:])
-    for log in (scan.log_p, scan.log_q):
+    for log in (scan.log_p, scan.log_q, *([] if scan.log_power is None else [scan.log_power.nan_to_num(-math.inf)])):
         top = torch.where(torch.isinf(log), -math.inf, log).amax(0, keepdim=True)
         clipped = torch.maximum(log, torch.where(torch.isinf(top), 0.0, top) + floor)
         change = change + (clipped[1:] - clipped[:-1]).abs()
