@@ -8,6 +8,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from kullback import Samples, estimate
 from kullback.cli import app
 from kullback.compare.text import ALLOWED, parse_distribution
 
@@ -242,6 +243,23 @@ def test_jeffreys_wherever_kl_can_be_had(files):
     refused = run(mixture, normal, "--divergence", "tv")
     assert refused.exit_code == 2
     assert "Write --divergence kl or jeffreys" in refused.output
+
+
+def test_jeffreys_of_samples_has_the_intervals_of_both_directions(files):
+    """Ends that allow for the bias included; what is said of either is said."""
+    (found,) = document("a.csv", "Normal(2, 0.5)", "--divergence", "jeffreys", "--seed", "3")["results"]
+    x = torch.tensor(pl.read_csv("a.csv")["x"].to_numpy()).unsqueeze(-1)
+    q = torch.distributions.Normal(torch.tensor(2.0).double(), torch.tensor(0.5).double())
+    g = torch.Generator().manual_seed(3)
+    there, back = estimate.kl(Samples(x), q, generator=g), estimate.kl(q, Samples(x), generator=g)
+    assert there.corrected is not None
+    assert back.corrected is not None
+    ends = [[one.interval().low, one.interval().high] for one in (there, back)]
+    assert found["interval"] == pytest.approx([sum(end) for end in zip(*ends, strict=True)], rel=1e-12)
+    assert found["value"] == pytest.approx(there.value + back.value, rel=1e-12)
+    assert found["stderr"] == pytest.approx(there.stderr + back.stderr, rel=1e-12)
+    for one in (there, back):
+        assert one.bias in found["bias"]
 
 
 def test_a_batch_or_a_mismatch_is_an_error_not_an_estimate(files):

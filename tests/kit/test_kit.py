@@ -235,6 +235,30 @@ def test_a_short_job_says_nothing(capfd):
     assert job.done == 1
 
 
+@pytest.mark.parametrize(
+    ("shown", "line"),
+    [
+        (None, "job: 0 s so far"),
+        ((0, 0, "reading"), "job: reading; 0 s so far"),
+        ((0, 4, ""), "job: 0 %; 0 s so far"),
+        ((1, 4, "half"), "job: 25 %, half; 0 s so far, about 0 s to go"),
+    ],
+)
+def test_a_line_says_what_is_known_and_no_more(shown, line):
+    job = progress.Progress("job")
+    if shown is not None:
+        job.show(*shown)
+    assert job.line() == line
+
+
+def test_what_is_left_is_reckoned_from_what_is_done(monkeypatch):
+    job = progress.Progress("job", 10)
+    job.show(4, 10)
+    begun = job._start
+    monkeypatch.setattr(progress.time, "monotonic", lambda: begun + 200.0)
+    assert job.line() == "job: 40 %; 3 min so far, about 5 min to go"
+
+
 def test_a_terminal_gets_a_bar():
     pty = pytest.importorskip("pty")
     code = (

@@ -14,7 +14,7 @@ for package in ("gymnasium", "matplotlib", "rich", "sklearn", "statsmodels"):
 from typer.testing import CliRunner  # noqa: E402
 
 from kullback._errors import MissingExtra  # noqa: E402
-from kullback.kit import extras  # noqa: E402
+from kullback.kit import extras, progress  # noqa: E402
 from kullback.recipes import NAMES, command, shared  # noqa: E402
 
 FEW = {
@@ -50,6 +50,18 @@ def test_a_few_steps(name, tmp_path):
     assert mean == pytest.approx(result.rows[ours][0][column] - result.rows[baseline][0][column])
     assert picture.read_text().startswith("<?xml")
     json.dumps(result.to_json(), allow_nan=False)
+
+
+def test_a_recipe_without_a_terminal_says_how_far_it_is(monkeypatch, capfd):
+    monkeypatch.setattr(progress, "FIRST", 0.02)
+    monkeypatch.setattr(progress, "EVERY", 0.02)
+    command.run_recipe("two_modes", seeds=1, steps=60, out=None)
+    lines = [line for line in capfd.readouterr().err.splitlines() if "two_modes" in line]
+    shares = [int(line.split(":")[2].split("%")[0]) for line in lines if "%" in line]
+    assert len(shares) >= 2
+    assert shares == sorted(shares)
+    assert shares[0] < shares[-1] <= 100
+    assert all(line.startswith("kullback recipes: two_modes: ") and " so far" in line for line in lines)
 
 
 def test_every_recipe_says_what_it_is_and_takes_the_same_arguments():
