@@ -7,8 +7,8 @@
 cosmic-ray makes the mutations (`OPERATORS`); those of a file are shuffled with a fixed seed and the first ones are
 tried. Every trial is a fork of one process that has imported PyTorch but not kullback: it imports the mutated module in
 place of the real one, and runs tests that execute the mutated statement (the quick suite under coverage.py says which)
-until one fails: one case of every test function first, then more, up to `BUDGET` seconds of their usual time; what
-survives that is tried on `LAST` seconds more. A trial without end is ended by its CPU time and counts as caught; a
+until one fails: one case of every test function first, then more, up to `--budget` seconds of their usual time; what
+survives that is tried on `--last` seconds more. A trial without end is ended by its CPU time and counts as caught; a
 mutation with which kullback cannot be imported is not counted.
 
 Results are written to docs/mutations.md, where a person says of each survivor what it is: `equivalent` (no value can
@@ -49,7 +49,6 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE, PAGE, COVER = ROOT / "src" / "kullback", ROOT / "docs" / "mutations.md", ROOT / "build" / "mutation-cover.json"
 FILES = ("core", "exact", "estimate", "losses", "forms", "route.py", "terms.py")
 TESTS = ("exact", "estimate", "losses", "forms", "laws", "oracles", "gradients", "test_route.py", "test_terms.py")
-BUDGET, LAST = 10.0, 60.0  # seconds of tests a mutation
 CAUGHT, SURVIVED, UNFIT = "caught", "survived", "unfit"
 
 _ARITHMETIC = {"Add": "Sub", "Sub": "Add", "Mul": "Div", "Div": "Mul", "Pow": "Mul", "FloorDiv": "Mul", "Mod": "Mul"}
@@ -101,11 +100,16 @@ def silent_lines(tree: ast.Module) -> set[tuple[int, int]]:
     for node in ast.walk(tree):
         parts: list[ast.AST | None] = []
         if isinstance(node, ast.FunctionDef):
-            parts = [node.returns, *(a.annotation for a in (*node.args.args, *node.args.kwonlyargs, *node.args.posonlyargs))]
+            parts = [
+                node.returns,
+                *(a.annotation for a in (*node.args.args, *node.args.kwonlyargs, *node.args.posonlyargs)),
+            ]
             parts += [a.annotation for a in (node.args.vararg, node.args.kwarg) if a]
         elif isinstance(node, ast.AnnAssign):
             parts = [node.annotation]
-        elif isinstance(node, ast.Assign) and isinstance(node.value, ast.BinOp) and isinstance(node.value.op, ast.BitOr):
+        elif (
+            isinstance(node, ast.Assign) and isinstance(node.value, ast.BinOp) and isinstance(node.value.op, ast.BitOr)
+        ):
             parts = [node.value] if node.col_offset == 0 else []  # an alias of types
         elif isinstance(node, ast.Raise):
             parts = [node.exc]
@@ -300,7 +304,9 @@ def read_page() -> tuple[dict[str, str], dict[tuple[str, str], str]]:
     return sections, judged
 
 
-def section(file: str, counts: Counter[str], total: int, survivors: list[Mutant], judged: dict[tuple[str, str], str]) -> str:
+def section(
+    file: str, counts: Counter[str], total: int, survivors: list[Mutant], judged: dict[tuple[str, str], str]
+) -> str:
     told = [(m, judged.get((file, m.name), "open")) for m in survivors]
     equivalent = sum(words.startswith("equivalent") for _, words in told)
     tried = counts[CAUGHT] + counts[SURVIVED]
@@ -335,6 +341,8 @@ def main() -> None:
     parser.add_argument("files", nargs="*", help="files or folders below src/kullback")
     parser.add_argument("--sample", type=int, default=12, help="mutations a file; 0 for all")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--budget", type=float, default=8.0, help="seconds of tests a mutation")
+    parser.add_argument("--last", type=float, default=30.0, help="seconds more for one that survives these")
     parser.add_argument("--again", action="store_true", help="try only what survived the last run")
     parser.add_argument("--fresh", action="store_true", help="run the suite under coverage.py anew")
     parser.add_argument("--list", action="store_true", help="only count the mutations")
@@ -362,7 +370,7 @@ def main() -> None:
             if not options.again or mutant.name in again:
                 tests = cover.tests(mutant)
                 done: set[str] = set()
-                for budget in (BUDGET, LAST):
+                for budget in (options.budget, options.last):
                     picked = cover.chosen([t for t in tests if t not in done], budget)
                     done |= set(picked)
                     end = trial(mutant, picked, sum(cover.seconds[t] for t in picked)) if picked else SURVIVED

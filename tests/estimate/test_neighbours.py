@@ -344,3 +344,16 @@ def test_twenty_thousand_points_in_ten_dimensions_within_a_minute():
     assert seconds < 60
     assert 0.0 < found.value < 0.4  # the truth is 0.2; the verdict warns of bias
     assert "dimension" in found.verdict
+
+
+@pytest.mark.parametrize(("d", "growth"), [(1, 2.0), (2, 2.0), (3, 4.0 ** (1 / 3)), (5, 4.0**0.2)])
+def test_the_bias_goes_like_the_radius(d, growth):
+    """With k and 4k neighbours radii differ by 4^(1/d), on the line the bias by 2: (v_4k - v_k) / (growth - 1)."""
+    x, y = normal(300, d), normal(300, d, 0.5, seed=1)
+    of = [
+        estimate.kl(Samples(x), Samples(y), method=NearestNeighbours(k=k, replicates=0)).raw
+        for k in (NearestNeighbours().k, 4 * NearestNeighbours().k)
+    ]
+    found = estimate.kl(Samples(x), Samples(y), generator=seeded())
+    assert found.details["bias_seen"] == pytest.approx((of[1] - of[0]) / (growth - 1.0), rel=1e-9)
+    assert found.corrected.value == pytest.approx(found.raw - found.details["bias_seen"], rel=1e-12)

@@ -4,6 +4,7 @@ import json
 import math
 from pathlib import Path
 
+import mpmath
 import pytest
 import torch
 import torch.distributions as td
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kullback import KullbackError, explain, kl
+from kullback.exact.closed_form.moments import half_mean, mean_slope, moments
 from kullback.exact.registry import CLOSED_FORMS, Registry
 
 VECTORS = {"MultivariateNormal", "LowRankMultivariateNormal", "Independent"}
@@ -246,3 +248,59 @@ def test_second_derivative_at_equality_is_the_fisher_information(pair):
 
 def test_explain_names_the_formula():
     assert explain(td.Normal(0.0, 1.0), td.Normal(1.0, 1.0)).method == "closed form, Normal‖Normal"
+
+
+@pytest.mark.parametrize("eta", [0.0, 1e-8, 1e-3, 0.3, 0.7, 0.999, 1.0, 1.001, 1.7, 5.0, 30.0, 700.0])
+def test_moments_of_the_continuous_bernoulli(eta):
+    """Mean - 1/2 = ½ coth(η/2) - 1/η, odd; variance 1/η² - 1/(4 sinh²(η/2)), even; to all digits on both branches."""
+    with mpmath.workdps(60):
+        if eta == 0.0:
+            mean, variance = mpmath.mpf(0), mpmath.mpf(1) / 12
+        else:
+            x = mpmath.mpf(eta)
+            mean, variance = mpmath.coth(x / 2) / 2 - 1 / x, 1 / x**2 - 1 / (4 * mpmath.sinh(x / 2) ** 2)
+        mean, variance = float(mean), float(variance)
+    for sign in (1.0, -1.0):
+        at = torch.tensor(sign * eta, dtype=torch.float64, requires_grad=True)
+        assert half_mean(at).item() == pytest.approx(sign * mean, rel=1e-14)
+        assert mean_slope(at).item() == pytest.approx(variance, rel=1e-13)
+        (slope,) = torch.autograd.grad(half_mean(at), at)
+        assert slope.item() == pytest.approx(variance, rel=1e-10)
+
+
+MOMENTS = [
+    (td.Laplace, (0.7, 1.3)),
+    (td.Gumbel, (0.7, 1.3)),
+    (td.Uniform, (-0.4, 2.0)),
+    (td.Exponential, (1.7,)),
+    (td.Gamma, (2.5, 1.7)),
+    (td.Beta, (2.5, 1.7)),
+    (td.Pareto, (1.3, 4.5)),
+    (td.LogNormal, (0.2, 0.6)),
+    (td.StudentT, (5.0, 0.7, 1.3)),
+    (td.StudentT, (80.0, 0.7, 1.3)),
+    (td.Normal, (0.7, 1.3)),
+]
+
+
+@pytest.mark.parametrize(("family", "parameters"), MOMENTS, ids=lambda x: getattr(x, "__name__", None))
+def test_moments_are_those_of_the_family(family, parameters):
+    d = family(*(torch.tensor(x, dtype=torch.float64) for x in parameters))
+    found = moments(d)
+    assert found.mean.item() == pytest.approx(d.mean.item(), rel=1e-13)
+    assert found.deviation.item() == pytest.approx(d.stddev.item(), rel=1e-13)
+    assert found.entropy.item() == pytest.approx(d.entropy().item(), rel=1e-12)
+    normal = 0.5 * math.log(2.0 * math.pi * math.e) + math.log(d.stddev.item())
+    assert found.negentropy.item() == pytest.approx(normal - d.entropy().item(), abs=1e-12)
+
+
+@pytest.mark.parametrize("df", [59.9, 60.0, 61.0, 1e3, 1e6])
+def test_the_negentropy_of_a_wide_student_is_a_series(df):
+    """3/(4 df²) + ...: with mpmath, on both sides of where the series begins."""
+    with mpmath.workdps(50):
+        v = mpmath.mpf(df)
+        entropy = (v + 1) / 2 * (mpmath.digamma((v + 1) / 2) - mpmath.digamma(v / 2))
+        entropy += mpmath.log(mpmath.sqrt(v) * mpmath.beta(v / 2, mpmath.mpf(1) / 2))
+        truth = float(mpmath.log(2 * mpmath.pi * mpmath.e * v / (v - 2)) / 2 - entropy)
+    found = moments(td.StudentT(torch.tensor(df, dtype=torch.float64))).negentropy.item()
+    assert found == pytest.approx(truth, rel=1e-12 if df >= 60.0 else 1e-9)

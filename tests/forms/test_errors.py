@@ -156,3 +156,20 @@ def test_checks_can_be_left_out():
     assert kl(Probs([2.0, 0.0], validate=False), Probs([1.0, 0.0])).isfinite()
     Labels([7], 3, validate=False)
     LogProbs([5.0], validate=False)
+
+
+@pytest.mark.parametrize("support", [(1.0, 0.0), (1.0, 1.0), (math.inf, -math.inf), (0.0, NAN)])
+def test_a_density_needs_a_support_with_low_below_high(support):
+    with pytest.raises(FormError, match=r"the support .* is empty; write \(low, high\) with low < high"):
+        kullback.Density(lambda x: x, support=support)
+    ends = torch.tensor([0.0, 2.0]), torch.tensor([1.0, 2.0])
+    with pytest.raises(FormError, match="is empty"):
+        kullback.Density(lambda x: x, support=ends, batch_shape=(2,))
+    assert kullback.Density(lambda x: x, support=(0.0, 1.0)).support == (0.0, 1.0)
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, math.inf, NAN, torch.tensor([1.0, 0.0])])
+def test_a_density_needs_a_finite_scale_above_0(scale):
+    with pytest.raises(FormError, match="must be a finite number above 0"):
+        kullback.Density(lambda x: x, scale=scale)
+    assert kullback.Density(lambda x: x, scale=1e-300).scale == 1e-300

@@ -220,3 +220,24 @@ def test_a_posterior_without_variance_is_infinitely_far():
 def test_errors(call, message):
     with pytest.raises(FormError, match=message):
         call()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda mu, x: DiagonalGaussian(mu, x.diagonal()),
+        lambda mu, x: FullGaussian(mu, x.tril(-1) + torch.diag_embed(x.diagonal().exp())),
+    ],
+)
+def test_what_is_detached_sends_back_no_gradient(make):
+    mu, x = torch.randn(3, requires_grad=True), torch.randn(3, 3, requires_grad=True)
+    q = make(mu, x)
+    cut = q.detach()
+    assert type(cut) is type(q)
+    z = torch.randn(4, 3, requires_grad=True)
+    assert torch.equal(cut.log_prob(z), q.log_prob(z))
+    for parts in (vars(cut).values(), [cut.rsample()]):
+        assert not any(part.requires_grad for part in parts if isinstance(part, torch.Tensor))
+    (to_z,) = torch.autograd.grad(cut.log_prob(z).sum(), z)
+    (want,) = torch.autograd.grad(q.log_prob(z).sum(), z)
+    assert torch.equal(to_z, want)

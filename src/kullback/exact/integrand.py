@@ -118,9 +118,9 @@ class Integrand:
         inner = torch.stack([start.expand(self.batch), stop.expand(self.batch), *marks])
         t = torch.minimum(torch.maximum(inner, start), stop).sort(0).values
         logs = self.logs(piece, t)
-        for growth, size in zip(self.growth, self.sizes(logs), strict=True):
-            if size is not None and growth.order is not None and abs(growth.order) > _SHARP:
-                t = torch.cat([t, self._around_peaks(piece, t, size, growth)]).sort(0).values
+        for growth, power in zip(self.growth, self.sizes(logs), strict=True):
+            if power is not None and growth.order is not None and abs(growth.order) > _SHARP:
+                t = torch.cat([t, self._around_peaks(piece, t, power, growth)]).sort(0).values
                 logs = self.logs(piece, t)
                 return Scan(t, *logs, log_size(growth, *logs))
         return Scan(t, *logs)

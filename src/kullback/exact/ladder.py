@@ -86,9 +86,9 @@ def _check_order(divergence: Divergence, verb: str | None) -> None:
     order = _power(divergence)
     if order is not None and abs(order) > _LARGEST_ORDER:
         raise FormError(
-            f"{verb or divergence.family}: of distributions, orders up to {_LARGEST_ORDER:g} keep their digits in double "
-            f"precision, and {order:g} was given. By {_LARGEST_ORDER:g} a value has come to its limit, or grows in "
-            "proportion: write a smaller order."
+            f"{verb or divergence.family}: of distributions, orders up to {_LARGEST_ORDER:g} keep their digits in "
+            f"double precision, and {order:g} was given. By {_LARGEST_ORDER:g} a value has come to its limit, or "
+            "grows in proportion: write a smaller order."
         )
 
 
