@@ -11,8 +11,9 @@ until one fails: one case of every test function first, then more, up to `--budg
 survives that is tried on `--last` seconds more. A trial without end is ended by its CPU time and counts as caught; a
 mutation with which kullback cannot be imported is not counted.
 
-Results are written to docs/mutations.md, where a person says of each survivor what it is: `equivalent` (no value can
-differ) leaves the count, anything else stays in it. A judgement is kept for as long as the line reads as it did.
+Annotations and error messages are left alone. Results are written to docs/mutations.md, where a person says of each
+survivor what it is: `equivalent` (no value can differ) leaves the count, anything else stays in it. A judgement is kept
+for as long as the line reads as it did.
 """
 
 import argparse
@@ -41,6 +42,7 @@ import scipy.integrate
 import scipy.special
 import scipy.stats  # noqa: F401
 import torch
+from cosmic_ray.ast import ast_nodes, get_ast
 from cosmic_ray.mutating import mutate_code
 from cosmic_ray.plugins import get_operator
 from hypothesis import strategies  # noqa: F401
@@ -94,7 +96,7 @@ class Mutant(NamedTuple):
         return f"`` {self.before} `` → `` {self.after} ``"
 
 
-def silent_lines(tree: ast.Module) -> set[tuple[int, int]]:
+def silent_places(tree: ast.Module) -> set[tuple[int, int]]:
     """(line, column) of everything in annotations and error messages, where a change is no number's concern."""
     found: set[tuple[int, int]] = set()
     for node in ast.walk(tree):
@@ -125,26 +127,36 @@ def silent_lines(tree: ast.Module) -> set[tuple[int, int]]:
     return found
 
 
-def mutants(file: str) -> list[Mutant]:
+class Site(NamedTuple):
+    """Where an operator applies: its how-manieth occurrence in the file, and the place."""
+
+    operator: str
+    occurrence: int
+    line: int
+    column: int
+
+
+def sites(source: str) -> list[Site]:
     """Every mutation of a file, in the order of the operators."""
-    source = (PACKAGE / file).read_text()
-    lines, silent, seen, found = source.split("\n"), silent_lines(ast.parse(source)), {source}, []
+    silent, lines, found = silent_places(ast.parse(source)), source.split("\n"), []
+    nodes = list(ast_nodes(get_ast(source)))
     for name in OPERATORS:
-        for occurrence in range(10_000):
-            mutated = mutate_code(source, get_operator(name)(), occurrence)
-            if mutated is None:
-                break
-            if mutated in seen:
-                continue
-            seen.add(mutated)
-            number, (before, after) = next(
-                (i, pair) for i, pair in enumerate(zip(lines, mutated.split("\n"), strict=False)) if pair[0] != pair[1]
-            )
-            column = next((i for i, (a, b) in enumerate(zip(before, after, strict=False)) if a != b), 0)
-            if (number + 1, column) in silent or before.lstrip().startswith(("import ", "from ")):
-                continue
-            found.append(Mutant(file, number + 1, before.strip(), after.strip(), mutated))
+        operator = get_operator(name)()
+        places = [start for node in nodes for start, _ in operator.mutation_positions(node)]
+        for i, (line, column) in enumerate(places):
+            text = lines[line - 1]
+            separator = text[column : column + 2] in ("*,", "/,")  # between the parameters of a function
+            if (line, column) not in silent and not separator and not text.lstrip().startswith(("import ", "from ")):
+                found.append(Site(name, i, line, column))
     return found
+
+
+def planted(file: str, source: str, site: Site) -> Mutant:
+    mutated = mutate_code(source, get_operator(site.operator)(), site.occurrence)
+    assert mutated is not None
+    pairs = zip(source.split("\n"), mutated.split("\n"), strict=False)
+    line, (before, after) = next(((i, p) for i, p in enumerate(pairs, 1) if p[0] != p[1]), (site.line, ("", "")))
+    return Mutant(file, line, before.strip(), after.strip(), mutated)
 
 
 class Cover(NamedTuple):
@@ -352,14 +364,15 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     if options.list:
         for file in files(options.files):
-            print(f"{len(mutants(file)):5d} {file}")
+            print(f"{len(sites((PACKAGE / file).read_text())):5d} {file}")
         return
     cover = measure_cover() if options.fresh or not COVER.exists() else Cover(**json.loads(COVER.read_text()))
     sections, judged = read_page()
     for file in files(options.files):
-        every = mutants(file)
-        drawn = random.Random(f"{options.seed} {file}").sample(every, len(every))
-        drawn = drawn[: options.sample or len(every)]
+        source = (PACKAGE / file).read_text()
+        every = sites(source)
+        random.Random(f"{options.seed} {file}").shuffle(every)
+        drawn = [planted(file, source, site) for site in every[: options.sample or len(every)]]
         if not drawn:
             continue
         again = {name for f, name in judged if f == file} if options.again else set()

@@ -41,8 +41,8 @@ from .gamma import beta_parameters
 class Moments(NamedTuple):
     """Mean, standard deviation, differential entropy, and negentropy ½ log 2πe + log(deviation) - entropy >= 0.
 
-    The deviation, as its square would underflow first. Where it is infinite it is +inf, the mean likewise; the entropies
-    are always finite.
+    The deviation, as its square would underflow first. Where it is infinite it is +inf, the mean likewise; the
+    entropies are always finite.
     """
 
     mean: Tensor
