@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 export PIP_CONSTRAINT = $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test quick check format docs sanitize fuzz bench clean
+.PHONY: demo test quick check format docs sanitize fuzz mutate bench clean
 
 demo: $(VENV)/.demo  ## install, then distil a teacher into a small student on real data
 	@echo "Distilling on scikit-learn's digits: about a minute on two cores. The run folder it names holds report.html."
@@ -45,6 +45,10 @@ sanitize: $(VENV)/.test  ## the extension's tests under AddressSanitizer and Und
 
 fuzz: $(VENV)/.test  ## a minute of random calls of the C++ engine against core; SECONDS=600 for longer
 	$(BIN)/python tests/engines/test_fuzz.py --seconds $(or $(SECONDS),60)
+
+mutate: $(VENV)/.test  ## change operators and numbers of the numeric code, and see whether a test notices: docs/mutations.md
+	$(BIN)/python -m pip install -q -e '.[mutate]'
+	OMP_NUM_THREADS=1 $(BIN)/python tests/mutate.py --fresh $(MUTATE)
 
 bench: $(VENV)/.test  ## time the engines side by side; writes docs/performance
 	$(BIN)/python bench/engines.py

@@ -23,6 +23,7 @@ settings.register_profile(
 )
 settings.load_profile("suite")
 torch.set_num_threads(1)
+collect_ignore = ["mutate.py"]  # a program, which needs the extra 'mutate'
 
 
 @pytest.fixture(params=ENGINES, scope="module")
