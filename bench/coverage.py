@@ -96,7 +96,7 @@ HEAVY = Pair("t3 ‖ N(0,1)", student, normal(1), 0.645460961341)
 LIGHT = Pair("N(0,1) ‖ t3", normal(1), student, 0.06915159848517566)
 
 
-def two_samples(name: str, method: object, pair: Pair, n: int = 500, repetitions: int = 20) -> Case:
+def two_samples(name: str, method: object, pair: Pair, n: int = 500, repetitions: int = 100) -> Case:
     def run(g: torch.Generator) -> Estimate:
         return estimate.kl(Samples(pair.p(n, g)), Samples(pair.q(n, g)), method=method, generator=g)
 
@@ -162,7 +162,7 @@ def cases() -> list[Case]:
             lambda g: estimate.kl(Normal(0.0, 1.0), Normal(1.0, 1.0), method=MonteCarlo(1000), generator=g),
         ),
         *(two_samples("NearestNeighbours()", NEIGHBOURS, pair) for pair in PAIRS),
-        *(two_samples("NearestNeighbours()", NEIGHBOURS, pair, 2000, 15) for pair in (DOWN, shifted(3, 0.5))),
+        *(two_samples("NearestNeighbours()", NEIGHBOURS, pair, 2000, 50) for pair in (DOWN, shifted(3, 0.5))),
         two_samples("NearestNeighbours(k=1)", NEAREST, shifted(3, 0.5)),
         *(
             two_samples("NearestNeighbours(bias_reduced=False)", PLAIN, pair)
@@ -173,14 +173,14 @@ def cases() -> list[Case]:
             "N(0,1) ‖ N(1,1), n = 500",
             0.5,
             lambda g: estimate.kl(Samples(normal(1)(500, g)), known, generator=g),
-            20,
+            400,
         ),
         Case(
             "NearestNeighbours(), p known",
             "N(1,1) ‖ N(0,1), m = 500",
             0.5,
             lambda g: estimate.kl(known, Samples(normal(1)(500, g)), generator=g),
-            20,
+            400,
         ),
         *(
             counts(
@@ -215,7 +215,7 @@ def cases() -> list[Case]:
             )
         ),
         *(
-            two_samples(f"{type(method).__name__}(steps=300)", method, shifted(1, 1.0), 2000, 10)
+            two_samples(f"{type(method).__name__}(steps=300)", method, shifted(1, 1.0), 2000, 50)
             for method in (DonskerVaradhanBound(steps=300), NWJBound(steps=300), Classifier(steps=300))
         ),
     ]
