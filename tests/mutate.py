@@ -275,7 +275,7 @@ def trial(mutant: Mutant, tests: list[str], expected: float) -> str:
     if child == 0:
         end = 80
         with contextlib.suppress(BaseException):
-            seconds = int(30 + 5 * expected)
+            seconds = int(8 + 3 * expected)
             resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 5))
             resource.setrlimit(resource.RLIMIT_DATA, (6 << 30, 6 << 30))
             for stream in (1, 2):
