@@ -7,9 +7,9 @@
 cosmic-ray makes the mutations (`OPERATORS`); those of a file are shuffled with a fixed seed and the first ones are
 tried. Every trial is a fork of one process that has imported PyTorch but not kullback: it imports the mutated module in
 place of the real one, and runs tests that execute the mutated statement (the quick suite under coverage.py says which)
-until one fails: one case of every test function first, then more, up to `--budget` seconds of their usual time; what
-survives that is tried on `--last` seconds more. A trial without end is ended by its CPU time and counts as caught; a
-mutation with which kullback cannot be imported is not counted.
+until one fails: those of one file first, then one case of every test function, then more, up to `--budget` seconds of
+their usual time; what survives that is tried on `--last` seconds more. A trial without end is ended by its CPU time and
+counts as caught; a mutation with which kullback cannot be imported is not counted.
 
 Annotations and error messages are left alone. Results are written to docs/mutations.md, where a person says of each
 survivor what it is: `equivalent` (no value can differ) leaves the count, anything else stays in it. A judgement is kept
@@ -178,8 +178,16 @@ class Cover(NamedTuple):
         found = {test for line in range(within[0], within[1] + 1) for test in known.get(str(line), [])}
         return sorted((found - {""}) or {t for tests in known.values() for t in tests} - {""})
 
-    def chosen(self, tests: Iterable[str], budget: float) -> list[str]:
-        """One case of each function, the quickest first; then a second; as far as the budget goes."""
+    def chosen(self, tests: Iterable[str], budget: float, files: int | None = None) -> list[str]:
+        """One case of each function, the quickest first; then a second; as far as the budget goes.
+
+        files: only those with the most functions, as collecting a file takes longer than many of its tests.
+        """
+        tests = list(tests)
+        if files is not None:
+            many = Counter(name.split("::")[0] for name in {test.split("[")[0] for test in tests})
+            best = {file for file, _ in many.most_common(files)}
+            tests = [test for test in tests if test.split("::")[0] in best]
         functions: dict[str, list[str]] = defaultdict(list)
         for test in sorted(tests, key=lambda t: (self.seconds[t], t)):
             functions[test.split("[")[0]].append(test)
@@ -383,8 +391,8 @@ def main() -> None:
             if not options.again or mutant.name in again:
                 tests = cover.tests(mutant)
                 done: set[str] = set()
-                for budget in (options.budget, options.last):
-                    picked = cover.chosen([t for t in tests if t not in done], budget)
+                for budget, of in ((1.0, 1), (options.budget, None), (options.last, None)):
+                    picked = cover.chosen([t for t in tests if t not in done], budget, of)
                     done |= set(picked)
                     end = trial(mutant, picked, sum(cover.seconds[t] for t in picked)) if picked else SURVIVED
                     if end != SURVIVED:
