@@ -1,5 +1,6 @@
 """What is asked of an engine, and what it costs. No tensor is held: a call is decided once and kept."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -53,7 +54,7 @@ class Engine(Protocol):
         """The same value in float64, made of what tracers see."""
         ...
 
-    def cost(self, call: Call, num_rows: int) -> Cost:
+    def cost(self, call: Call, p: Side, q: Side) -> Cost:
         """What `rows` and its backward pass will need."""
         ...
 
@@ -73,23 +74,30 @@ STATS = 6  # per row: (max, log Σ exp, Σ ∂f/∂log w) of p, then of q
 BYTES_SAVED_PER_ROW = 8 + 8 * STATS
 
 
-class Named(NamedTuple):
-    """A sum or a reading as an operator takes it: a name and one number."""
+class NamedSum(NamedTuple):
+    """A sum as an operator takes it: a name and its parameter."""
 
     name: str
     number: float
 
 
-def name_of_sum(total: Sum) -> Named | None:  # type: ignore[type-arg]
+class NamedReading(NamedTuple):
+    """A reading as an operator takes it: a name and its numbers."""
+
+    name: str
+    numbers: tuple[float, ...] = ()
+
+
+def name_of_sum(total: Sum) -> NamedSum | None:  # type: ignore[type-arg]
     """The name under which compiled engines know a sum, or None: a generator of one's own has none, even if it
     takes the name of another.
     """
     if isinstance(total, LogAffinity):
-        return Named("log_affinity", total.order)
+        return NamedSum("log_affinity", total.order)
     if isinstance(total, GeneratorSum):
         f = total.generator
         if f.name in generators.NAMED and generators.NAMED[f.name](f.parameter) == f:
-            return Named(f.name, f.parameter)
+            return NamedSum(f.name, f.parameter)
     return None
 
 
@@ -102,36 +110,43 @@ def sum_of(name: str, number: float) -> Sum:  # type: ignore[type-arg]
     return GeneratorSum(generators.NAMED[name](number))
 
 
-def name_of_reading(reading: Reading) -> Named | None:
+def name_of_reading(reading: Reading) -> NamedReading | None:
     """The name under which compiled engines know a reading, or None."""
     if type(reading) is LogitsReading:
-        return Named("logits", reading.temperature)
+        return NamedReading("logits", (reading.temperature,))
     if type(reading) is LogProbsReading:
-        return Named("log_probs", 0.0)
+        return NamedReading("log_probs")
     if type(reading) is ProbsReading:
-        return Named("probs", 0.0)
+        return NamedReading("probs")
     if type(reading) is LabelsReading:
-        return Named(f"labels_{reading.spread}", reading.smoothing)
+        return NamedReading(f"labels_{reading.spread}", (reading.smoothing,))
     return None
 
 
-def reading_of(name: str, number: float, num_classes: int) -> Reading:
+def _logits(num_classes: int, temperature: float) -> Reading:
+    if not temperature > 0.0:
+        raise ValueError(f"kullback: a temperature is above 0, not {temperature}.")
+    return LogitsReading(temperature)
+
+
+_READINGS: dict[str, tuple[int, Callable[..., Reading]]] = {
+    "logits": (1, _logits),
+    "log_probs": (0, lambda _: LogProbsReading()),
+    "probs": (0, lambda _: ProbsReading()),
+    "labels_all": (1, lambda num_classes, smoothing: LabelsReading(num_classes, smoothing, "all")),
+    "labels_others": (1, lambda num_classes, smoothing: LabelsReading(num_classes, smoothing, "others")),
+}
+"""Name of a reading -> how many numbers it has, and what makes it of the number of classes and these."""
+
+
+def reading_of(name: str, numbers: Sequence[float], num_classes: int) -> Reading:
     """The reading of a name; see `name_of_reading`."""
-    if name == "logits":
-        if not number > 0.0:
-            raise ValueError(f"kullback: a temperature is above 0, not {number}.")
-        return LogitsReading(number)
-    if name == "log_probs":
-        return LogProbsReading()
-    if name == "probs":
-        return ProbsReading()
-    if name == "labels_all":
-        return LabelsReading(num_classes, number, "all")
-    if name == "labels_others":
-        return LabelsReading(num_classes, number, "others")
-    raise ValueError(
-        f"kullback: no reading is named {name!r}; there are logits, log_probs, probs, labels_all and labels_others."
-    )
+    if name not in _READINGS:
+        raise ValueError(f"kullback: no reading is named {name!r}; there are {', '.join(_READINGS)}.")
+    count, make = _READINGS[name]
+    if len(numbers) != count:
+        raise ValueError(f"kullback: the reading {name!r} has {count} numbers, not {len(numbers)}.")
+    return make(num_classes, *numbers)
 
 
 def why_no_kernel(call: Call) -> str | None:

@@ -1,7 +1,7 @@
 """The operators of the compiled engines, as PyTorch sees them: for `torch.compile`, export and tracing.
 
 Every compiled engine has two operators of the same signatures, which differ in name and in kernels alone. A side is a
-list of tensors with the name of its reading and that reading's number (temperature or smoothing); a sum is its
+list of tensors with the name of its reading and that reading's numbers (a temperature, a smoothing); a sum is its
 generator's name and parameter:
 
     rows            values (...), float64, and the `STATS` numbers a row that backward needs, or none
@@ -22,7 +22,7 @@ from kullback.core.readings import Side
 
 from .call import DTYPES, STATS, Call, name_of_reading, name_of_sum, reading_of, sum_of
 
-_SIDE = "Tensor[] {0}, str {0}_reading, float {0}_number"
+_SIDE = "Tensor[] {0}, str {0}_reading, float[] {0}_numbers"
 _ASKED = f"str sum, float parameter, {_SIDE.format('p')}, {_SIDE.format('q')}, SymInt num_classes"
 _FLAT = 9  # arguments in _ASKED
 
@@ -106,14 +106,14 @@ def ask(call: Call, p: Side, q: Side) -> tuple[Any, ...]:
     assert left is not None
     assert right is not None
     return (
-        total.name, total.number, list(p.data), left.name, left.number, list(q.data), right.name, right.number,
-        call.num_classes,
+        total.name, total.number, list(p.data), left.name, list(left.numbers), list(q.data), right.name,
+        list(right.numbers), call.num_classes,
     )  # fmt: skip
 
 
 def _sides(asked: Sequence[Any]) -> tuple[Any, Side, Side]:
-    total, parameter, p, p_reading, p_number, q, q_reading, q_number, num_classes = asked
-    left, right = reading_of(p_reading, p_number, num_classes), reading_of(q_reading, q_number, num_classes)
+    total, parameter, p, p_reading, p_numbers, q, q_reading, q_numbers, num_classes = asked
+    left, right = reading_of(p_reading, p_numbers, num_classes), reading_of(q_reading, q_numbers, num_classes)
     return sum_of(total, parameter), Side(left, tuple(p)), Side(right, tuple(q))
 
 
