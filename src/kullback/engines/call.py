@@ -8,7 +8,15 @@ import torch
 from torch import Tensor
 
 from kullback.core import generators
-from kullback.core.readings import LabelsReading, LogitsReading, LogProbsReading, ProbsReading, Reading, Side
+from kullback.core.readings import (
+    LabelsReading,
+    LinearReading,
+    LogitsReading,
+    LogProbsReading,
+    ProbsReading,
+    Reading,
+    Side,
+)
 from kullback.core.reduction import GeneratorSum, LogAffinity, Sum
 
 
@@ -40,7 +48,10 @@ class Cost(NamedTuple):
 class Engine(Protocol):
     """Who computes: `core`'s functions, made fit for large inputs."""
 
-    NAME: str
+    @property
+    def NAME(self) -> str:  # noqa: N802
+        """What messages and `use` call it."""
+        ...
 
     def why_not(self, call: Call) -> str | None:
         """Why this engine cannot serve a call, or None."""
@@ -70,6 +81,8 @@ class Rows(Protocol):
 # ---------------------------------------------------------------- what compiled engines know, by name
 
 DTYPES = {torch.float64: "float64", torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
+KERNELS = (LogitsReading, LogProbsReading, ProbsReading, LabelsReading)
+"""The readings that compiled engines have kernels for."""
 STATS = 6  # per row: (max, log Σ exp, Σ ∂f/∂log w) of p, then of q
 BYTES_SAVED_PER_ROW = 8 + 8 * STATS
 
@@ -114,6 +127,9 @@ def name_of_reading(reading: Reading) -> NamedReading | None:
     """The name under which compiled engines know a reading, or None."""
     if type(reading) is LogitsReading:
         return NamedReading("logits", (reading.temperature,))
+    if type(reading) is LinearReading:
+        name = "linear_bias" if reading.bias else "linear"
+        return NamedReading(name, (reading.scale, reading.softcap or 0.0, reading.temperature, reading.memory))
     if type(reading) is LogProbsReading:
         return NamedReading("log_probs")
     if type(reading) is ProbsReading:
@@ -129,8 +145,16 @@ def _logits(num_classes: int, temperature: float) -> Reading:
     return LogitsReading(temperature)
 
 
+def _linear(bias: bool, scale: float, softcap: float, temperature: float, memory: float) -> Reading:
+    if not (scale > 0.0 and temperature > 0.0 and softcap >= 0.0):
+        raise ValueError(f"kullback: scale {scale}, temperature {temperature} and softcap {softcap} are above 0.")
+    return LinearReading(bias, scale, softcap or None, temperature, int(memory))
+
+
 _READINGS: dict[str, tuple[int, Callable[..., Reading]]] = {
     "logits": (1, _logits),
+    "linear": (4, lambda _, *numbers: _linear(False, *numbers)),
+    "linear_bias": (4, lambda _, *numbers: _linear(True, *numbers)),
     "log_probs": (0, lambda _: LogProbsReading()),
     "probs": (0, lambda _: ProbsReading()),
     "labels_all": (1, lambda num_classes, smoothing: LabelsReading(num_classes, smoothing, "all")),
@@ -155,7 +179,7 @@ def why_no_kernel(call: Call) -> str | None:
         what = call.total.generator.name if isinstance(call.total, GeneratorSum) else type(call.total).__name__
         return f"{what} has no kernel"
     for reading in (call.p, call.q):
-        if name_of_reading(reading) is None:
+        if type(reading) not in KERNELS:
             return f"{type(reading).__name__} has no kernel"
     for dtype in call.dtypes:
         if dtype.is_floating_point and dtype not in DTYPES:
