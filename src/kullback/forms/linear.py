@@ -148,7 +148,7 @@ def _check(hidden: Tensor, weight: Tensor, *bias: Tensor) -> None:
 
 def _autocast(tensors: list[Tensor]) -> list[Tensor]:
     device = tensors[0].device.type
-    if not torch.is_autocast_enabled(device):
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
         return tensors
     dtype = torch.get_autocast_dtype(device)
     return [x if x.dtype == torch.float64 else x.to(dtype) for x in tensors]
