@@ -1,9 +1,11 @@
 """The loop over chunks of hidden states: what it multiplies, what it holds, and where PyTorch takes it."""
 
 import math
+import os
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 import torch
@@ -209,8 +211,8 @@ def test_the_operator_keeps_pytorchs_rules():
     left, right = p.side((6,)), q.side((6,))
     call = Call(KL.sums[0], left.reading, right.reading, (torch.float32,) * 3, "cpu", 5)
     torch.library.opcheck(torch.ops.kullback.linear_rows.default, (*ask(call, left, right), False))
+    wrong = ask(call, left, Side(right.reading, (h, w[:4])))
     with pytest.raises(RuntimeError, match="num_classes is 5"):
-        wrong = ask(call, left, Side(right.reading, (h, w[:4])))
         torch.ops.kullback.linear_rows(*wrong, False)
 
 
@@ -270,3 +272,19 @@ def test_other_terms_tensors_get_their_gradients_too():
             dense = [(KL, form.logits(), Logits(x, 2.0)), (KL, Logits(x), form.logits())]
             want = both_ways(lambda pairs=dense, w=weights: total([Term(d, p, q, w) for d, p, q in pairs]), [h, w, x])
             close(got, want)
+
+
+def test_on_two_ranks_with_ddp_and_fsdp2_gradients_are_those_of_one_process(tmp_path):
+    script = Path(__file__).with_name("data_parallel.py")
+    done = subprocess.run(
+        [sys.executable, str(script), str(tmp_path / "meeting")],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    said = [line.rsplit(" ", 1) for line in done.stdout.splitlines()]
+    assert sorted(what for what, _ in said) == sorted(["ddp", "fsdp2 inside", "fsdp2 outside", "refused"] * 2)
+    for what, found in said:
+        assert found == "True" if what == "refused" else float(found) < 1e-6, what
