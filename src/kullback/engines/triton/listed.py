@@ -1,14 +1,14 @@
-"""Listed classes beside logits: one kernel finds what is not listed, one spreads a gradient over it; the k + 1 cells, of
-which there are few, are `core`'s own.
+"""Listed classes beside logits: one kernel finds what is not listed, one spreads a gradient over it; the k + 1 cells,
+of which there are few, are `core`'s own.
 
-Of every row six numbers are kept: of the logits (max, log Σ exp, Σ ∂f/∂log w), of those not listed (max, Σ exp, ∂f/∂log w).
+Of every row six numbers are kept: of the logits (max, log Σ exp, Σ ∂f/∂log w), of what is not listed (max, Σ exp,
+∂f/∂log w).
 """
 
 import math
 from typing import NamedTuple
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
@@ -17,59 +17,10 @@ from kullback.core.reduction import Pair
 from kullback.engines.call import STATS, Call
 from kullback.engines.listed import is_coarse, parts
 
-from .arithmetic import FAR, exp_of, row_constant, scaled, split
-from .kernels import _rounded
+from . import kernels
 from .launch import _blocks, _on, _power_of_two, _rows_of
-from .normalizer import merged, see
 
 NO_CLASS = 1 << 62
-
-
-@triton.jit
-def rest(x_ptr, ids_ptr, out_ptr, V, K, x_stride, scale: tl.float64, UNIT: tl.constexpr, BLOCK: tl.constexpr):
-    """(max, Σ exp((x - max)·scale)) of the classes of a row that are not listed, in float64; ids ascend."""
-    row = tl.program_id(0).to(tl.int64)
-    scale_hi, scale_lo = split(row_constant(scale), tl.float64)
-    m = tl.full((1, BLOCK), float("-inf"), tl.float64)
-    s = tl.zeros((1, BLOCK), tl.float64)
-    low = tl.zeros((1, BLOCK), tl.float64)
-    place = row * K
-    last = place + K
-    for start in range(0, V, BLOCK):
-        column = start + tl.arange(0, BLOCK)[None, :]
-        x = tl.load(x_ptr + row * x_stride + column, mask=column < V, other=float("-inf")).to(tl.float64)
-        listed = tl.load(ids_ptr + place, mask=place < last, other=1 << 62)
-        while listed < start + BLOCK:
-            x = tl.where(column == listed, float("-inf"), x)
-            place += 1
-            listed = tl.load(ids_ptr + place, mask=place < last, other=1 << 62)
-        m, s, low = see(m, s, low, x, scale_hi, scale_lo, UNIT)
-    top, total = merged(m, s, low, scale_hi, scale_lo, UNIT)
-    # lanes that saw nothing counted a 1 for their own -inf
-    at = tl.zeros((1, 1), tl.int64)
-    tl.store(out_ptr + 2 * row + at, top)
-    tl.store(out_ptr + 2 * row + 1 + at, tl.where(top == float("-inf"), 0.0, total))
-
-
-@triton.jit
-def spread(
-    x_ptr, top_ptr, factor_ptr, out_ptr, V, x_stride, scale: tl.float64,
-    UNIT: tl.constexpr, T: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """factor · exp((x - top)·scale) of every class; listed ones, of which x may be above top, are overwritten later."""
-    row = tl.program_id(0).to(tl.int64)
-    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)[None, :]
-    at = tl.zeros((1, 1), tl.int64)
-    top = tl.load(top_ptr + row + at)
-    factor = tl.load(factor_ptr + row + at)
-    x = tl.load(x_ptr + row * x_stride + column, mask=column < V, other=float("-inf")).to(tl.float64)
-    gap = tl.where(x > top, 0.0, x - top)
-    gap = tl.where(gap < FAR, FAR, gap)
-    scale_hi, scale_lo = split(row_constant(scale), T)
-    hi, lo = split(gap, T)
-    hi, lo = scaled(hi, lo, scale_hi, scale_lo, UNIT)
-    sent = tl.where(factor == 0.0, 0.0, factor.to(T) * exp_of(hi, lo))
-    tl.store(out_ptr + row * V + column, _rounded(sent, out_ptr.dtype.element_ty), mask=column < V)
 
 
 class Seen(NamedTuple):
@@ -117,7 +68,7 @@ def forward(call: Call, p: Side, q: Side, keep: bool) -> tuple[Tensor, Tensor]:
     listed = torch.where(seen.kept, seen.ids, NO_CLASS).contiguous()
     if n:
         with _on(seen.x):
-            rest[(n,)](
+            kernels.rest[(n,)](
                 seen.x, listed, found, v, listed.shape[-1], seen.stride, seen.scale,
                 UNIT=seen.scale == 1.0, BLOCK=min(_power_of_two(v), 512), num_warps=4,
             )  # fmt: skip
@@ -161,7 +112,7 @@ def backward(call: Call, p: Side, q: Side, values: Tensor, stats: Tensor, upstre
     if n:
         block = min(_power_of_two(v), 512)
         with _on(data):
-            spread[(n, _blocks(v, block))](
+            kernels.spread[(n, _blocks(v, block))](
                 seen.x, torch.where(none, 0.0, rest_top).contiguous(), factor.contiguous(), out, v, seen.stride,
                 seen.scale, UNIT=seen.scale == 1.0, T=tl.float64 if data.dtype == torch.float64 else tl.float32,
                 BLOCK=block, num_warps=4,
