@@ -9,6 +9,7 @@ from torch import Tensor
 from kullback._errors import FormError
 from kullback.core.readings import Side
 from kullback.forms.finite import FiniteForm, Labels, Logits
+from kullback.forms.linear import LinearLogits
 from kullback.verbs import kl
 
 from .base import LossOfParts
@@ -112,7 +113,8 @@ class DKD(LossOfParts):
 
     def _scores(self, form: FiniteForm, labels: Tensor, keep: Tensor) -> Tensor:
         """log p at temperature T, up to a constant per row."""
-        tempered = form.tempered(self.temperature)
+        # a class is left out of every row, so that all scores are needed at once
+        tempered = (form.logits() if isinstance(form, LinearLogits) else form).tempered(self.temperature)
         if isinstance(tempered, Logits):
             return emptied(tempered.expand(labels.shape), keep).double() / tempered.temperature
         side = tempered.side(labels.shape)
