@@ -6,9 +6,23 @@ import pytest
 import torch
 
 from cases import normal
-from kullback import Drawn, Labels, Logits, Term, TopK, divergences, engines, measure, top_k, total
+from kullback import (
+    Drawn,
+    Labels,
+    Logits,
+    LogProbs,
+    Probs,
+    Term,
+    TopK,
+    divergences,
+    draw,
+    engines,
+    measure,
+    top_k,
+    total,
+)
 from kullback.divergences import TABLE
-from kullback.engines import cpu
+from kullback.engines import cpu, operators
 from kullback.forms.sparse import Draws
 
 pytestmark = pytest.mark.skipif(cpu.ABSENT is not None, reason=str(cpu.ABSENT))
@@ -211,8 +225,6 @@ def test_it_compiles_and_is_an_operator(tail):
     side = teacher.side(teacher.batch_shape)
     found = engines.choice.decide(divergences.KL, side, Logits(x).side(x.shape[:1]), 100)
     (call,) = found.calls
-    from kullback.engines import operators
-
     asked = operators.ask(call, side, Logits(x).side(x.shape[:1]))
     torch.library.opcheck(torch.ops.kullback.rows.default, (*asked, True))
     value, _ = torch.ops.kullback.rows(*asked, True)
@@ -237,3 +249,14 @@ def test_under_torch_compile(tail):
     want, want_g = by_core(divergences.KL, TopK(ids, log_p, 100, tail=tail), Logits, x)
     torch.testing.assert_close(value.double(), want.mean(), rtol=1e-12, atol=0)
     close(torch.autograd.grad(value, x)[0], want_g / 4, 1e-12)
+
+
+@pytest.mark.parametrize("form", [LogProbs, lambda x: Probs(x.exp()), lambda x: Draws(draw(x, 5))])
+def test_a_reading_without_numbers_has_a_gradient_as_an_operator(form):
+    p, x = form(torch.log_softmax(normal(3, 9, seed=1), -1)), normal(3, 9, seed=2).requires_grad_()
+    sides = p.side(p.batch_shape), Logits(x).side(x.shape[:1])
+    (call,) = engines.choice.decide(divergences.CROSS_ENTROPY, *sides, 9).calls
+    value, _ = torch.ops.kullback.rows(*operators.ask(call, *sides), True)
+    want, want_g = by_core(divergences.CROSS_ENTROPY, p, Logits, x)
+    torch.testing.assert_close(value, want, rtol=1e-12, atol=0)
+    close(torch.autograd.grad(value.sum(), x)[0], want_g, 1e-12)

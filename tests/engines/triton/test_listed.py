@@ -39,7 +39,7 @@ def agree(total, p, q, rtol=1e-5):
     for mine, theirs in zip(got, want, strict=True):
         assert mine.dtype == theirs.dtype
         size = float(theirs.detach().double().abs().nan_to_num().max()) if theirs.numel() else 0.0
-        torch.testing.assert_close(mine, theirs.detach(), rtol=rtol, atol=rtol * size, equal_nan=True)
+        torch.testing.assert_close(mine, theirs.detach(), rtol=rtol, atol=rtol * size + 1e-14, equal_nan=True)
 
 
 def listed(a, k, tail, dtype=torch.float64):

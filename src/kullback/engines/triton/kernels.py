@@ -230,10 +230,9 @@ def rest(x_ptr, ids_ptr, out_ptr, V, K, x_stride, scale: tl.float64, UNIT: tl.co
             listed = tl.load(ids_ptr + place, mask=place < last, other=1 << 62)
         m, s, low = see(m, s, low, x, scale_hi, scale_lo, UNIT)
     top, total = merged(m, s, low, scale_hi, scale_lo, UNIT)
-    # lanes that saw nothing counted a 1 for their own -inf
     at = tl.zeros((1, 1), tl.int64)
     tl.store(out_ptr + 2 * row + at, top)
-    tl.store(out_ptr + 2 * row + 1 + at, tl.where(top == float("-inf"), 0.0, total))
+    tl.store(out_ptr + 2 * row + 1 + at, tl.where((top == float("-inf")) & (total == total), 0.0, total))
 
 
 @triton.jit
