@@ -130,3 +130,14 @@ def test_a_term_knows_its_weights_before_its_divergence(reduction):
     assert total.item() == pytest.approx(term.value(reduction).item(), rel=1e-14)
     loss, values = mixed([(0.5, term), (0.25, term)], reduction)
     assert loss.item() == pytest.approx(0.75 * values[1].item(), rel=1e-14)
+
+
+@pytest.mark.parametrize("count", [math.inf, 0, -1, math.nan, torch.tensor(math.inf), torch.tensor(0)])
+def test_a_count_of_rows_is_a_finite_number_above_0(count):
+    with pytest.raises(FormError, match="num_items"):
+        average(torch.tensor([1.0, 2.0]), num_items=count)
+
+
+@pytest.mark.parametrize("count", [1, 0.5, torch.tensor(1), torch.tensor([0.5])])
+def test_any_count_above_0_divides(count):
+    assert average(torch.tensor([1.0, 2.0]), num_items=count).item() == 3.0 / float(count)

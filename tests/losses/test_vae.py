@@ -241,3 +241,22 @@ def test_what_is_detached_sends_back_no_gradient(make):
     (to_z,) = torch.autograd.grad(cut.log_prob(z).sum(), z)
     (want,) = torch.autograd.grad(q.log_prob(z).sum(), z)
     assert torch.equal(to_z, want)
+
+
+@pytest.mark.parametrize("shape", [(), (5,)])
+def test_draws_are_the_mean_and_the_deviation_times_the_noise(shape):
+    mu, logvar = torch.randn(4, 3), torch.randn(4, 3)
+    noise = torch.randn((*shape, 4, 3), generator=torch.Generator().manual_seed(7))
+    drawn = DiagonalGaussian(mu, logvar).rsample(shape, generator=torch.Generator().manual_seed(7))
+    torch.testing.assert_close(drawn, mu + torch.sqrt(logvar.exp()) * noise)
+    factor = torch.randn(4, 3, 3).tril(-1) + torch.eye(3)
+    drawn = FullGaussian(mu, factor).rsample(shape, generator=torch.Generator().manual_seed(7))
+    torch.testing.assert_close(drawn, mu + (factor * noise.unsqueeze(-2)).sum(-1))
+
+
+def test_a_prior_of_other_rows_or_another_width_is_told_apart():
+    q = DiagonalGaussian(torch.zeros(4, 3), torch.zeros(4, 3))
+    with pytest.raises(FormError, match="q has D=3 but p has D=2"):
+        gaussian_kl(q, DiagonalGaussian(torch.zeros(4, 2), torch.zeros(4, 2)))
+    with pytest.raises(FormError, match=r"q has mu of shape \(4, 3\) but p has \(5, 3\)"):
+        gaussian_kl(q, DiagonalGaussian(torch.zeros(5, 3), torch.zeros(5, 3)))
