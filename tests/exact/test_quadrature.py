@@ -422,3 +422,14 @@ def test_a_thousand_pairs_cost_few_calls(monkeypatch):
         kl(make(1000), make(1000))
         assert len(seen) - alone <= 30 * alone
         assert sum(seen[alone:]) <= 2000 * 1000
+
+
+@pytest.mark.parametrize("divergence", [kb.hellinger, kb.js, kb.tv, kb.triangular])
+def test_no_integral_is_above_its_bound(divergence):
+    """Between distributions far apart the integral rounds to either side of the largest value."""
+    bound = {kb.hellinger: 1.0, kb.js: math.log(2.0), kb.tv: 1.0, kb.triangular: 2.0}[divergence]
+    sharp = [(1e4, 1e-4), (1e-4, 1e4), (50.0, 0.02), (0.01, 5.0), (0.02, 80.0), (300.0, 300.0)]
+    pairs = [(td.Kumaraswamy(*map(t, a)), td.Kumaraswamy(*map(t, b))) for a in sharp for b in sharp if a != b]
+    values = [divergence(p, q).item() for p, q in pairs]
+    assert max(values) <= bound
+    assert max(values) > (1.0 - 1e-9) * bound
