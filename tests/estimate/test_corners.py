@@ -198,3 +198,13 @@ def test_ties_of_equation_5_stand_at_the_nearest_distinct_point():
     method = NearestNeighbours(k=1, bias_reduced=False, replicates=0)
     found = estimate.kl(Samples(x), Samples(y), method=method).raw
     assert found == pytest.approx(sum(terms) / 4.0 + math.log(3.0 / 3.0), rel=1e-12)
+
+
+@pytest.mark.parametrize("method", [estimate.PlugIn(), estimate.PlugIn(correction=estimate.MillerMadow())])
+def test_a_plug_in_says_how_much_it_saw(method):
+    p, known = Counts([30, 20, 50]), Probs(t([0.3, 0.3, 0.4]))
+    for q, n, m in ((Counts([40, 30, 130]), 100, 200), (Counts([40, 0, 130]), 100, 170), (known, 100, None)):
+        found = estimate.kl(p, q, method=method)
+        assert (found.n, found.m) == (n, m)
+    found = estimate.kl(known, p, method=method)
+    assert (found.n, found.m) == (100, None)

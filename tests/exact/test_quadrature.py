@@ -433,3 +433,32 @@ def test_no_integral_is_above_its_bound(divergence):
     values = [divergence(p, q).item() for p, q in pairs]
     assert max(values) <= bound
     assert max(values) > (1.0 - 1e-9) * bound
+
+
+def test_narrow_peaks_are_found_in_every_row_of_a_batch():
+    loc, scale = t([0.0, 2.0, -1.0]), t([1.0, 0.5, 3.0])
+    for order in (50.0, 1e6):
+        rows = kb.renyi(td.Normal(loc, scale), td.Laplace(t([1.0, 0.0, 5.0]), t([2.0, 1.0, 4.0])), order)
+        alone = [
+            kb.renyi(td.Normal(m, s), td.Laplace(n, b), order).item()
+            for m, s, n, b in zip(loc, scale, t([1.0, 0.0, 5.0]), t([2.0, 1.0, 4.0]), strict=True)
+        ]
+        assert rows.tolist() == pytest.approx(alone, rel=1e-9)
+
+
+@pytest.mark.parametrize("q", [td.Cauchy(t(0.0), t(1.0)), td.StudentT(t(1.5)), td.StudentT(t(2.0))])
+def test_both_directions_are_infinite_if_one_is(q):
+    """KL(q‖Normal) needs a variance of q: Jeffreys' too, from either side."""
+    assert kb.jeffreys(normal(), q).item() == math.inf
+    assert kb.jeffreys(q, normal()).item() == math.inf
+    assert math.isfinite(kb.jeffreys(normal(), td.StudentT(t(2.5))).item())
+
+
+@pytest.mark.parametrize("order", [0.3, 0.5, 2.0, 3.5])
+def test_renyi_of_normals_of_no_special_scale(order):
+    """a Δ²/(2 s²) - log(s² / (σp^(2-2a) σq^(2a))) / (2(a-1)), s² = (1-a) σp² + a σq²."""
+    p, q = (0.3, 1.7), (1.2, 2.1)
+    square = (1.0 - order) * p[1] ** 2 + order * q[1] ** 2
+    power = p[1] ** (2.0 - 2.0 * order) * q[1] ** (2.0 * order)
+    truth = order * (p[0] - q[0]) ** 2 / (2.0 * square) - math.log(square / power) / (2.0 * (order - 1.0))
+    assert kb.renyi(normal(*p), normal(*q), order).item() == pytest.approx(truth, rel=1e-13)

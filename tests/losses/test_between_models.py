@@ -303,3 +303,14 @@ def test_dkd_two_classes_have_nothing_to_share_and_masked_columns_count_for_noth
 def test_errors(call, message):
     with pytest.raises(FormError, match=message):
         call()
+
+
+@pytest.mark.parametrize("t", [2.0, 4.0])
+def test_dkd_without_its_square_is_a_square_smaller(batch, t):
+    student, teacher, _, y = batch
+    values = [
+        DKD(1.0, 8.0, temperature=t, t_squared=flag)(student=student, teacher=teacher, labels=y).item()
+        for flag in (True, False)
+    ]
+    assert values[0] == pytest.approx(t * t * values[1], rel=1e-12)
+    assert values[1] > 0.0

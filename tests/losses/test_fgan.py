@@ -162,3 +162,12 @@ def test_moving_average_gradient_is_mines_equation_12():
 def test_errors(call, message):
     with pytest.raises(FormError, match=message):
         call()
+
+
+def test_no_fakes_at_all_are_a_connected_zero():
+    real, fake = torch.tensor([1.0, 2.0], requires_grad=True), torch.zeros(0, requires_grad=True)
+    value = DonskerVaradhan().bound(real=real, fake=fake)
+    assert value.item() == 1.5
+    to_real, to_fake = torch.autograd.grad(value, (real, fake))
+    assert to_real.tolist() == [0.5, 0.5]
+    assert to_fake.shape == (0,)
