@@ -4,7 +4,6 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from kullback.kit.ending import STOPPED, ending, fail
-from kullback.kit.extras import install
 from kullback.kit.terminal import spell_out
 
 if TYPE_CHECKING:
@@ -12,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def app() -> "typer.Typer":
-    """The command line; made on call, because it needs packages that `import kullback` does not."""
+    """The command line; made on call, because `import kullback` does without the packages it needs."""
     import typer
     from typer.core import TyperGroup
 
@@ -73,7 +72,7 @@ def main() -> None:
         except ModuleNotFoundError as error:
             if (error.name or "").partition(".")[0] == "kullback":
                 raise
-            fail("kullback", f"the package {error.name!r} is not installed; write: {install('distill')}")
+            fail("kullback", f"the package {error.name!r} is not installed; write: pip install {error.name}")
         commands()
 
 
