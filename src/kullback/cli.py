@@ -15,6 +15,7 @@ def app() -> "typer.Typer":
     import typer
     from typer.core import TyperGroup
 
+    from .check.command import check
     from .compare.command import kl
     from .data.command import drift
     from .distill.command import distill
@@ -42,6 +43,7 @@ def app() -> "typer.Typer":
     )
     commands.command()(distill)
     commands.command()(kl)
+    commands.command()(check)
     commands.add_typer(drift, name="drift")
     register_recipes(commands)
 
