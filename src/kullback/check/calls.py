@@ -61,10 +61,17 @@ def is_small(node: ast.expr) -> bool:
         return 0.0 < value <= SMALL
     if isinstance(node, ast.Name | ast.Attribute):
         parts = words(node.id if isinstance(node, ast.Name) else node.attr)
-        return bool({"eps", "epsilon", "tiny", "smooth", "smoothing"} & set(parts))
+        return bool({"eps", "epsilon"} & set(parts))
     return isinstance(node, ast.BinOp) and isinstance(node.op, ast.Pow) and constant(node.left) == 10 and (
         isinstance(constant(node.right), int) and constant(node.right) < -1
     )  # fmt: skip
+
+
+def path(node: ast.expr) -> str:
+    """A name, or names with dots between, as they are written: what is known is kept under it."""
+    if isinstance(node, ast.Name):
+        return node.id
+    return f"{path(node.value)}.{node.attr}" if isinstance(node, ast.Attribute) else ast.unparse(node)
 
 
 class Walk(Protocol):
@@ -149,21 +156,22 @@ class Calls:
         if isinstance(node, ast.Attribute):
             self.flow.value(node.value, env)
         name = node.id if isinstance(node, ast.Name) else node.attr
-        known = env.get(ast.unparse(node)) or UNKNOWN
+        known = env.get(path(node)) or UNKNOWN
         if isinstance(node, ast.Attribute) and node.attr == "T":  # a transposed matrix, or a temperature
             return known
         if known.kind is None and known.kl is None and known.module is None and not known.difference:
-            known = replace(known, kind=cast(Any, kind_of_name(name)), named=True)
+            kind = kind_of_name(name)
+            known = known if kind is None else replace(known, kind=cast(Any, kind), named=True)
         role = known.role or role_of_name(name)
         if role is None and isinstance(node, ast.Attribute):
             role = self.flow.values[node.value].role
-        return replace(known, role=role)
+        return known if role == known.role else replace(known, role=role)
 
     def _item(self, node: ast.Subscript, env: Env) -> Value:
         value = self.flow.value(node.value, env)
         self.flow.value(node.slice, env)
         index = node.slice
-        if isinstance(index, ast.Tuple):
+        if isinstance(index, ast.Tuple) and index.elts:
             slices = sum(isinstance(each, ast.Slice) or constant(each) is Ellipsis for each in index.elts)
             added = sum(isinstance(each, ast.Constant) and each.value is None for each in index.elts)
             last = index.elts[-1]
@@ -210,8 +218,10 @@ class Calls:
             return result
         if isinstance(op, ast.Add | ast.Sub):
             for value, other in ((left, node.right), (right, node.left)):
-                if value.kind == "probabilities" and is_small(other) and isinstance(op, ast.Add):
-                    return replace(value, epsilon=node, fresh=False)
+                if is_small(other) and isinstance(op, ast.Add):
+                    if value.kind == "probabilities":
+                        return replace(value, epsilon=node, fresh=False)
+                    return replace(combined(left, right), epsilon=node)
             result = combined(left, right)
             if isinstance(op, ast.Sub):
                 result = replace(
@@ -359,7 +369,7 @@ class Calls:
             return recast(value, fresh=True)
         if short == "log":
             if value.kind != "probabilities":
-                return Value(axes=value.axes, role=value.role)
+                return Value(axes=value.axes, role=value.role, epsilon=value.epsilon)
             return replace(value, kind="log-probabilities", fresh=False)
         if short == "exp":
             if value.kind == "log-probabilities":
@@ -367,9 +377,10 @@ class Calls:
             return Value(axes=value.axes, role=value.role, exp_of=ast.unparse(first))
         if short in ("clamp", "clamp_min", "clip", "clamp_", "maximum"):
             low = argument(node, at, "min", "a_min", "other")
-            if value.kind == "probabilities" and low is not None and is_small(low):
-                return replace(value, epsilon=node, fresh=False)
-            return recast(value) if value.k3 or value.kl or value.kind else Value(axes=value.axes)
+            epsilon = node if low is not None and is_small(low) else value.epsilon
+            if value.kl or value.k3 or value.kind == "probabilities":
+                return replace(value, epsilon=epsilon, fresh=False)
+            return Value(axes=value.axes, role=value.role, epsilon=epsilon)
         if short in ("div", "true_divide", "mul", "add", "sub"):
             other = argument(node, at, "other")
             if other is not None:

@@ -18,7 +18,7 @@ from .rules import RULES, Rule
 
 _NOQA = re.compile(r"#\s*noqa(?P<codes>\s*:\s*[A-Z][A-Z0-9]*(?:[\s,]+[A-Z]+[0-9]+)*)?", re.IGNORECASE)
 # without one of these words no rule can find anything
-_WORDS = re.compile("kl_div|KLDiv|softmax|log|exp|jensenshannon|nan_to_num|entr")
+_WORDS = re.compile(r"kl_div|KLDiv|jensenshannon|nan_to_num|scipy|\blog\(|\blog\b *[,\n]|\bexp\(|\bexp\b *[,\n]")
 _SKIPPED = {"__pycache__", "node_modules", "build", "dist", "venv", "env"}
 
 

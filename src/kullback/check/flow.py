@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
 
-from .calls import Calls
+from .calls import Calls, path
 from .names import Imports, words
 from .values import UNKNOWN, KLCall, Value, join
 
@@ -38,6 +38,7 @@ class Flow:
         self.without_gradient: set[ast.AST] = set()
         self._scope: ast.AST = tree
         self._quiet = 0
+        self._once: dict[ast.AST, set[str]] = {}
         self._calls = Calls(self)
         self._block(tree.body, {})
 
@@ -140,7 +141,9 @@ class Flow:
         for expression in (*node.decorator_list, *node.args.defaults, *filter(None, node.args.kw_defaults)):
             self.value(expression, env)
         around = self._scope
-        once = _set_once(around)
+        if around not in self._once:
+            self._once[around] = _set_once(around)
+        once = self._once[around]
         inner = {name: value for name, value in env.items() if name in once or "." in name} | self._parameters(node)
         before_quiet = self._quiet
         self._quiet = int(any(map(_stops_gradients, node.decorator_list)))
@@ -179,13 +182,13 @@ class Flow:
         elif isinstance(target, ast.Name):
             env[target.id] = value
         elif isinstance(target, ast.Attribute):
-            env[ast.unparse(target)] = value
+            env[path(target)] = value
         else:  # an item of something: what it holds is no longer known
             base: ast.expr = target
             while isinstance(base, ast.Subscript):
                 base = base.value
             if isinstance(base, ast.Name | ast.Attribute):
-                env[ast.unparse(base)] = UNKNOWN
+                env[path(base)] = UNKNOWN
 
     def _unpack(self, target: ast.Tuple | ast.List, value: Value, env: Env, source: ast.expr | None) -> None:
         if isinstance(source, ast.Tuple | ast.List) and len(source.elts) == len(target.elts):
@@ -195,7 +198,7 @@ class Flow:
         shape_of = _whose_shape(source)
         if shape_of is not None and not any(isinstance(one, ast.Starred) for one in target.elts):
             known = self.values.get(shape_of, UNKNOWN)
-            env[ast.unparse(shape_of)] = replace(known, axes=max(known.axes, len(target.elts)))
+            env[path(shape_of)] = replace(known, axes=max(known.axes, len(target.elts)))
         parts = self._calls.parts(source, value)
         for one in target.elts:
             self._bind(one, parts, env, None)
@@ -224,7 +227,7 @@ def _targets(node: ast.Assign | ast.AnnAssign | ast.AugAssign) -> list[ast.expr]
 
 def _self_attribute(node: ast.expr) -> str | None:
     named = isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "self"
-    return ast.unparse(node) if named else None
+    return path(node) if named else None
 
 
 def _assigned(node: ast.AST) -> list[str]:
@@ -232,9 +235,9 @@ def _assigned(node: ast.AST) -> list[str]:
     found = []
     for each in ast.walk(node):
         if isinstance(each, ast.Name | ast.Attribute) and isinstance(each.ctx, ast.Store):
-            found.append(ast.unparse(each))
+            found.append(path(each))
         elif isinstance(each, ast.Subscript) and isinstance(each.ctx, ast.Store):
-            found.append(ast.unparse(each.value))
+            found.append(path(each.value))
     return found
 
 

@@ -65,7 +65,13 @@ def _mean_of_terms(file: Context, node: ast.Call) -> ast.AST | None:
     softmax = file.value(of.kl.input).softmax
     over = None if softmax is None else constant(argument(softmax, 0 if _is_method(file, softmax) else 1, "dim"))
     over_classes = dim is None or (over is not None and constant(dim) == over)
-    return of.kl.node if over_classes else None
+    return of.kl.node if over_classes and not _offers_mean(file, node) else None
+
+
+def _offers_mean(file: Context, node: ast.AST) -> bool:
+    """Whether it stands where a caller has asked for "mean" as PyTorch has it."""
+    tests = (each.test for each in file.above(node) if isinstance(each, ast.If | ast.IfExp))
+    return any(constant(part) == "mean" for test in tests for part in ast.walk(test) if isinstance(part, ast.expr))
 
 
 def _is_method(file: Context, call: ast.Call) -> bool:
@@ -217,7 +223,6 @@ def no_square_of_temperature(file: Context) -> Iterator[Hit]:
 def _squared(file: Context, call: KLCall, temperature: str) -> bool:
     function = file.function(call.node) or file.tree
     number = constant(ast.parse(temperature, mode="eval").body)
-    last = temperature.rpartition(".")[2].lower()
     for node in ast.walk(function):
         if isinstance(node, ast.BinOp):
             text = ast.unparse(node)
@@ -232,10 +237,19 @@ def _squared(file: Context, call: KLCall, temperature: str) -> bool:
         elif isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in ("pow", "square", "mul_"):
             return True
         elif isinstance(node, ast.Name | ast.Attribute) and isinstance(node.ctx, ast.Load):
-            name = (node.id if isinstance(node, ast.Name) else node.attr).lower()
-            if re.search(r"(sq|squared?|_?2|scale|weight)$", name) and (last in name or "temp" in name or "kd" in name):
+            if _names_square(node.id if isinstance(node, ast.Name) else node.attr):
                 return True
     return False
+
+
+def _names_square(name: str) -> bool:
+    """Whether a name is that of a squared temperature, or of the factor that stands for it: T_squared, temp2, kd_scale."""
+    parts = words(name)
+    whole = re.fullmatch(r"(t|tau|temp|temperature)(2|sq)", parts[-1]) if parts else None
+    return bool(whole) or bool(
+        set(parts[-1:]) & {"sq", "squared", "square", "2", "scale", "weight", "factor"}
+        and set(parts[:-1]) & {"t", "tau", "temp", "temperature", "kd"}
+    )
 
 
 def _added_to_a_loss(file: Context, call: KLCall) -> bool:

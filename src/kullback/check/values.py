@@ -49,7 +49,7 @@ class Value:
         k3: the expression exp(r) - r - 1 that it holds.
         exp_of: source text of x where it is exp(x).
         difference: it is a - b.
-        epsilon: something small was added to probabilities, or they were clamped: that expression.
+        epsilon: something small was added to it, or clamps it from below: that expression.
         module: it is a module of PyTorch.
     """
 
@@ -73,11 +73,21 @@ UNKNOWN = Value()
 
 
 def join(one: Value, other: Value) -> Value:
-    """What holds of both. That something *may* come from a kl_div or a k3 is kept from either."""
+    """What holds of both. That something *may* come from a kl_div, a k3 or an epsilon is kept from either."""
+    if one is other or one == other:
+        return one
     same = {f.name: getattr(one, f.name) for f in fields(Value) if getattr(one, f.name) == getattr(other, f.name)}
     same["axes"] = min(one.axes, other.axes)
     kl = one if one.kl is not None else other
-    return Value(**{**same, "kl": kl.kl, "reduced": kl.reduced, "k3": one.k3 or other.k3})
+    return Value(
+        **{
+            **same,
+            "kl": kl.kl,
+            "reduced": kl.reduced,
+            "k3": one.k3 or other.k3,
+            "epsilon": one.epsilon or other.epsilon,
+        }
+    )
 
 
 def combined(one: Value, other: Value) -> Value:

@@ -33,13 +33,16 @@ def _operand(file: Context, node: ast.AST, functions: set[str], method: str) -> 
 
 def epsilon_in_log(file: Context) -> Iterator[Hit]:
     """KLB008: something small is added to probabilities, or they are clamped, before a logarithm of a divergence."""
+    in_kl_div = {file.value(side).epsilon for call in file.kl_calls for side in (call.input, call.target)} - {None}
     for node in file.nodes:
         of = logarithm(file, node)
         if of is not None and isinstance(node, ast.expr):
             value = file.value(of)
-            if value.epsilon is None and not _p_log_p(file, node, of):
+            probabilities = value.epsilon is not None and value.kind == "probabilities"
+            weighted = probabilities and (value.softmax is not None or _weight(file, node) is not None)
+            if not weighted and value.epsilon not in in_kl_div and not _p_log_p(file, node, of):
                 continue
-            if value.epsilon is not None and not (value.softmax or _in_a_divergence(file, node)):
+            if _is_guarded(file, node):
                 continue
             whole = of if value.epsilon is of and isinstance(of, ast.BinOp) else None
             inside = None if whole is None else (whole.right if is_small(whole.left) else whole.left)
@@ -66,11 +69,10 @@ def epsilon_in_log(file: Context) -> Iterator[Hit]:
                     break
 
 
-def _in_a_divergence(file: Context, node: ast.expr) -> bool:
-    """Whether a logarithm is weighted, or feeds a kl_div: then it is a term of an entropy or a divergence."""
-    if any(call.input is node or call.target is node for call in file.kl_calls):
-        return True
-    return _weight(file, node) is not None
+def _is_guarded(file: Context, node: ast.expr) -> bool:
+    """Whether a `where` around it puts the limit in the place of what the epsilon made."""
+    around = file.parent(node)
+    return isinstance(around, ast.Call) and ast.unparse(around.func).rpartition(".")[2] == "where"
 
 
 def _weight(file: Context, node: ast.expr) -> ast.expr | None:
@@ -156,7 +158,8 @@ def hidden_nan(file: Context) -> Iterator[Hit]:
         else:
             continue
         parts = set(words(ast.unparse(of))) if isinstance(of, ast.Name | ast.Attribute) else set()
-        is_kl = file.value(of).kl is not None or bool(parts & {"kl", "kld", "kldiv", "divergence", "jsd"})
+        known = file.value(of)
+        is_kl = known.kl is not None or (not known.difference and parts & {"kl", "kld", "kldiv", "divergence", "jsd"})
         if is_kl or ("loss" in parts and (file.function(node) or file.tree) in scopes):
             yield Hit(
                 node,
