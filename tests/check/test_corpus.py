@@ -1,4 +1,4 @@
-"""Sixty snippets: what is wrong in the wrong ones is found, where it stands, and nothing else; nothing in the right ones."""
+"""Sixty snippets: in the wrong ones what is wrong is found where it stands, and no more; in the right ones nothing."""
 
 import re
 from pathlib import Path

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Literal
 
 from .algebra import constant
-from .calls import argument
+from .calls import argument, path
 from .context import Context
 from .finding import Hit
 from .names import role_of_name, words
@@ -224,6 +224,8 @@ def _squared(file: Context, call: KLCall, temperature: str) -> bool:
     function = file.function(call.node) or file.tree
     number = constant(ast.parse(temperature, mode="eval").body)
     for node in ast.walk(function):
+        if not isinstance(node, ast.expr):
+            continue
         if isinstance(node, ast.BinOp):
             text = ast.unparse(node)
             if isinstance(node.op, ast.Pow) and constant(node.right) in (2, 2.0):
@@ -234,16 +236,17 @@ def _squared(file: Context, call: KLCall, temperature: str) -> bool:
                 factors = (constant(node.left), constant(node.right))
                 if any(isinstance(each, int | float) and each == number**2 for each in factors):
                     return True
-        elif isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in ("pow", "square", "mul_"):
+        called = node.func if isinstance(node, ast.Call) else node
+        name = path(called).rpartition(".")[2] if isinstance(called, ast.Name | ast.Attribute) else ""
+        if isinstance(node, ast.Call) and name in ("pow", "square", "mul_"):
             return True
-        elif isinstance(node, ast.Name | ast.Attribute) and isinstance(node.ctx, ast.Load):
-            if _names_square(node.id if isinstance(node, ast.Name) else node.attr):
-                return True
+        if isinstance(node, ast.Name | ast.Attribute) and _names_square(name):
+            return True
     return False
 
 
 def _names_square(name: str) -> bool:
-    """Whether a name is that of a squared temperature, or of the factor that stands for it: T_squared, temp2, kd_scale."""
+    """Whether a name is that of a squared temperature or of what stands for it: T_squared, temp2, kd_scale."""
     parts = words(name)
     whole = re.fullmatch(r"(t|tau|temp|temperature)(2|sq)", parts[-1]) if parts else None
     return bool(whole) or bool(

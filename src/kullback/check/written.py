@@ -11,6 +11,7 @@ from .kl_div import log_softmax_text
 from .names import words
 
 _INFORMATION = {"scipy.stats.entropy", "scipy.special.rel_entr", "scipy.special.kl_div"}
+_DIVERGENCES = {"kl", "kld", "kldiv", "divergence", "entropy", "jsd", "js", "jensen"}
 _JENSEN_SHANNON = "scipy.spatial.distance.jensenshannon"
 _LOG_SOFTMAX_ELSEWHERE = "F.log_softmax(logits, dim=-1), or a kullback verb on Logits(logits)"
 
@@ -39,7 +40,7 @@ def epsilon_in_log(file: Context) -> Iterator[Hit]:
         if of is not None and isinstance(node, ast.expr):
             value = file.value(of)
             probabilities = value.epsilon is not None and value.kind == "probabilities"
-            weighted = probabilities and (value.softmax is not None or _weight(file, node) is not None)
+            weighted = probabilities and (value.softmax is not None or _by_a_distribution(file, node))
             if not weighted and value.epsilon not in in_kl_div and not _p_log_p(file, node, of):
                 continue
             if _is_guarded(file, node):
@@ -89,10 +90,24 @@ def _weight(file: Context, node: ast.expr) -> ast.expr | None:
     return None
 
 
+def _by_a_distribution(file: Context, node: ast.expr) -> bool:
+    """Whether a logarithm is weighted by probabilities, or by what is called so, or stands in what is called KL."""
+    weight = _weight(file, node)
+    if weight is None:
+        return False
+    value, function = file.value(weight), file.function(node)
+    called = [*file.targets(node), *([] if function is None else [function.name])]
+    return (
+        value.kind == "probabilities"
+        or value.role is not None
+        or bool(_DIVERGENCES & {part for name in called for part in words(name)})
+    )
+
+
 def _p_log_p(file: Context, node: ast.expr, of: ast.expr) -> bool:
     """Whether it is the logarithm of p * log(p + eps), or of p * log(p / (q + eps))."""
     weight = _weight(file, node)
-    if weight is None:
+    if weight is None or not _by_a_distribution(file, node):
         return False
     text = ast.unparse(weight)
     for each in _terms_with_epsilon(file, of):
