@@ -339,16 +339,17 @@ class Calls:
         return Value(kind=kind, axes=axes, softmax=node, fresh=True, tempered=of.tempered, role=of.role)
 
     def _kl(self, node: ast.Call, options: ast.Call, *, functional: bool) -> Value:
-        from_ = 2 if functional else 0
+        native = functional and self.flow.imports.dotted(node.func) == "torch.kl_div"  # it has fewer options
+        first = 2 if functional else 0
         hidden = hides_arguments(options)
-        reduction = argument(options, from_ + 2, "reduction")
-        log_target = argument(options, from_ + 3, "log_target")
-        old = (argument(options, from_, "size_average"), argument(options, from_ + 1, "reduce"))
+        reduction = argument(options, first + (0 if native else 2), "reduction")
+        log_target = argument(options, 9 if native else first + 3, "log_target")
+        old = () if native else (argument(options, first, "size_average"), argument(options, first + 1, "reduce"))
         call = KLCall(
             node,
             argument(node, 0, "input"),
             argument(node, 1, "target"),
-            _reduction(reduction, *old, hidden=hidden),
+            _reduction(reduction, old, hidden=hidden),
             (None if hidden else False) if log_target is None else cast("bool | None", constant(log_target)),
             options,
             self.flow.scope,
@@ -455,15 +456,13 @@ def _rearranged(pattern: str) -> int:
     return axes
 
 
-def _reduction(
-    reduction: ast.expr | None, size_average: ast.expr | None, reduce: ast.expr | None, *, hidden: bool
-) -> str | None:
-    if size_average is not None or reduce is not None:
-        average = True if size_average is None else constant(size_average)
-        reduces = True if reduce is None else constant(reduce)
-        average, reduces = (True if each is None else each for each in (average, reduces))
-        return ("mean" if average else "sum") if reduces else "none"
+def _reduction(reduction: ast.expr | None, old: tuple[ast.expr | None, ...], *, hidden: bool) -> str | None:
+    if any(each is not None for each in old):
+        average, reduce = (True if constant(each) is None else constant(each) for each in old)
+        return ("mean" if average else "sum") if reduce else "none"
     if reduction is None:
         return None if hidden else "mean"
     value = constant(reduction)
+    if isinstance(value, int):
+        return {0: "none", 1: "mean", 2: "sum"}.get(value)
     return value if isinstance(value, str) else None

@@ -11,6 +11,7 @@ from .kl_div import log_softmax_text
 from .names import words
 
 _INFORMATION = {"scipy.stats.entropy", "scipy.special.rel_entr", "scipy.special.kl_div"}
+_PRODUCTS = {"dot", "vdot", "inner", "mul", "multiply"}
 _DIVERGENCES = {"kl", "kld", "kldiv", "divergence", "entropy", "jsd", "js", "jensen"}
 _JENSEN_SHANNON = "scipy.spatial.distance.jensenshannon"
 _LOG_SOFTMAX_ELSEWHERE = "F.log_softmax(logits, dim=-1), or a kullback verb on Logits(logits)"
@@ -80,9 +81,12 @@ def _weight(file: Context, node: ast.expr) -> ast.expr | None:
     """p, of p * log(...), and of p * (log(...) - ...)."""
     below: ast.AST = node
     for each in file.above(node):
+        if isinstance(each, ast.Call) and (file.name(each.func) or "").rpartition(".")[2] in _PRODUCTS:
+            others = [other for other in each.args if other is not below]
+            return others[0] if len(others) == 1 else None
         if not isinstance(each, ast.BinOp):
             return None
-        if isinstance(each.op, ast.Mult):
+        if isinstance(each.op, ast.Mult | ast.MatMult):
             return each.right if each.left is below else each.left
         if not isinstance(each.op, ast.Add | ast.Sub):
             return None
