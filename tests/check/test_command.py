@@ -149,7 +149,7 @@ def test_every_rule_is_explained_with_a_link_to_its_section(code):
 
 
 FIXES = {
-    "KLB003": ("F.kl_div(F.softmax(x, dim=-1), p, reduction='sum')", "F.kl_div(F.log_softmax(x, dim=-1), p, reduction='sum')"),
+    "KLB003": ("F.kl_div(F.softmax(x, -1), p, reduction='sum')", "F.kl_div(F.log_softmax(x, -1), p, reduction='sum')"),
     "KLB003 method": ("F.kl_div(x.softmax(-1), p, reduction='sum')", "F.kl_div(x.log_softmax(-1), p, reduction='sum')"),
     "KLB004": (
         "F.kl_div(q, F.log_softmax(x, -1), reduction='sum')",
@@ -169,7 +169,7 @@ FIXES = {
     "KLB011": ("F.kl_div(q, p, size_average=False)", 'F.kl_div(q, p, reduction="sum")'),
     "KLB011 reduce": ("F.kl_div(q, p, reduce=False)", 'F.kl_div(q, p, reduction="none")'),
     "KLB014": ("js_divergence = jensenshannon(p, q)", "js_divergence = jensenshannon(p, q) ** 2"),
-}  # fmt: skip
+}
 HEAD = "import torch, torch.nn.functional as F\nfrom scipy.spatial.distance import jensenshannon\n"
 
 

@@ -11,7 +11,7 @@ from .values import UNKNOWN, KLCall, Module, Value, combined, join, recast
 Env = dict[str, Value]
 
 _NN = ("torch.nn.functional.", "torch.special.", "torch.")
-SOFTMAX = {f"{home}softmax" for home in _NN} | {"scipy.special.softmax", "torch.nn.functional.gumbel_softmax"}
+SOFTMAX = {f"{home}softmax" for home in _NN} | {"scipy.special.softmax"}
 LOG_SOFTMAX = {f"{home}log_softmax" for home in _NN} | {"scipy.special.log_softmax"}
 LOG = {"torch.log", "numpy.log", "math.log", "jax.numpy.log"}
 EXP = {"torch.exp", "numpy.exp", "math.exp", "jax.numpy.exp"}
@@ -35,6 +35,7 @@ _MASKED = {
     "flip",
     "roll",
 }
+_IN_PLACE = {"requires_grad_", "clamp_", "masked_fill_", "nan_to_num_"}  # what they leave is known
 _MADE = {"rand", "randn", "zeros", "ones", "empty", "full"}
 
 
@@ -290,7 +291,10 @@ class Calls:
             itself = self.flow.value(node.func, env)
             if itself.module is not None:
                 return self._use(itself.module, node)
-            return self._does(node.func.attr, node, node.func.value, receiver, 0)
+            after = self._does(node.func.attr, node, node.func.value, receiver, 0)
+            if node.func.attr.endswith("_") and not node.func.attr.startswith("_"):  # it works in place
+                env[path(node.func.value)] = after if node.func.attr in _IN_PLACE else UNKNOWN
+            return after
         if not isinstance(node.func, ast.Attribute):
             itself = self.flow.value(node.func, env)
             if itself.module is not None:
@@ -304,6 +308,8 @@ class Calls:
         value = UNKNOWN if first is None else self.flow.values.get(first, UNKNOWN)
         if name in SOFTMAX or name in LOG_SOFTMAX:
             return self._softmax(node, value, "probabilities" if name in SOFTMAX else "log-probabilities", 1)
+        if name == "torch.nn.functional.gumbel_softmax":
+            return Value(kind="probabilities", axes=value.axes, role=value.role)
         if name is not None and name.startswith(("einops.", *_ARRAYS)):
             short = name.rpartition(".")[2]
             if short in _MADE:
