@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 export PIP_CONSTRAINT = $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test quick check format docs sanitize fuzz bench clean
+.PHONY: demo test quick check format docs sanitize wheel fuzz bench clean
 
 demo: $(VENV)/.demo  ## install, then distil a teacher into a small student on real data
 	@echo "Distilling on scikit-learn's digits: about a minute on two cores. The run folder it names holds report.html."
@@ -43,6 +43,9 @@ sanitize: $(VENV)/.test  ## the extension's tests under AddressSanitizer and Und
 		build/sanitize/venv/bin/python -m pytest -q tests/engines --ignore tests/engines/triton \
 		-p no:cacheprovider -m "not slow" -k "not eager and not memory and not fork and not compile and not opcheck and not transforms"
 
+wheel:  ## sdist and wheel in dist; the wheel is tested in an empty environment without a compiler
+	PYTHON=$(PYTHON) .ci/wheel
+
 fuzz: $(VENV)/.test  ## a minute of random calls of the C++ engine against core; SECONDS=600 for longer
 	$(BIN)/python tests/engines/test_fuzz.py --seconds $(or $(SECONDS),60)
 
@@ -66,5 +69,5 @@ $(VENV)/.demo: $(BUILT_FROM)
 
 $(VENV)/.test: $(BUILT_FROM)
 	@echo "Installing kullback with all extras and the test tools into $(VENV); the first time takes some minutes."
-	$(BIN)/python -m pip install -q -e '.[data,distill,recipes,transport,triton,test,check]'
+	$(BIN)/python -m pip install -q -e '.[code,data,distill,recipes,transport,triton,test,check]'
 	@touch $@

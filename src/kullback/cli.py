@@ -16,6 +16,7 @@ def app() -> "typer.Typer":
     from typer.core import TyperGroup
 
     from .check.command import check
+    from .coding.command import code
     from .compare.command import kl
     from .data.command import drift
     from .distill.command import distill
@@ -44,6 +45,7 @@ def app() -> "typer.Typer":
     commands.command()(distill)
     commands.command()(kl)
     commands.command()(check)
+    commands.command()(code)
     commands.add_typer(drift, name="drift")
     register_recipes(commands)
 

@@ -238,3 +238,13 @@ def test_nothing_of_a_file_is_run(folder):
     done = subprocess.run([sys.executable, "-m", "kullback.cli", "check", "evil.py"], capture_output=True, text=True)
     assert done.returncode == 1
     assert not (folder / "ran").exists()
+
+
+def test_the_page_is_made_from_the_table():
+    import importlib.util
+
+    spec = importlib.util.spec_from_file_location("page", Path(__file__).parents[2] / "docs" / "check.py")
+    page = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(page)
+    text = page.PAGE.read_text(encoding="utf-8")
+    assert text == page.with_rules(text), "run python docs/check.py"
