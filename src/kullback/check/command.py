@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from kullback import __version__
+import kullback
 from kullback._errors import BadInput
 from kullback.kit.ending import BAD_INPUT, ending, near
 from kullback.kit.files import check_file, dump_json, write_json
@@ -62,14 +62,14 @@ def check(
         if fix:
             checked = check_paths(paths, rules)
         if sarif_file is not None:
-            write_json(sarif_file, sarif(checked, __version__))
+            write_json(sarif_file, sarif(checked, kullback.__version__))
         _show(checked, as_json)
     raise SystemExit(BAD_INPUT if checked.errors else FOUND if checked.findings else 0)
 
 
 def _show(checked: Checked, as_json: bool) -> None:
     if as_json:
-        print(dump_json(document(checked, __version__)))
+        print(dump_json(document(checked, kullback.__version__)))
     else:
         for one in checked.findings:
             print(line(one))
