@@ -80,6 +80,10 @@ def test_select_and_ignore_take_beginnings_of_codes(folder):
     assert [rule.code for rule in chosen(["KLB01"], ["KLB014"])] == ["KLB010", "KLB011", "KLB012", "KLB013"]
 
 
+def test_no_rule_left_finds_nothing(folder):
+    assert call("package", "--select", "KLB003", "--ignore", "KLB003").exit_code == 0
+
+
 def test_json_is_one_document(folder):
     document = json.loads(call("package", "--json").stdout)
     assert document["files"] == 2
@@ -112,6 +116,8 @@ def test_sarif_keeps_the_standard(folder):
     place = run.results[-1].locations[0].physical_location
     assert place.artifact_location.uri == "a%20b.py"
     assert (place.region.start_line, place.region.start_column, place.region.end_column) == (4, 17, 41)
+    described = raw["runs"][0]["tool"]["driver"]["rules"][2]
+    assert described["help"]["text"].startswith("KLB003: input without logarithm")
     assert raw["runs"][0]["invocations"][0]["executionSuccessful"] is True
 
 

@@ -69,7 +69,11 @@ def check_source(text: str, path: str = "<text>", rules: Iterable[Rule] | None =
         return ()
     context = Context(text)
     excused = _excuses(text)
-    found = [_finding(rule, hit, path, context.lines) for rule in rules or chosen() for hit in rule.finds(context)]
+    found = [
+        _finding(rule, hit, path, context.lines)
+        for rule in (chosen() if rules is None else rules)
+        for hit in rule.finds(context)
+    ]
     kept = (one for one in dict.fromkeys(found) if not _is_excused(one, excused))
     return tuple(sorted(kept, key=lambda one: (one.line, one.column, one.code)))
 
@@ -83,7 +87,7 @@ def check_paths(paths: Iterable[str | Path], rules: Iterable[Rule] | None = None
     >>> check_paths([__file__]).findings
     ()
     """
-    rules = tuple(rules or chosen())
+    rules = chosen() if rules is None else tuple(rules)
     findings: list[Finding] = []
     errors: list[str] = []
     number = 0

@@ -66,7 +66,7 @@ def sarif(checked: Checked, version: str) -> dict[str, Any]:
                                 "name": "".join(map(str.capitalize, rule.name.split())),
                                 "shortDescription": {"text": rule.name[0].upper() + rule.name[1:]},
                                 "fullDescription": {"text": rule.why},
-                                "helpUri": rule.link,
+                                "help": {"text": explanation(rule)},
                                 "defaultConfiguration": {"level": "warning"},
                             }
                             for rule in TABLE
