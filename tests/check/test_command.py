@@ -172,6 +172,14 @@ FIXES = {
         "F.kl_div(x.softmax(dim=1).log(), y.softmax(1).log(), reduction='sum')",
         "F.kl_div(x.log_softmax(dim=1), y.log_softmax(1), reduction='sum', log_target=True)",
     ),
+    "KLB004 over KLB009": (
+        "F.kl_div(q, y.softmax(1).log(), reduction=r)",
+        "F.kl_div(q, y.log_softmax(1), reduction=r, log_target=True)",
+    ),
+    "KLB004 at the place of KLB009": (
+        "F.kl_div(q, y.softmax(1).log())",
+        "F.kl_div(q, y.log_softmax(1), log_target=True)",
+    ),
     "KLB011": ("F.kl_div(q, p, size_average=False)", 'F.kl_div(q, p, reduction="sum")'),
     "KLB011 reduce": ("F.kl_div(q, p, reduce=False)", 'F.kl_div(q, p, reduction="none")'),
     "KLB014": ("js_divergence = jensenshannon(p, q)", "js_divergence = jensenshannon(p, q) ** 2"),

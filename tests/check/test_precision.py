@@ -51,6 +51,22 @@ RIGHT = {
                 F.kl_div(q, y, reduction="sum")
                 q = F.log_softmax(x, -1)
     """,
+    "branches that disagree": """
+        def f(x, y, flag):
+            if flag:
+                q = F.softmax(x, -1)
+            else:
+                q = F.log_softmax(x, -1)
+            return F.kl_div(q, y, reduction="sum")
+    """,
+    "a k3 through which no gradient flows": """
+        def f(logp, ref, loss):
+            with torch.no_grad():
+                kl = torch.exp(ref - logp) - (ref - logp) - 1
+            loss = loss + kl.mean()
+            other_loss = (torch.exp(ref - logp) - (ref - logp) - 1).detach() + loss
+            return loss
+    """,
     "a function that gets the name": """
         q = F.softmax(x, -1)
         def f(q, y):
