@@ -180,6 +180,10 @@ FIXES = {
         "F.kl_div(q, y.softmax(1).log())",
         "F.kl_div(q, y.log_softmax(1), log_target=True)",
     ),
+    "KLB009 in KLB009": (
+        "torch.log(torch.softmax(torch.log(torch.softmax(x, -1)), -1))",
+        "torch.log_softmax(torch.log_softmax(x, -1), -1)",
+    ),
     "KLB011": ("F.kl_div(q, p, size_average=False)", 'F.kl_div(q, p, reduction="sum")'),
     "KLB011 reduce": ("F.kl_div(q, p, reduce=False)", 'F.kl_div(q, p, reduction="none")'),
     "KLB014": ("js_divergence = jensenshannon(p, q)", "js_divergence = jensenshannon(p, q) ** 2"),
