@@ -8,6 +8,7 @@ from .forms.empirical import Counts, LogRatios, Samples
 from .forms.finite import Labels, Logits, LogProbs, Probs
 from .forms.linear import LinearLogits
 from .forms.points import Points
+from .forms.sharded import Sharded
 from .route import Route, explain
 from .terms import Term, total
 from .verbs import *  # noqa: F403  (a verb is exported where it is written)
@@ -27,6 +28,7 @@ __all__ = [
     "Probs",
     "Route",
     "Samples",
+    "Sharded",
     "Term",
     "ToleranceError",
     "estimate",

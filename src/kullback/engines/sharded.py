@@ -1,0 +1,412 @@
+"""Rows whose columns lie on several ranks: every rank sums its own, and the sums meet in three small all-reduces.
+
+    stage one    MAX of the maxima, then SUM of Σ exp, of both sides: (2, N) float64 each; none where no side is logits
+    stage two    SUM of value, Σ ∂f/∂log p and Σ ∂f/∂log q: (3, N) float64 for each sum of the divergence, and two
+                 numbers that tell whether the shards make up the vocabulary; a log affinity needs a MAX of (N,) more
+    backward     none: the whole rows' statistics were saved, and every rank writes the gradient of its own columns
+
+The values are the same bits on every rank, and the gradient is that of one loss, whatever the number of ranks. On the
+CPU the columns are summed by the C++ engine's stages, elsewhere by `core` in float64, a block of rows at a time.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from kullback._errors import FormError
+from kullback.core import reduction
+from kullback.core.normalizer import Normalizer
+from kullback.core.readings import LabelsReading, LogitsReading, LogProbsReading, ProbsReading, Reading, Side
+from kullback.core.reduction import GeneratorSum, LogAffinity, Pair, Totals
+from kullback.core.sharded import (
+    ShardedReading,
+    added,
+    beside,
+    labels_from,
+    largest,
+    merged_normalizers,
+    normalizer_here,
+    process_group,
+    shard_of,
+    weights_here,
+)
+
+from . import cpu, eager
+from .call import BYTES_SAVED_PER_ROW, Call, Cost, Rows
+
+NAME = "sharded"
+only: str | None = None
+"""The one engine that may sum columns, where `engines.use` says so."""
+
+
+def why_not(call: Call) -> str | None:
+    """Why it does not serve a call, or None."""
+    return "neither side is Sharded" if shard_of(call.p, call.q) is None else None
+
+
+def cost(call: Call, p: Side, q: Side) -> Cost:
+    """What summing the columns here takes, and the numbers that meet."""
+    stages, shard = Stages((call,)), shard_of(call.p, call.q)
+    assert shard is not None
+    n, ranks = p.batch_shape.numel(), process_group(shard.group).size()
+    local = stages.here[0].cost(Side(_inner(p.reading), p.data), Side(_inner(q.reading), q.data))
+    sent = 8 * (stages.states * n + _LAYOUT) + (2 * 16 * n if stages.scales is not None else 0) + 8 * n * stages.maxima
+    return Cost(
+        local.temporary_bytes + sent,
+        n * BYTES_SAVED_PER_ROW * len(stages.calls),
+        f"columns {shard.start} to {shard.start + shard.width} here, {ranks} ranks in group {shard.group!r}; "
+        f"{stages.collectives} all-reduces forward, of {sent} bytes together, none backward; {local.manner}",
+        local.precision,
+    )
+
+
+def prepare(call: Call) -> Rows:
+    """The stages of one sum."""
+    return prepare_all((call,))
+
+
+def prepare_all(calls: Sequence[Call]) -> "Stages":
+    """The stages of all sums of a divergence, which share their collectives."""
+    return Stages(tuple(calls))
+
+
+def traced_rows(call: Call, p: Side, q: Side) -> Tensor:
+    """The value of every row in float64; `torch.compile` leaves its graph for it."""
+    return _untraced(call, p, q)
+
+
+def _untraced(call: Call, p: Side, q: Side) -> Tensor:
+    return prepare(call)(p, q)
+
+
+_untraced._torchdynamo_disable = True  # type: ignore[attr-defined]  # torch.compiler.disable, whose import takes seconds
+
+
+# ---------------------------------------------------------------- the columns here
+
+
+class Here(Protocol):
+    """The columns here of one sum, stage by stage; n rows, float64."""
+
+    def cost(self, p: Side, q: Side) -> Cost:
+        """What the stages take."""
+        ...
+
+    def normalize(self, p: Side, q: Side) -> tuple[Tensor, Tensor]:
+        """(m, Σ exp) of both sides, (2, n) each."""
+        ...
+
+    def sums(self, p: Side, q: Side, stats: Tensor) -> Tensor:
+        """The state of these columns, (3, n). stats: (n, 2, 3), of which (m, log Σ) are those of whole rows."""
+        ...
+
+    def gradients(
+        self, p: Side, q: Side, values: Tensor, stats: Tensor, upstream: Tensor, factor: float, wanted: Sequence[bool]
+    ) -> tuple[Tensor | None, ...]:
+        """To each tensor of p, then of q."""
+        ...
+
+
+class _Compiled:
+    """By the C++ engine."""
+
+    def __init__(self, call: Call) -> None:
+        self.call, self.served = call, cpu.Served(call, shard=True)
+
+    def cost(self, p: Side, q: Side) -> Cost:
+        return cpu.cost(self.call, p, q)
+
+    def normalize(self, p: Side, q: Side) -> tuple[Tensor, Tensor]:
+        return self.served.normalize_shard(p.data[0], q.data[0], p.batch_shape)
+
+    def sums(self, p: Side, q: Side, stats: Tensor) -> Tensor:
+        return self.served.sum_shard(p.data[0], q.data[0], p.batch_shape, stats)
+
+    def gradients(
+        self, p: Side, q: Side, values: Tensor, stats: Tensor, upstream: Tensor, factor: float, wanted: Sequence[bool]
+    ) -> tuple[Tensor | None, ...]:
+        (x,), (y,) = p.data, q.data
+        return self.served.backward(x, y, values.data_ptr(), stats.data_ptr(), upstream, factor, tuple(wanted))
+
+
+class _Defined:
+    """By `core`, a block of rows at a time; the sides hold readings of these columns."""
+
+    def __init__(self, call: Call) -> None:
+        self.call = call
+
+    def cost(self, p: Side, q: Side) -> Cost:
+        return eager.cost(self.call, p, q)
+
+    def normalize(self, p: Side, q: Side) -> tuple[Tensor, Tensor]:
+        found = [self._normalize(side) for side in (p, q)]
+        return torch.stack([m for m, _ in found]), torch.stack([s for _, s in found])
+
+    def _normalize(self, side: Side) -> tuple[Tensor, Tensor]:
+        if not isinstance(side.reading, LogitsReading):
+            none = torch.zeros(side.batch_shape.numel(), dtype=torch.float64, device=side.data[0].device)
+            return none, none
+        parts = [normalizer_here(side.reading, one.data) for (one, _), _ in self._blocks(side, side)]
+        return torch.cat([m for m, _ in parts]), torch.cat([s for _, s in parts])
+
+    def _blocks(self, p: Side, q: Side, *numbers: Tensor) -> Any:
+        return eager._blocks(self.call.num_classes, p, q, *numbers)
+
+    def sums(self, p: Side, q: Side, stats: Tensor) -> Tensor:
+        blocks = self._blocks(p, q, *_normalizers(stats))
+        return torch.cat([self._state(_pair(sides, found)) for sides, found in blocks], -1)
+
+    def _state(self, pair: Pair) -> Tensor:
+        total = self.call.total
+        if not isinstance(total, LogAffinity):
+            return torch.stack(total.of(pair))
+        m, s = (x.squeeze(-1) for x in total.of(pair))
+        odd = m.isnan()  # which no maximum would pass on
+        return torch.stack([torch.where(odd, -math.inf, m), s, torch.where(odd, math.nan, 0.0)])
+
+    def gradients(
+        self, p: Side, q: Side, values: Tensor, stats: Tensor, upstream: Tensor, factor: float, wanted: Sequence[bool]
+    ) -> tuple[Tensor | None, ...]:
+        numbers = (values, factor * upstream.double().reshape(-1), *_normalizers(stats), *stats[:, :, 2].unbind(1))
+        parts = []
+        for sides, (value, back, *found, x_p, x_q) in self._blocks(p, q, *numbers):
+            silent = reduction.silenced_rows(value, back)
+            value, back, x_p, x_q = (torch.where(silent, 0.0, x) for x in (value, back, x_p, x_q))
+            quiet = [reduction.silenced(side, silent) for side in sides]
+            pair = _pair(quiet, [torch.where(silent, 0.0, x) for x in found])
+            total = self.call.total
+            state: Any = Totals(value, x_p, x_q)
+            if isinstance(total, LogAffinity):
+                state = Normalizer(value.unsqueeze(-1), torch.ones_like(value).unsqueeze(-1))
+            parts.append(reduction.pull_back(total, *quiet, pair, state, back, tuple(wanted)))
+        data = (*p.data, *q.data)
+        return tuple(eager._joined(part, x, False) for part, x in zip(zip(*parts, strict=True), data, strict=True))
+
+
+def _normalizers(stats: Tensor) -> tuple[Tensor, ...]:
+    """(m, log Σ) of p, then of q, of every row."""
+    return stats[:, 0, 0], stats[:, 0, 1], stats[:, 1, 0], stats[:, 1, 1]
+
+
+def _pair(sides: Sequence[Side], found: Sequence[Tensor]) -> Pair:
+    (p, q), (m_p, log_p, m_q, log_q) = sides, found
+    return Pair(weights_here(p.reading, p.data, m_p, log_p), weights_here(q.reading, q.data, m_q, log_q))
+
+
+def _inner(reading: Reading) -> Reading:
+    return reading.inner if isinstance(reading, ShardedReading) else reading
+
+
+# ---------------------------------------------------------------- the stages of a divergence
+
+_LAYOUT = 2  # numbers about the shards that go with stage two
+
+
+class Stages:
+    """The sums of a divergence over two sides, of which one at least is sharded."""
+
+    def __init__(self, calls: tuple[Call, ...]) -> None:
+        shard = shard_of(calls[0].p, calls[0].q)
+        assert shard is not None
+        self.calls, self.shard = calls, shard
+        for call in calls:
+            _check_known(call)
+        local = [replace(call, p=_inner(call.p), q=_inner(call.q), num_classes=shard.width) for call in calls]
+        self.compiled = (
+            only in (None, cpu.NAME) and shard.width > 0 and all(cpu.why_not(call) is None for call in local)
+        )
+        self.here: list[Here] = [_Compiled(call) if self.compiled else _Defined(call) for call in local]
+        self.affinities = [isinstance(call.total, LogAffinity) for call in calls]
+        scales = [1.0 / r.temperature if isinstance(r, LogitsReading) else None for r in (local[0].p, local[0].q)]
+        self.scales = None if scales == [None, None] else [s or 1.0 for s in scales]
+        # a sum that is not flat at p = q asks most of the normalisers
+        self.careful = self.here[self.affinities.index(True)] if any(self.affinities) else self.here[0]
+
+    @property
+    def maxima(self) -> int:
+        """How many sums merge by a maximum first."""
+        return sum(self.affinities)
+
+    @property
+    def states(self) -> int:
+        """Numbers of a row in stage two."""
+        return 3 * len(self.calls)
+
+    @property
+    def collectives(self) -> int:
+        """All-reduces of a forward pass."""
+        return (0 if self.scales is None else 2) + self.maxima + 1
+
+    def __call__(self, p: Side, q: Side, factor: float = 1.0, dtype: torch.dtype = torch.float64, /) -> Tensor:
+        """factor · value of every row of the one sum, in a dtype. Both sides share their batch shape."""
+        return self.rows(p, q, factor, dtype)[0]
+
+    def rows(
+        self, p: Side, q: Side, factor: float = 1.0, dtype: torch.dtype = torch.float64
+    ) -> tuple[Tensor, ...]:
+        """factor · value of every row of each sum; differentiable once."""
+        data = (*p.data, *q.data)
+        found: tuple[Tensor, ...] = _Rows.apply(self, factor, dtype, len(p.data), *data)  # type: ignore[no-untyped-call]
+        return found
+
+    def sides(self, p: tuple[Tensor, ...], q: tuple[Tensor, ...]) -> tuple[Side, Side]:
+        """Both sides' columns here."""
+        found = []
+        for reading, data in ((self.calls[0].p, p), (self.calls[0].q, q)):
+            side = Side(_inner(reading), data)
+            if isinstance(side.reading, LabelsReading):
+                _check_labels(data[0], side.reading.num_classes)
+                if self.compiled:
+                    side = Side(side.reading, (labels_from(data[0], self.shard.start),))
+                else:
+                    side = beside(side, self.shard)
+            found.append(side)
+        return found[0], found[1]
+
+    def forward(self, p: Side, q: Side) -> tuple[list[Tensor], list[Tensor]]:
+        """The value of every row and (n, 2, 3) statistics, for each sum."""
+        n, device, group = p.batch_shape.numel(), p.data[0].device, self.shard.group
+        normalizers = torch.zeros((n, 2, 3), dtype=torch.float64, device=device)
+        if self.scales is not None:
+            m, s = self.careful.normalize(p, q)
+            scales = torch.tensor(self.scales, dtype=torch.float64, device=device).unsqueeze(-1)
+            m, s = merged_normalizers(m, s, scales, group)
+            normalizers[:, :, 0], normalizers[:, :, 1] = m.T, s.T
+        states = [here.sums(p, q, normalizers) for here in self.here]
+        for state, affinity in zip(states, self.affinities, strict=True):
+            if affinity:
+                _move(state, largest(state[0].clone(), group))
+        sent = torch.cat([_layout(self.shard, device), *(_addends(*one) for one in zip(states, self.affinities))])
+        found = added(sent, group)
+        odd = _check_layout(self.shard, found[:_LAYOUT])
+        values, stats = [], []
+        for call, state, part in zip(self.calls, states, found[_LAYOUT:].view(len(states), 3, n), strict=True):
+            value, x = part[0], part[1:].T
+            if isinstance(call.total, LogAffinity):
+                top, orders = state[0], (call.total.order, 1.0 - call.total.order)
+                value = torch.where(top.abs() == math.inf, top, top + torch.log(part[1])) + part[2]
+                x = torch.tensor(orders, dtype=torch.float64, device=device)
+            own = normalizers.clone() if len(states) > 1 else normalizers
+            own[:, :, 2] = x
+            values.append(value if odd is None else value + odd)
+            stats.append(own)
+        return values, stats
+
+
+def _check_known(call: Call) -> None:
+    """An error for what does not merge over ranks."""
+    if not isinstance(call.total, GeneratorSum | LogAffinity):
+        raise FormError(
+            f"Sharded: {type(call.total).__name__} is a sum of one's own, which nobody can merge over ranks. "
+            "Gather the logits, and write Logits(whole)."
+        )
+
+
+def _move(state: Tensor, top: Tensor) -> None:
+    """A log affinity's (m, Σ, odd) with Σ at the maximum of all ranks."""
+    m, s = state[0], state[1]
+    there = (s != 0) & (top.abs() != math.inf)
+    state[1] = torch.where(there, s * torch.exp(torch.where(there, m - top, 0.0)), 0.0)
+    state[0] = top
+
+
+def _addends(state: Tensor, affinity: bool) -> Tensor:
+    """What of a state adds up over ranks, 3n numbers; a maximum, which is known already, goes as zeros."""
+    return torch.cat([torch.zeros_like(state[:1]), state[1:]]).view(-1) if affinity else state.reshape(-1)
+
+
+def _check_labels(y: Tensor, num_classes: int) -> None:
+    if y.device.type == "cpu" and y.numel() and not (0 <= int(y.min()) and int(y.max()) < num_classes):
+        row = int(((y < 0) | (y >= num_classes)).reshape(-1).nonzero()[0])
+        raise IndexError(f"kullback: the class label of row {row} is outside of 0 to {num_classes - 1}")
+
+
+class _Rows(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, stages: Stages, factor: float, dtype: torch.dtype, num_p: int, *data: Tensor
+    ) -> tuple[Tensor, ...]:
+        p, q = stages.sides(data[:num_p], data[num_p:])
+        values, stats = stages.forward(p, q)
+        ctx.save_for_backward(*data, *values, *stats)
+        ctx.asked = stages, factor, num_p
+        ctx.set_materialize_grads(False)
+        return tuple((factor * value).to(dtype).reshape(p.batch_shape) for value in values)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            raise NotImplementedError(
+                "Sharded: second derivatives (create_graph=True) of a vocabulary that is split over ranks are not "
+                "computed. Gather the logits, and write Logits(whole)."
+            )
+        stages, factor, num_p = ctx.asked
+        count = len(ctx.needs_input_grad) - 4
+        data, kept = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
+        values, stats = kept[: len(stages.calls)], kept[len(stages.calls) :]
+        p, q = stages.sides(data[:num_p], data[num_p:])
+        wanted, found = ctx.needs_input_grad[4:], [None] * count
+        for here, value, stat, back in zip(stages.here, values, stats, upstream, strict=True):
+            if back is None:
+                continue
+            made = here.gradients(p, q, value, stat, back, factor, wanted)
+            found = [g if sum_ is None else sum_.add_(g) for sum_, g in zip(found, made, strict=True)]
+        return None, None, None, None, *found
+
+
+# ---------------------------------------------------------------- whether the shards make up the vocabulary
+
+
+def _mark(position: int) -> int:
+    """A number below 2^40 that tells a position from all others (SplitMix64), so that sums of them stay exact."""
+    x = (position + 1) * 0x9E3779B97F4A7C15 & 0xFFFFFFFFFFFFFFFF
+    x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 & 0xFFFFFFFFFFFFFFFF
+    x = (x ^ x >> 27) * 0x94D049BB133111EB & 0xFFFFFFFFFFFFFFFF
+    return (x ^ x >> 31) >> 24
+
+
+def _layout(shard: ShardedReading, device: torch.device) -> Tensor:
+    """Marks of this shard's end minus its start, which over all ranks leave V's minus 0's, and of V."""
+    ends = _mark(shard.start + shard.width) - _mark(shard.start)
+    return torch.tensor([ends, _mark(shard.num_classes)], dtype=torch.float64, device=device)
+
+
+def _check_layout(shard: ShardedReading, found: Tensor) -> Tensor | None:
+    """An error on every rank unless the shards are the vocabulary, each class once.
+
+    The numbers came with those that had to be sent anyway. On a GPU, where looking at them would wait for the device,
+    they are looked at in the first call alone; later ones give NaN, which is returned to be added to the values.
+    """
+    ranks = process_group(shard.group).size()
+    expected = [_mark(shard.num_classes) - _mark(0), ranks * _mark(shard.num_classes)]
+    if found.device.type != "cpu" and shard.place in _looked_at:
+        right = (found == torch.tensor(expected, dtype=torch.float64, device=found.device)).all()
+        return torch.where(right, 0.0, math.nan)
+    if found.tolist() != expected:
+        _refuse(shard, ranks, found.device)
+    _looked_at.add(shard.place)
+    return None
+
+
+_looked_at: set[tuple[str, int, int, int]] = set()
+
+
+def _refuse(shard: ShardedReading, ranks: int, device: torch.device) -> None:
+    """All ranks come here together, and tell each other what they hold."""
+    mine = torch.tensor([shard.start, shard.start + shard.width, shard.num_classes], device=device)
+    all_of_them = [torch.empty_like(mine) for _ in range(ranks)]
+    dist.all_gather(all_of_them, mine, process_group(shard.group))
+    rows = [one.tolist() for one in all_of_them]
+    held = ", ".join(f"rank {k} {a} to {b} of {v}" for k, (a, b, v) in enumerate(rows))
+    width = sum(b - a for a, b, _ in rows)
+    raise FormError(
+        f"Sharded: the shards are not the vocabulary, each class once: {held} (sizes add up to {width}). "
+        "Write num_classes=V, the same on every rank, and start= the number of classes on the ranks before."
+    )
+
+
