@@ -104,16 +104,16 @@ class LogitsReading:
 
 @dataclass(frozen=True)
 class LinearReading:
-    """w = softmax(s / temperature) with s = softcap·tanh(z / softcap) and z = scale (h Wᵀ + b), of (h, W) or (h, W, b).
+    """w = softmax(s / temperature), s = softcap·tanh(z / softcap) or z itself, z = scale (h Wᵀ + b), of (h, W[, b]).
 
-    Without a softcap s = z. All rows share W (V, H) and b (V,). `memory` bytes are what an engine may use for scores.
+    All rows share W (V, H) and b (V,). `memory`: bytes that an engine may use for scores; None: its own choice.
     """
 
     bias: bool = False
     scale: float = 1.0
     softcap: float | None = None
     temperature: float = 1.0
-    memory: int = 1 << 28
+    memory: int | None = None
 
     @property
     def event_dims(self) -> tuple[int | None, ...]:

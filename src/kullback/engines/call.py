@@ -129,7 +129,7 @@ def name_of_reading(reading: Reading) -> NamedReading | None:
         return NamedReading("logits", (reading.temperature,))
     if type(reading) is LinearReading:
         name = "linear_bias" if reading.bias else "linear"
-        return NamedReading(name, (reading.scale, reading.softcap or 0.0, reading.temperature, reading.memory))
+        return NamedReading(name, (reading.scale, reading.softcap or 0.0, reading.temperature, reading.memory or 0))
     if type(reading) is LogProbsReading:
         return NamedReading("log_probs")
     if type(reading) is ProbsReading:
@@ -148,7 +148,7 @@ def _logits(num_classes: int, temperature: float) -> Reading:
 def _linear(bias: bool, scale: float, softcap: float, temperature: float, memory: float) -> Reading:
     if not (scale > 0.0 and temperature > 0.0 and softcap >= 0.0):
         raise ValueError(f"kullback: scale {scale}, temperature {temperature} and softcap {softcap} are above 0.")
-    return LinearReading(bias, scale, softcap or None, temperature, int(memory))
+    return LinearReading(bias, scale, softcap or None, temperature, int(memory) or None)
 
 
 _READINGS: dict[str, tuple[int, Callable[..., Reading]]] = {

@@ -20,7 +20,9 @@ from . import cpu, eager, operators, triton
 from .call import Call, Cost, Engine
 
 NAME = "linear"
+MEMORY = 256 << 20  # bytes for scores, unless said otherwise
 ROWS = 256  # in a chunk, where memory has room: enough for a matrix product to be fast
+LEAST = 64  # in a chunk that fast products need
 TILE = 4 << 20  # bytes of a product that is added to a sum in float32
 HALF = (torch.bfloat16, torch.float16)
 Index = slice | Tensor  # of rows
@@ -174,7 +176,7 @@ class Gradient:
 
 class Plan(NamedTuple):
     """chunk   rows whose scores are made and read together
-    block   rows whose scores stay, as gradients, until one product makes the weight's gradient of them
+    block   rows whose scores stay, as gradients, until one product makes the weight's gradient of them all
     wide    weights' gradients are added up in float32 beside the half precision that they will have
     bytes   of scratch
     """
@@ -186,31 +188,51 @@ class Plan(NamedTuple):
 
 
 class Need(NamedTuple):
-    """What one product asks of memory: bytes of a row's scores and of what else a row of a chunk needs, whether its
-    scores stay for a block, and bytes of its parameters' gradients in float32 where they are of half precision.
+    """What one product asks of memory.
+
+    scores   bytes of a row's scores
+    stays    they stay for a block: a weight's gradient in half precision is to be rounded as rarely as possible
+    more     bytes that a row of a chunk takes besides
+    sums     bytes of its parameters' gradients in float32, if `stays`
+    free     bytes of its weight's gradient, if `stays`: idle until the first block is done
     """
 
     scores: int
-    more: int
     stays: bool
+    more: int
     sums: int
+    free: int
 
 
-def plan(needs: Sequence[Need], others: int, num_rows: int, memory: int) -> Plan:
+def plan(needs: Sequence[Need], others: int, num_rows: int, memory: int | None) -> Plan:
     """The most rows that fit, up to `ROWS` in a chunk; others: bytes that a row of a chunk takes beside the products.
 
-    In half precision the weight's gradient is made by one product of all rows, which rounds once, if their scores fit;
-    else it is added up in float32, in memory that is taken from the scores'.
+    In half precision a weight's gradient is made by one product of all rows, which rounds once, if their scores fit;
+    else by few of blocks as large as fit, and added up in float32. Those sums come on top of the memory for scores
+    unless that was given as a number: then they take half of it at most, or are done without.
     """
-    n = max(num_rows, 1)
+    room, n = MEMORY if memory is None else memory, max(num_rows, 1)
     stay = sum(need.scores for need in needs if need.stays)
-    chunk = others + sum(need.more + (0 if need.stays else need.scores) for need in needs)
-    if stay and n * stay + min(n, ROWS // 4) * chunk <= memory:
-        rows = min(n, ROWS, (memory - n * stay) // chunk if chunk else n)
-        return Plan(rows, n, False, n * stay + rows * chunk)
-    sums = sum(need.sums for need in needs if need.stays)
-    rows = max(1, min(n, ROWS, max(memory - sums, 0) // (chunk + stay)))
-    return Plan(rows, rows, stay > 0 and rows < n, rows * (chunk + stay) + (sums if rows < n else 0))
+    passing = [need.scores for need in needs if not need.stays]
+    rest = others + sum(need.more for need in needs) + sum(passing)
+    lent, free = max(passing, default=0), max((need.free for need in needs), default=0)
+    if stay and n * stay <= room:
+        rows = min(n, ROWS, (room - n * stay) // rest if rest else n)
+        over_gradient = (
+            min(n, ROWS, free // lent, (room - n * stay) // (rest - lent) if rest > lent else n) if lent else 0
+        )
+        if max(rows, over_gradient) >= min(n, LEAST):
+            borrows = over_gradient > rows
+            rows = max(rows, over_gradient)
+            return Plan(rows, n, False, n * stay + rows * (rest - lent if borrows else rest))
+    sums = sum(need.sums for need in needs)
+    wide = stay > 0 and (memory is None or 2 * sums <= memory)
+    left = room - sums if wide and memory is not None else room
+    rows = max(1, min(n, ROWS, left // (stay + rest)))
+    block = max(rows, (left - rows * rest) // stay // rows * rows) if stay else rows
+    block = min(block, n)
+    wide &= block < n
+    return Plan(rows, block, wide, block * stay + rows * rest + (sums if wide else 0))
 
 
 # ---------------------------------------------------------------- chunk by chunk
@@ -230,7 +252,7 @@ class Chunks:
         self.products = products_of(sides)
         self.distinct = list({id(p): p for p in self.products if p is not None}.values())
         self.ids = {id(x) for x in wanted}
-        self.memory = min(r.memory for r in (linear_in(side.reading) for side in sides) if r is not None)
+        self.memory = _least([r.memory for side in sides if (r := linear_in(side.reading)) is not None])
 
     def plan(self, num_rows: int, gathers: bool) -> Plan:
         """How `num_rows` rows are walked; gathers: they do not lie together."""
@@ -239,9 +261,10 @@ class Chunks:
             row = product.weight.shape[0] * product.weight.element_size()
             sends = self.sends(product)
             apart = row if sends and not (self.overwrite and product.softcap is None) else 0
-            half = product.weight.dtype in HALF and any(id(x) in self.ids for x in product.origin[1:])
-            sums = sum(4 * x.numel() for x in product.origin[1:] if id(x) in self.ids) if half else 0
-            needs.append(Need(row, apart, half, sums))
+            sums = sum(4 * x.numel() for x in product.origin[1:] if id(x) in self.ids)
+            free = product.weight.nbytes if id(product.origin[1]) in self.ids else 0
+            stays = self.stays(product)
+            needs.append(Need(row, stays, apart, sums if stays else 0, free if stays else 0))
         others = 0
         for side, made in zip(self.sides, self.products, strict=True):
             if made is None:
@@ -254,6 +277,10 @@ class Chunks:
         """Whether any gradient comes from its scores."""
         return any(id(x) in self.ids for x in product.origin)
 
+    def stays(self, product: Product) -> bool:
+        """Whether the weight's gradient, in half precision, waits for the rows of a block."""
+        return product.weight.dtype in HALF and any(id(x) in self.ids for x in product.origin[1:])
+
     def walk(self, run: Run, keep: Tensor | None, out: dict[int, Tensor]) -> list[Tensor]:
         """Run every chunk of the rows that count; the gradient to each wanted tensor, into `out` where that has it.
 
@@ -263,36 +290,36 @@ class Chunks:
         count = self.num_rows if kept is None else kept.numel()
         how = self.plan(count, kept is not None)
         gradients = {id(x): Gradient(x, out.get(id(x)), how.wide and self._shared(x)) for x in self.wanted}
-        scratch = self._scratch(how, gradients)
+        scratch = self._scratch(how, count, gradients)
         for block in _cut(0, count, how.block):
             for part in _cut(block.start, block.stop, how.chunk):
                 rows: Index = part if kept is None else kept[part]
                 self._chunk(run, rows, slice(part.start - block.start, part.stop - block.start), scratch, gradients)
             rows = block if kept is None else kept[block]
             for product in self.distinct:
-                if self.sends(product):
+                if self.stays(product):
                     self._send(product, rows, scratch[id(product)][: block.stop - block.start], gradients)
         return [gradients[id(x)].finish() for x in self.wanted]
 
     def _shared(self, x: Tensor) -> bool:
         return any(x is parameter for product in self.distinct for parameter in product.origin[1:])
 
-    def _scratch(self, how: Plan, gradients: dict[int, Gradient]) -> dict[int, Tensor]:
+    def _scratch(self, how: Plan, num_rows: int, gradients: dict[int, Gradient]) -> dict[int, Tensor]:
         """A buffer of scores for each product; one whose scores do not stay may lie in a gradient not yet begun."""
-        free = [
-            gradients[id(product.origin[1])].made
-            for product in self.distinct
-            if how.block > how.chunk and id(product.origin[1]) in self.ids
-        ]
-        found = {}
+        free = None
         for product in self.distinct:
-            like, stays = product.weight, self.sends(product)
-            width = like.shape[0]
-            size = (how.block if stays else how.chunk) * width
-            spare = next((x for x in free if x.dtype == like.dtype and x.numel() >= size and not stays), None)
-            if spare is not None:
-                free = [x for x in free if x is not spare]
-            found[id(product)] = (like.new_empty(size) if spare is None else spare.view(-1)[:size]).view(-1, width)
+            if not how.wide and how.block >= num_rows and self.stays(product) and id(product.origin[1]) in self.ids:
+                free = gradients[id(product.origin[1])].made
+        found = {}
+        passing = [product for product in self.distinct if not self.stays(product)]
+        for product in sorted(self.distinct, key=lambda product: -product.weight.shape[0]):
+            like, width = product.weight, product.weight.shape[0]
+            size = (how.block if self.stays(product) else how.chunk) * width
+            if product in passing and free is not None and free.dtype == like.dtype and free.numel() >= size:
+                flat_, free = free.view(-1)[:size], None
+            else:
+                flat_ = like.new_empty(size)
+            found[id(product)] = flat_.view(-1, width)
         return found
 
     def _chunk(
@@ -302,7 +329,7 @@ class Chunks:
         made: dict[int, Tensor] = {}  # by product
         for product in self.distinct:
             room = scratch[id(product)]
-            made[id(product)] = product.make(rows, room[at] if self.sends(product) else room[:length])
+            made[id(product)] = product.make(rows, room[at] if self.stays(product) else room[:length])
         cut: dict[int, Tensor] = {}  # by the tensor that it is cut from
         sides = []
         for side, behind in zip(self.sides, self.products, strict=True):
@@ -322,7 +349,9 @@ class Chunks:
         found = run(sides, rows, leaves, [*over, *(None for _ in others)])
         for product, scores, gradient in zip(senders, leaves, found, strict=False):
             gradient = product.before(scores, gradient)
-            if gradient is not scores:
+            if not self.stays(product):
+                self._send(product, rows, gradient, gradients)
+            elif gradient is not scores:
                 scores.copy_(gradient)
         for x, gradient in zip(others, found[len(senders) :], strict=True):
             to = gradients[id(x)]
@@ -341,6 +370,10 @@ class Chunks:
         for b in bias:
             if id(b) in self.ids:
                 gradients[id(b)].add(g.sum(0, dtype=torch.float64 if g.dtype == torch.float64 else torch.float32))
+
+
+def _least(given: Sequence[int | None]) -> int | None:
+    return min((memory for memory in given if memory is not None), default=None)
 
 
 def _cut(start: int, stop: int, step: int) -> Iterator[slice]:

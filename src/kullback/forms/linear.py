@@ -12,9 +12,6 @@ from kullback.core.readings import LinearReading
 
 from .finite import Array, FiniteForm, Logits, floating_tensor, positive_number
 
-MEMORY = 256 << 20
-"""Bytes for scores, unless said otherwise."""
-
 
 @dataclass(frozen=True, eq=False)
 class LinearLogits(FiniteForm):
@@ -33,15 +30,16 @@ class LinearLogits(FiniteForm):
         scale: a number > 0 that multiplies the scores (Granite divides: write 1/logits_scaling).
         softcap: a number > 0, the scores' bound (Gemma), or None.
         temperature: a number > 0.
-        memory: bytes for scores, beside the gradients that are asked for; what does not fit is done in more, smaller
-            parts. `explain` says what will be used.
+        memory: bytes that may be used beside the inputs and the gradients that are asked for; what does not fit is
+            done in more, smaller parts. None: 256 MiB for scores, and, in half precision and for many rows, the sums of
+            the weight's gradient in float32. A number is kept to, and where those sums would take more than half of
+            it, the parts of a weight's gradient are added up in its own dtype. `explain` says what will be used.
 
     Under autocast, tensors are cast as `F.linear` would. A weight that is a DTensor is gathered once, when the form is
     made. In half precision scores are rounded to their dtype, as a model's own are; sums are not.
 
     Gradients: to hidden states, weight and bias, on both sides, once and twice; the second derivative goes through the
-    definition in float64, which holds the scores. The weight's gradient adds up in float32 at least wherever it is
-    made of parts.
+    definition in float64, which holds the scores.
     Raises: FormError: shapes or dtypes that do not fit, settings out of range.
 
     >>> import torch
@@ -57,7 +55,7 @@ class LinearLogits(FiniteForm):
     scale: float = 1.0
     softcap: float | None = None
     temperature: float = 1.0
-    memory: int = MEMORY
+    memory: int | None = None
     data: Tensor = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -69,7 +67,8 @@ class LinearLogits(FiniteForm):
             object.__setattr__(self, name, positive_number("LinearLogits", name, getattr(self, name)))
         if self.softcap is not None:
             object.__setattr__(self, "softcap", positive_number("LinearLogits", "softcap", self.softcap))
-        object.__setattr__(self, "memory", _bytes(self.memory))
+        if self.memory is not None:
+            object.__setattr__(self, "memory", _bytes(self.memory))
         object.__setattr__(self, "data", hidden)
         object.__setattr__(self, "weight", weight)
         object.__setattr__(self, "bias", bias[0] if bias else None)
