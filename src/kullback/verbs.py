@@ -19,6 +19,7 @@ from torch import Tensor
 from . import divergences, exact
 from ._errors import FormError
 from .core.reduction import GeneratorSum, Pair
+from .core.sharded import shard_of, weights_of_columns
 from .divergences import KL, Divergence
 from .engines import choice
 from .forms.density import Measured
@@ -257,7 +258,8 @@ def contributions(p: FiniteForm, q: FiniteForm, /, divergence: Divergence = KL, 
             Rényi's are not.
         base: e gives nats, 2 gives bits.
 
-    Returns: Tensor (..., V), >= 0 (cross-entropy: its textbook terms). For looking at: it carries no gradient.
+    Returns: Tensor (..., V), >= 0 (cross-entropy: its textbook terms). For looking at: it carries no gradient. Of
+        Sharded forms, those of the classes here: (..., width).
     Raises: FormError, also for a divergence that is no sum.
 
     >>> contributions(Probs([0.5, 0.5]), Probs([0.75, 0.25]))
@@ -272,7 +274,9 @@ def contributions(p: FiniteForm, q: FiniteForm, /, divergence: Divergence = KL, 
     unit = _log_base(base)
     left, right = sides("contributions", p, q)
     with torch.no_grad():
-        terms = linear[0].terms(Pair(left.weights(), right.weights())).value
+        shard = shard_of(left.reading, right.reading)
+        weights = [side.weights() if shard is None else weights_of_columns(side, shard) for side in (left, right)]
+        terms = linear[0].terms(Pair(*weights)).value
         return (terms * (linear[1] / unit)).to(_result_dtype(left.data[0], right.data[0]))
 
 

@@ -12,6 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from kullback._errors import FormError
+
 from .normalizer import finite_or_zero
 from .readings import LabelsReading, LinearReading, LogitsReading, Partial, Reading, Side, Weights
 
@@ -38,14 +40,11 @@ class ShardedReading:
         return self.group, self.num_classes, self.start, self.width
 
     def weights(self, data: tuple[Tensor, ...]) -> Weights:
-        """The columns here, (..., width), of the whole rows' distributions; all ranks of the group ask together."""
-        reading = self.inner
-        if isinstance(reading, LinearReading):
-            reading, data = reading.of_scores, (reading.scores(data),)
-        if not isinstance(reading, LogitsReading):
-            return reading.weights(data)
-        m, s = normalizer_here(reading, data)
-        return weights_here(reading, data, *merged_normalizers(m, s, 1.0 / reading.temperature, self.group))
+        """Nobody's: an error. `weights_of_columns` has those of the columns here."""
+        raise FormError(
+            f"Sharded: this needs whole distributions, of which this rank holds columns {self.start} to "
+            f"{self.start + self.width} of {self.num_classes}. Gather the logits, and write Logits(whole)."
+        )
 
     def pull_back(
         self, data: tuple[Tensor, ...], weights: Weights, partial: Partial, upstream: Tensor
@@ -115,6 +114,20 @@ def weights_here(reading: Reading, data: tuple[Tensor, ...], m: Tensor, log_sum:
     return Weights(torch.exp(log_w), log_w)
 
 
+def weights_of_columns(side: Side, shard: ShardedReading) -> Weights:
+    """The columns of a shard, (..., width), of whole rows' distributions; all ranks of the group ask together."""
+    if not isinstance(side.reading, ShardedReading):
+        return beside(side, shard).weights()
+    reading, data = side.reading.inner, side.data
+    if isinstance(reading, LinearReading):
+        data = (reading.scores(data),)
+        reading = reading.of_scores
+    if not isinstance(reading, LogitsReading):
+        return reading.weights(data)
+    m, s = normalizer_here(reading, data)
+    return weights_here(reading, data, *merged_normalizers(m, s, 1.0 / reading.temperature, shard.group))
+
+
 # ---------------------------------------------------------------- what the ranks do together
 
 
@@ -139,5 +152,4 @@ def added(x: Tensor, group: str) -> Tensor:
 
 def process_group(name: str) -> dist.ProcessGroup:
     """The group of a name. Readings hold the name alone, so that no kept decision keeps a group alive."""
-    found: dist.ProcessGroup = dist.distributed_c10d._resolve_process_group(name)  # type: ignore[arg-type]
-    return found
+    return dist.distributed_c10d._resolve_process_group(name)  # type: ignore[attr-defined,arg-type]

@@ -16,7 +16,7 @@ from kullback.core.sharded import shard_of
 from kullback.divergences import Divergence
 
 from . import cpu, dtensors, eager, linear, sharded, triton
-from .call import Call, Engine, Rows
+from .call import Call, Cost, Engine, Rows
 
 ENGINES: tuple[Engine, ...] = (sharded, cpu, triton, eager)
 """Best first; the last one serves everything."""
@@ -72,6 +72,12 @@ class Decision:
     prepared: tuple[Rows, ...] = ()
     """`calls`, for whoever may call the engine bare; the sharded engine's are one."""
 
+    def costs(self, p: Side, q: Side) -> list[Cost]:
+        """What the sums will need, one by one or all that share their collectives."""
+        if self.engine is sharded:
+            return [sharded.Stages(self.calls).cost(p, q)]
+        return [self.engine.cost(call, p, q) for call in self.calls]
+
 
 def decide(divergence: Divergence, p: Side, q: Side, num_classes: int) -> Decision:
     """The best engine that serves every sum of a divergence on these two sides; no value is looked at."""
@@ -90,8 +96,11 @@ def decide(divergence: Divergence, p: Side, q: Side, num_classes: int) -> Decisi
         for engine in ENGINES[:-1]
     }
     taken = next(engine for engine in ENGINES if reasons.get(engine.NAME) is None)
-    not_taken = [(name, reason or f"{taken.NAME} is faster") for name, reason in reasons.items() if name != taken.NAME]
-    if taken.NAME in reasons:
+    others = ((name, reason) for name, reason in reasons.items() if name not in (taken.NAME, sharded.NAME))
+    not_taken = [(name, reason or f"{taken.NAME} is faster") for name, reason in others]
+    if taken is sharded:
+        not_taken = [(name, "it sums whole rows") for name in NAMES]
+    elif taken.NAME in reasons:
         not_taken.append((ENGINES[-1].NAME, "slower; it serves second derivatives and torch.func"))
     engine: Engine = linear.Linear(taken) if made and transformed is None else taken
     factor = None if divergence.linear is None else divergence.linear[1]
@@ -119,14 +128,19 @@ def measure(divergence: Divergence, p: Side, q: Side, num_classes: int, unit: fl
             return whole(measure(divergence, p, q, num_classes, unit))
         decision = decide(divergence, p, q, num_classes)
         engine = decision.engine
-        value = divergence.finish(*(engine.traced_rows(call, p, q) for call in decision.calls))
+        if engine is sharded:
+            value = divergence.finish(*sharded.traced(decision.calls, p, q))
+        else:
+            value = divergence.finish(*(engine.traced_rows(call, p, q) for call in decision.calls))
         return (value if unit == 1.0 else value / unit).to(decision.dtype)
     decision = kept_decision(divergence, p, q, num_classes)
     if decision.factor is not None:
         return decision.prepared[0](p, q, decision.factor / unit, decision.dtype)
     stages = decision.prepared[0]
-    together = isinstance(stages, sharded.Stages)
-    value = divergence.finish(*(stages.rows(p, q) if together else (rows(p, q) for rows in decision.prepared)))
+    if isinstance(stages, sharded.Stages):
+        value = divergence.finish(*stages.rows(p, q))
+    else:
+        value = divergence.finish(*(rows(p, q) for rows in decision.prepared))
     return (value if unit == 1.0 else value / unit).to(decision.dtype)
 
 
@@ -144,7 +158,7 @@ def kept_decision(divergence: Divergence, p: Side, q: Side, num_classes: int) ->
             _kept.clear()
         decision = decide(divergence, p, q, num_classes)
         if decision.engine is sharded:
-            prepared: tuple[Rows, ...] = (sharded.prepare_all(decision.calls),)
+            prepared: tuple[Rows, ...] = (sharded.Stages(decision.calls),)
         else:
             prepared = tuple(decision.engine.prepare(call) for call in decision.calls)
         decision = replace(decision, prepared=prepared)

@@ -7,6 +7,7 @@ rank. The result has the batch placements, and is replicated over the mesh dimen
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from kullback._errors import FormError
@@ -37,14 +38,11 @@ def local(p: Side, q: Side) -> tuple[Side, Side, Whole | None]:
 
 
 def _whole(x: Any, placements: Sequence[Any], shape: Sequence[int]) -> Whole:
-    strides, step = [], 1
-    for n in reversed(shape):
-        strides.insert(0, step)
-        step *= max(n, 1)
+    strides = torch.empty(shape, device="meta").stride()
 
     def whole(rows: Tensor) -> Tensor:
         made: Tensor = type(x).from_local(
-            rows, x.device_mesh, placements, run_check=False, shape=tuple(shape), stride=tuple(strides)
+            rows, x.device_mesh, placements, run_check=False, shape=tuple(shape), stride=strides
         )
         return made
 
@@ -78,7 +76,7 @@ def _here(name: str, side: Side) -> tuple[Side, tuple[Any, ...]]:
             raise FormError(
                 f"{name} is a DTensor placed {x.placements}"  # type: ignore[attr-defined]
                 + (", which splits the class axis twice." if twice else f"; {placement} is not taken.")
-                + " Write x.redistribute(placements=[...]) with Replicate() or Shard(axis), the class axis once at most."
+                + " Write x.redistribute(placements=[...]) with Replicate() or Shard(axis), the class axis once."
             )
     here: Tensor = x.to_local()  # type: ignore[attr-defined]
     return Side(side.reading if split is None else _sharded(side.reading, x, here, split), (here,)), tuple(placements)

@@ -10,7 +10,7 @@ CPU the columns are summed by the C++ engine's stages, elsewhere by `core` in fl
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -21,7 +21,7 @@ from torch import Tensor
 from kullback._errors import FormError
 from kullback.core import reduction
 from kullback.core.normalizer import Normalizer
-from kullback.core.readings import LabelsReading, LogitsReading, LogProbsReading, ProbsReading, Reading, Side
+from kullback.core.readings import LabelsReading, LogitsReading, Reading, Side
 from kullback.core.reduction import GeneratorSum, LogAffinity, Pair, Totals
 from kullback.core.sharded import (
     ShardedReading,
@@ -50,38 +50,29 @@ def why_not(call: Call) -> str | None:
 
 
 def cost(call: Call, p: Side, q: Side) -> Cost:
-    """What summing the columns here takes, and the numbers that meet."""
-    stages, shard = Stages((call,)), shard_of(call.p, call.q)
-    assert shard is not None
-    n, ranks = p.batch_shape.numel(), process_group(shard.group).size()
-    local = stages.here[0].cost(Side(_inner(p.reading), p.data), Side(_inner(q.reading), q.data))
-    sent = 8 * (stages.states * n + _LAYOUT) + (2 * 16 * n if stages.scales is not None else 0) + 8 * n * stages.maxima
-    return Cost(
-        local.temporary_bytes + sent,
-        n * BYTES_SAVED_PER_ROW * len(stages.calls),
-        f"columns {shard.start} to {shard.start + shard.width} here, {ranks} ranks in group {shard.group!r}; "
-        f"{stages.collectives} all-reduces forward, of {sent} bytes together, none backward; {local.manner}",
-        local.precision,
-    )
+    """What one sum takes; see `Stages.cost`."""
+    return Stages((call,)).cost(p, q)
 
 
 def prepare(call: Call) -> Rows:
-    """The stages of one sum."""
-    return prepare_all((call,))
-
-
-def prepare_all(calls: Sequence[Call]) -> "Stages":
-    """The stages of all sums of a divergence, which share their collectives."""
-    return Stages(tuple(calls))
+    """The stages of one sum; those of several share their collectives, in `Stages`."""
+    return Stages((call,))
 
 
 def traced_rows(call: Call, p: Side, q: Side) -> Tensor:
-    """The value of every row in float64; `torch.compile` leaves its graph for it."""
-    return _untraced(call, p, q)
+    """The value of every row in float64; see `traced`."""
+    return traced((call,), p, q)[0]
 
 
-def _untraced(call: Call, p: Side, q: Side) -> Tensor:
-    return prepare(call)(p, q)
+def traced(calls: tuple[Call, ...], p: Side, q: Side) -> tuple[Tensor, ...]:
+    """The value of every row of each sum, in float64; `torch.compile` leaves its graph for it."""
+    return _untraced(calls, p, q)
+
+
+def _untraced(calls: tuple[Call, ...], p: Side, q: Side) -> tuple[Tensor, ...]:
+    # Dynamo skips this frame, and is told here to skip those below it
+    found: tuple[Tensor, ...] = torch.compiler.disable(lambda: Stages(calls).rows(p, q))()  # type: ignore[no-untyped-call]
+    return found
 
 
 _untraced._torchdynamo_disable = True  # type: ignore[attr-defined]  # torch.compiler.disable, whose import takes seconds
@@ -177,13 +168,13 @@ class _Defined:
         for sides, (value, back, *found, x_p, x_q) in self._blocks(p, q, *numbers):
             silent = reduction.silenced_rows(value, back)
             value, back, x_p, x_q = (torch.where(silent, 0.0, x) for x in (value, back, x_p, x_q))
-            quiet = [reduction.silenced(side, silent) for side in sides]
-            pair = _pair(quiet, [torch.where(silent, 0.0, x) for x in found])
+            p_quiet, q_quiet = (reduction.silenced(side, silent) for side in sides)
+            pair = _pair((p_quiet, q_quiet), [torch.where(silent, 0.0, x) for x in found])
             total = self.call.total
             state: Any = Totals(value, x_p, x_q)
             if isinstance(total, LogAffinity):
                 state = Normalizer(value.unsqueeze(-1), torch.ones_like(value).unsqueeze(-1))
-            parts.append(reduction.pull_back(total, *quiet, pair, state, back, tuple(wanted)))
+            parts.append(reduction.pull_back(total, p_quiet, q_quiet, pair, state, back, tuple(wanted)))
         data = (*p.data, *q.data)
         return tuple(eager._joined(part, x, False) for part, x in zip(zip(*parts, strict=True), data, strict=True))
 
@@ -228,27 +219,30 @@ class Stages:
         self.careful = self.here[self.affinities.index(True)] if any(self.affinities) else self.here[0]
 
     @property
-    def maxima(self) -> int:
-        """How many sums merge by a maximum first."""
-        return sum(self.affinities)
-
-    @property
-    def states(self) -> int:
-        """Numbers of a row in stage two."""
-        return 3 * len(self.calls)
-
-    @property
     def collectives(self) -> int:
         """All-reduces of a forward pass."""
-        return (0 if self.scales is None else 2) + self.maxima + 1
+        return (0 if self.scales is None else 2) + sum(self.affinities) + 1
+
+    def cost(self, p: Side, q: Side) -> Cost:
+        """What summing the columns here takes, and the numbers that meet."""
+        shard, n = self.shard, p.batch_shape.numel()
+        local = self.here[0].cost(Side(_inner(p.reading), p.data), Side(_inner(q.reading), q.data))
+        normalizers = 0 if self.scales is None else 4
+        sent = 8 * (n * (normalizers + sum(self.affinities) + 3 * len(self.calls)) + _LAYOUT)
+        return Cost(
+            local.temporary_bytes + sent,
+            n * BYTES_SAVED_PER_ROW * len(self.calls),
+            f"columns {shard.start} to {shard.start + shard.width} here, {process_group(shard.group).size()} ranks in "
+            f"group {shard.group!r}; {self.collectives} all-reduces forward, of {sent} bytes together, none backward; "
+            + local.manner,
+            local.precision,
+        )
 
     def __call__(self, p: Side, q: Side, factor: float = 1.0, dtype: torch.dtype = torch.float64, /) -> Tensor:
         """factor · value of every row of the one sum, in a dtype. Both sides share their batch shape."""
         return self.rows(p, q, factor, dtype)[0]
 
-    def rows(
-        self, p: Side, q: Side, factor: float = 1.0, dtype: torch.dtype = torch.float64
-    ) -> tuple[Tensor, ...]:
+    def rows(self, p: Side, q: Side, factor: float = 1.0, dtype: torch.dtype = torch.float64) -> tuple[Tensor, ...]:
         """factor · value of every row of each sum; differentiable once."""
         data = (*p.data, *q.data)
         found: tuple[Tensor, ...] = _Rows.apply(self, factor, dtype, len(p.data), *data)  # type: ignore[no-untyped-call]
@@ -281,7 +275,9 @@ class Stages:
         for state, affinity in zip(states, self.affinities, strict=True):
             if affinity:
                 _move(state, largest(state[0].clone(), group))
-        sent = torch.cat([_layout(self.shard, device), *(_addends(*one) for one in zip(states, self.affinities))])
+        sent = torch.cat(
+            [_layout(self.shard, device), *(_addends(*one) for one in zip(states, self.affinities, strict=True))]
+        )
         found = added(sent, group)
         odd = _check_layout(self.shard, found[:_LAYOUT])
         values, stats = [], []
@@ -321,7 +317,7 @@ def _addends(state: Tensor, affinity: bool) -> Tensor:
 
 
 def _check_labels(y: Tensor, num_classes: int) -> None:
-    if y.device.type == "cpu" and y.numel() and not (0 <= int(y.min()) and int(y.max()) < num_classes):
+    if y.device.type == "cpu" and y.numel() and not (int(y.min()) >= 0 and int(y.max()) < num_classes):
         row = int(((y < 0) | (y >= num_classes)).reshape(-1).nonzero()[0])
         raise IndexError(f"kullback: the class label of row {row} is outside of 0 to {num_classes - 1}")
 
@@ -408,5 +404,3 @@ def _refuse(shard: ShardedReading, ranks: int, device: torch.device) -> None:
         f"Sharded: the shards are not the vocabulary, each class once: {held} (sizes add up to {width}). "
         "Write num_classes=V, the same on every rank, and start= the number of classes on the ranks before."
     )
-
-

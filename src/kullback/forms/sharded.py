@@ -106,10 +106,6 @@ class Sharded(FiniteForm):
     def tempered(self, temperature: float) -> "Sharded":
         return self if temperature == 1.0 else self._of(self.form.tempered(temperature))
 
-    def probabilities(self) -> Tensor:
-        """Of the columns here: (..., width), float64. All ranks of the group ask together."""
-        return super().probabilities()
-
     def _of(self, form: FiniteForm) -> "Sharded":
         return replace(self, form=form, validate=False)
 

@@ -104,7 +104,11 @@ class DKD(LossOfParts):
     def _split(self, form: FiniteForm, labels: Tensor, keep: Tensor) -> tuple[Logits, Logits]:
         """Target against the rest, and the rest among themselves, as logits at temperature T."""
         tempered = form.tempered(self.temperature)
-        assert isinstance(tempered, Logits)
+        if not isinstance(tempered, Logits):
+            raise FormError(
+                f"DKD: {type(form).__name__} does not hold every class's score, which the target's share takes out of "
+                "the others. Write Logits of the whole."
+            )
         scores = emptied(tempered.expand(labels.shape), keep).double() / tempered.temperature
         at = labels.unsqueeze(-1)
         rest = scores.scatter(-1, at, -math.inf)
