@@ -8,6 +8,7 @@ from torch import Tensor
 
 from kullback._errors import FormError
 from kullback.forms.finite import FiniteForm, Labels, Logits
+from kullback.forms.linear import LinearLogits
 from kullback.verbs import kl
 
 from .base import LossOfParts
@@ -104,6 +105,8 @@ class DKD(LossOfParts):
     def _split(self, form: FiniteForm, labels: Tensor, keep: Tensor) -> tuple[Logits, Logits]:
         """Target against the rest, and the rest among themselves, as logits at temperature T."""
         tempered = form.tempered(self.temperature)
+        if isinstance(tempered, LinearLogits):
+            tempered = tempered.logits()  # a class left out of every row, so that all scores are needed at once
         if not isinstance(tempered, Logits):
             raise FormError(
                 f"DKD: {type(form).__name__} does not hold every class's score, which the target's share takes out of "

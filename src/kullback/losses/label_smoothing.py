@@ -29,7 +29,7 @@ class LabelSmoothing(Loss):
             larger by the constant entropy of the smoothed label (fairseq, PyTorch). The gradients are the same.
 
     Call with:
-        x: (batch, seqlen, V) logits, or a form; any leading shape works.
+        x: (batch, seqlen, V) logits, or a form such as `LinearLogits`; any leading shape works.
         target: (batch, seqlen) integers.
         num_items: the denominator of the whole step instead (tokens or sentences, as `normalize_length` says).
 
