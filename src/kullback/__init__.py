@@ -9,6 +9,7 @@ from .forms.finite import Labels, Logits, LogProbs, Probs
 from .forms.linear import LinearLogits
 from .forms.points import Points
 from .forms.sharded import Sharded
+from .forms.sparse import Drawn, TopK, draw, top_k
 from .route import Route, explain
 from .terms import Term, total
 from .verbs import *  # noqa: F403  (a verb is exported where it is written)
@@ -16,6 +17,7 @@ from .verbs import *  # noqa: F403  (a verb is exported where it is written)
 __all__ = [
     "Counts",
     "Density",
+    "Drawn",
     "FormError",
     "KullbackError",
     "Labels",
@@ -31,8 +33,11 @@ __all__ = [
     "Sharded",
     "Term",
     "ToleranceError",
+    "TopK",
+    "draw",
     "estimate",
     "explain",
+    "top_k",
     "total",
     "wasserstein",
 ]

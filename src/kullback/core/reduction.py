@@ -10,6 +10,7 @@ from typing import Generic, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from . import coarse
 from .generators import Cells, Generator, Power, Terms
 from .normalizer import Normalizer
 from .readings import Partial, Side, Weights
@@ -163,9 +164,15 @@ class LogAffinity(Sum[Normalizer]):
         return f"log_affinity({self.order:g})"
 
 
+def cells(p: Side, q: Side) -> tuple[Pair, Tensor | None]:
+    """What sums see of two sides, and which of V classes stand alone in it: the rest is one cell more. None: all do."""
+    pair, alone = Pair(p.weights(), q.weights()), coarse.told_apart(p, q)
+    return (pair if alone is None else Pair(*(coarse.joined(w, alone) for w in pair))), alone
+
+
 def rows(total: Sum[State], p: Side, q: Side) -> Tensor:
     """The value of every row, float64."""
-    return total.rows(Pair(p.weights(), q.weights()))
+    return total.rows(cells(p, q)[0])
 
 
 def gradients(
@@ -180,18 +187,29 @@ def gradients(
     factor = torch.where(silent, 0.0, upstream)
     # silenced before the arithmetic, not after it: 0·inf would come back as NaN, here or in a second derivative
     sides = silenced(p, silent), silenced(q, silent)
-    pair = Pair(*(side.weights() for side in sides))
-    return pull_back(total, *sides, pair, total.of(pair), factor, wanted)
+    pair, alone = cells(*sides)
+    return pull_back(total, *sides, pair, total.of(pair), factor, wanted, alone)
 
 
 def pull_back(
-    total: Sum[State], p: Side, q: Side, pair: Pair, state: State, factor: Tensor, wanted: tuple[bool, ...]
+    total: Sum[State],
+    p: Side,
+    q: Side,
+    pair: Pair,
+    state: State,
+    factor: Tensor,
+    wanted: tuple[bool, ...],
+    alone: Tensor | None = None,
 ) -> tuple[Tensor | None, ...]:
-    """`gradients`, of rows among which none is silent, given their weights and the state of all columns."""
+    """`gradients`, of rows among which none is silent, given their `cells` and the state of all columns."""
     sides, partials = (p, q), total.partials(pair, state)
     factor = factor.unsqueeze(-1)
     found: list[Tensor | None] = []
-    for side, weights, partial in zip(sides, pair, partials, strict=True):
+    for side, seen, partial in zip(sides, pair, partials, strict=True):
+        weights = seen
+        if alone is not None:
+            weights = side.weights()
+            partial = coarse.refined(partial, weights, seen, alone)
         back = side.reading.pull_back(side.data, weights, partial, factor)
         found += [None if g is None else g.to(x.dtype) for g, x in zip(back, side.data, strict=True)]
     return tuple(g if want else None for g, want in zip(found, wanted, strict=True))
