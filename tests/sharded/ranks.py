@@ -27,13 +27,16 @@ from kullback import (
     LogProbs,
     Probs,
     Sharded,
+    TopK,
     contributions,
+    draw,
     entropy,
     explain,
     js,
     kl,
     measure,
     renyi,
+    top_k,
 )
 from kullback.divergences import CROSS_ENTROPY, HELLINGER, JEFFREYS, KL, TABLE, TV
 from kullback.engines import use
@@ -97,11 +100,27 @@ def kinds(p, q):
     """(name, form of p, form of q) as functions of the columns they hold, and of these tensors whole."""
     labels = torch.arange(len(p)) * V // len(p)
     soft = partial(torch.softmax, dim=-1)
+    log_probs, ids = torch.log_softmax(p, -1).topk(5, -1)
+
+    def listed(tail):
+        return partial(TopK, log_probs=log_probs, num_classes=V, tail=tail, validate=False)
+
     yield "logits", (p, lambda x: Logits(x, 1.5)), (q, Logits)
     yield "at one temperature", (p, Logits), (q, Logits)
     yield "probs", (soft(p), partial(Probs, validate=False)), (soft(q), partial(Probs, validate=False))
     yield "log_probs", (torch.log_softmax(p, -1), partial(LogProbs, validate=False)), (q, Logits)
-    yield "labels", (labels, None), (q, Logits)
+    yield "labels", (labels, labels_of), (q, Logits)
+    for tail in ("bucket", "even", "renormalize"):
+        yield f"top-k, {tail}", (ids, listed(tail)), (q, Logits)
+    yield "a top-k of q", (q, Logits), (ids, listed("bucket"))
+
+
+def here_of(x, form):
+    """This rank's columns as a leaf, and their form; ids are whole on every rank."""
+    if not x.is_floating_point():
+        return x, form(x)
+    part = here(x)
+    return part, sharded(form(part), validate=False)
 
 
 def labels_of(y, v=V):
@@ -163,13 +182,9 @@ def compare(divergence, p, q, tolerance=1e-12, what=""):
     """Value and gradient of one divergence, as shards and whole; gives the value."""
     (x, of_x), (y, of_y) = p, q
     whole_x, whole_y = (t.detach().clone().requires_grad_(t.is_floating_point()) for t in (x, y))
-    want = measure(divergence, labels_of(whole_x) if of_x is None else of_x(whole_x), of_y(whole_y))
-    part_x, part_y = x if of_x is None else here(x), here(y)
-    got = measure(
-        divergence,
-        labels_of(part_x) if of_x is None else sharded(of_x(part_x), validate=False),
-        sharded(of_y(part_y), validate=False),
-    )
+    want = measure(divergence, of_x(whole_x), of_y(whole_y))
+    (part_x, left), (part_y, right) = here_of(x, of_x), here_of(y, of_y)
+    got = measure(divergence, left, right)
     close(got, want, tolerance, what)
     upstream = normal(*want.shape, seed=3).to(want.dtype)
     want.backward(torch.where(want.isnan(), 0.0, upstream))
@@ -178,7 +193,7 @@ def compare(divergence, p, q, tolerance=1e-12, what=""):
     assert not seen, f"the backward pass sends {seen}"
     a, b = ends()
     smooth = torch.ones(len(want), dtype=torch.bool)
-    smooth[1] = divergence not in (TV, HELLINGER)  # which have a corner at p = q: rounding says on which side one is
+    smooth[1:3] = divergence not in (TV, HELLINGER)  # which have a corner at p = q: rounding says on which side one is
     for part, whole in ((part_x, whole_x), (part_y, whole_y)):
         if whole.requires_grad:
             # a cell is the difference of terms that are about as large as the value
@@ -303,6 +318,7 @@ def the_stated_number_of_collectives():
     cases = (
         ("logits", KL, Logits(here(p)), Logits(here(q)), [2 * n, 2 * n, numbers]),
         ("labels", CROSS_ENTROPY, None, Logits(here(q)), [2 * n, 2 * n, numbers]),
+        ("bucket", KL, None, Logits(here(q)), [2 * n, 2 * n, numbers + 2 * n]),
         ("probs", KL, soft(here(p.softmax(-1))), soft(here(q.softmax(-1))), [numbers]),
         (
             "renyi",
@@ -315,7 +331,9 @@ def the_stated_number_of_collectives():
     for engine in ENGINES:
         with use(engine):
             for name, divergence, left, right, sizes in cases:
-                left_form = Labels(torch.arange(n), V) if left is None else sharded(left, validate=False)
+                left_form = sharded(left, validate=False) if left else Labels(torch.arange(n), V)
+                if name == "bucket":
+                    left_form = top_k(p, 3, tail="bucket")
                 with collectives() as seen:
                     right_form = sharded(right, validate=False)
                     value = measure(divergence, left_form, right_form)
@@ -336,6 +354,7 @@ def the_stated_number_of_collectives():
 def losses(p, q, r, labels, mask):
     """name -> (loss of forms as functions of tensors, tensors that get gradients)."""
     distil = Distillation(temperature=2.0, soft_weight=0.3, smoothing=0.1)
+    distil_at_one = Distillation(temperature=1.0, soft_weight=0.3)
     yield "distillation", lambda f, x, y: distil(student=f(y), teacher=f(x), labels=labels, mask=mask)
     yield (
         "distillation by rows",
@@ -354,6 +373,12 @@ def losses(p, q, r, labels, mask):
         "policy",
         lambda f, x, y: PolicyKL(value="exact", gradient="exact")(logits=f(x), reference_logits=f(y), mask=mask),
     )
+    teacher = draw(r, 50, generator=torch.Generator().manual_seed(0))
+    yield "drawn", lambda f, x, y: GKD(0.0, scaled=True)(student=f(y), teacher=teacher, mask=mask)
+    yield (
+        "top-k",
+        lambda f, x, y: distil_at_one(student=f(y), teacher=top_k(r, 7, tail="bucket"), labels=labels, mask=mask),
+    )
     yield "label smoothing", lambda f, x, y: LabelSmoothing(V, -100, 0.1)(f(y), labels)
 
 
@@ -367,10 +392,11 @@ def losses_take_shards_by_name():
     a, b = ends()
     for engine in ENGINES:
         with use(engine):
-            for name, loss in losses(p, q, None, labels, mask):
+            for name, loss in losses(p, q, normal(2, 4, V, seed=29), labels, mask):
                 x, y = p.clone().requires_grad_(), q.clone().requires_grad_()
-                want = loss(Logits, x, y)
-                want.backward()
+                with use("eager"):  # the definition
+                    want = loss(Logits, x, y)
+                    want.backward()
                 u, w = here(p), here(q)
                 got = loss(lambda t: sharded(Logits(t)), u, w)
                 got.backward()
@@ -476,14 +502,17 @@ def what_is_no_shard():
     refused(lambda: kl(form, Logits(torch.zeros(2, 15))), "V=15")
     refused(lambda: kl(form, Sharded(Logits(x[:, 1:]), num_classes=20, start=start + 1)), "the same columns")
     refused(lambda: kl(form, Labels([1, 2], 10)), "V=20 but q has V=10")
-    refused(lambda: kl(Labels([1, 20], 20, validate=False), form), "row 1", error=IndexError)
+    refused(lambda: kl(Labels([1, 20], 20, validate=False), form), "class id 20 is outside", error=IndexError)
     refused(lambda: Sharded(Probs(torch.full((2, 10), 0.1), validate=False), num_classes=20, start=start), "sums? to 2")
     refused(lambda: kullback.wasserstein(form, form, positions=torch.zeros(20)), "Sharded", "Gather")
     refused(lambda: GKD()(student=x, teacher=form), "V=10|Sharded")
     refused(lambda: kl(Logits(torch.zeros(2, 0)), Logits(torch.zeros(2, 0))), "V=0")
     from kullback.losses import DKD, Consistency
 
-    refused(lambda: DKD()(student=form, teacher=form, labels=torch.zeros(2, dtype=torch.long)), "DKD", "whole")
+    listed = TopK(torch.tensor([[0], [19]]), torch.zeros(2, 1).requires_grad_(), 20, tail="bucket")
+    refused(lambda: kl(listed, form), "no gradient flows", r"log_probs.detach\(\)")
+    refused(lambda: kullback.estimate.kl(draw(torch.zeros(2, 20), 3), form), "Gather")
+    refused(lambda: DKD()(student=form, teacher=form, labels=torch.zeros(2, dtype=torch.long)), "whole", "Gather")
     refused(lambda: Consistency(threshold=0.5)(original=form, augmented=form), "threshold=None")
     refused(
         lambda: torch.func.grad(lambda y: kl(form, Sharded(Logits(y), num_classes=20, start=start)).sum())(x),
@@ -642,7 +671,7 @@ def main(number, world, store, report):
     torch.set_num_threads(1)
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     dist.init_process_group(
-        "gloo", init_method=f"file://{store}", rank=number, world_size=world, timeout=timedelta(seconds=30)
+        "gloo", init_method=f"file://{store}", rank=number, world_size=world, timeout=timedelta(seconds=120)
     )
     found = {}
     for name, function in CHECKS[world].items():

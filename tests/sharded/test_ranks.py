@@ -38,7 +38,7 @@ def reports(tmp_path_factory):
                 for k, file in enumerate(files)
             ]
             try:
-                said = [process.communicate(timeout=300)[1] for process in processes]
+                said = [process.communicate(timeout=900)[1] for process in processes]
             finally:
                 for process in processes:
                     process.kill()

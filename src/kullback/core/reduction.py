@@ -188,29 +188,27 @@ def gradients(
     # silenced before the arithmetic, not after it: 0·inf would come back as NaN, here or in a second derivative
     sides = silenced(p, silent), silenced(q, silent)
     pair, alone = cells(*sides)
-    return pull_back(total, *sides, pair, total.of(pair), factor, wanted, alone)
+    fine = pair if alone is None else Pair(*(side.weights() for side in sides))
+    return pull_back(total, sides, pair, total.of(pair), factor, wanted, fine, alone)
 
 
 def pull_back(
     total: Sum[State],
-    p: Side,
-    q: Side,
+    sides: tuple[Side, Side],
     pair: Pair,
     state: State,
     factor: Tensor,
     wanted: tuple[bool, ...],
-    alone: Tensor | None = None,
+    fine: Pair,
+    alone: Tensor | None,
 ) -> tuple[Tensor | None, ...]:
-    """`gradients`, of rows among which none is silent, given their `cells` and the state of all columns."""
-    sides, partials = (p, q), total.partials(pair, state)
+    """`gradients`, of rows among which none is silent, given their weights, their `cells` and the state of all."""
+    partials = total.partials(pair, state)
     factor = factor.unsqueeze(-1)
     found: list[Tensor | None] = []
-    for side, seen, partial in zip(sides, pair, partials, strict=True):
-        weights = seen
-        if alone is not None:
-            weights = side.weights()
-            partial = coarse.refined(partial, weights, seen, alone)
-        back = side.reading.pull_back(side.data, weights, partial, factor)
+    for side, seen, weights, partial in zip(sides, pair, fine, partials, strict=True):
+        sent = partial if alone is None else coarse.refined(partial, weights, seen, alone)
+        back = side.reading.pull_back(side.data, weights, sent, factor)
         found += [None if g is None else g.to(x.dtype) for g, x in zip(back, side.data, strict=True)]
     return tuple(g if want else None for g, want in zip(found, wanted, strict=True))
 

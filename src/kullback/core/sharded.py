@@ -6,7 +6,6 @@ parts; here they are one MAX and one SUM over a process group, which give every 
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 import torch.distributed as dist
@@ -15,7 +14,17 @@ from torch import Tensor
 from kullback._errors import FormError
 
 from .normalizer import finite_or_zero
-from .readings import LabelsReading, LinearReading, LogitsReading, Partial, Reading, Side, Weights
+from .readings import (
+    DrawnReading,
+    LabelsReading,
+    LinearReading,
+    LogitsReading,
+    Partial,
+    Reading,
+    Side,
+    TopKReading,
+    Weights,
+)
 
 
 @dataclass(frozen=True)
@@ -53,24 +62,60 @@ class ShardedReading:
 
 
 @dataclass(frozen=True)
-class LabelsHere:
-    """The columns [0, width) of class labels that count from a shard's first column: most hit none of them."""
+class Here:
+    """The columns of a shard, of a side that says its classes by id: every rank has it whole, and no gradient flows
+    to it.
+    """
 
-    labels: LabelsReading
+    whole: LabelsReading | TopKReading | DrawnReading
+    start: int
     width: int
-    event_dims: ClassVar[tuple[int | None, ...]] = (0,)
+
+    @property
+    def event_dims(self) -> tuple[int | None, ...]:
+        return self.whole.event_dims
 
     def weights(self, data: tuple[Tensor, ...]) -> Weights:
-        (x,) = data
-        hit = x.unsqueeze(-1) == torch.arange(self.width, device=x.device)
-        on, off = (torch.tensor(w, dtype=torch.float64, device=x.device) for w in self.labels.on_off)
-        w = torch.where(hit, on, off)
-        return Weights(w, torch.where(hit, torch.log(on), torch.log(off)))
+        """(..., width), float64."""
+        whole = self.whole
+        if isinstance(whole, LabelsReading):
+            x = labels_from(data[0], self.start).unsqueeze(-1)
+            hit = x == torch.arange(self.width, device=x.device)
+            on, off = (torch.tensor(w, dtype=torch.float64, device=x.device) for w in whole.on_off)
+            w = torch.where(hit, on, off)
+            return Weights(w, torch.where(hit, torch.log(on), torch.log(off)))
+        if isinstance(whole, TopKReading):
+            mine, each = whole.logs(data[1])
+            log_w = self._placed(each, data[0], mine)
+            return Weights(torch.exp(log_w), log_w)
+        counts = data[1].double()
+        shares = counts / counts.sum(-1, keepdim=True)
+        none = shares.new_zeros((*shares.shape[:-1], self.width + 1))
+        w = none.scatter_add(-1, self._columns(data[0]), shares)[..., :-1]
+        zero = w == 0
+        return Weights(w, torch.where(zero, -math.inf, torch.log(torch.where(zero, 1.0, w))))
+
+    def alone(self, data: tuple[Tensor, ...]) -> Tensor | None:
+        """The classes here that are told apart from all others; None: every one."""
+        ids = data[0]
+        if not has_bucket(Side(self.whole, data)):
+            return None
+        yes = torch.ones_like(ids, dtype=torch.bool)
+        return self._placed(torch.zeros_like(yes[..., :1]), ids, yes)
+
+    def _columns(self, ids: Tensor) -> Tensor:
+        """The columns of the ids; that of classes elsewhere is one more, behind them."""
+        x = ids.long() - self.start
+        return torch.where((x >= 0) & (x < self.width), x, self.width)
+
+    def _placed(self, elsewhere: Tensor, ids: Tensor, there: Tensor) -> Tensor:
+        columns = elsewhere.expand(*elsewhere.shape[:-1], self.width + 1)
+        return columns.scatter(-1, self._columns(ids), there)[..., :-1]
 
     def pull_back(
         self, data: tuple[Tensor, ...], weights: Weights, partial: Partial, upstream: Tensor
     ) -> tuple[Tensor | None, ...]:
-        return (None,)
+        return (None,) * len(self.event_dims)
 
 
 def shard_of(*readings: Reading) -> ShardedReading | None:
@@ -78,11 +123,20 @@ def shard_of(*readings: Reading) -> ShardedReading | None:
     return next((reading for reading in readings if isinstance(reading, ShardedReading)), None)
 
 
-def beside(side: Side, shard: ShardedReading) -> Side:
-    """What a side holds of the columns of a shard: class labels are counted from its first."""
-    if isinstance(side.reading, LabelsReading):
-        return Side(LabelsHere(side.reading, shard.width), (labels_from(side.data[0], shard.start),))
-    return side
+def here(side: Side, shard: ShardedReading) -> Side:
+    """A side's columns in a shard."""
+    if isinstance(side.reading, ShardedReading):
+        return Side(side.reading.inner, side.data)
+    assert isinstance(side.reading, LabelsReading | TopKReading | DrawnReading)
+    return Side(Here(side.reading, shard.start, shard.width), side.data)
+
+
+def has_bucket(side: Side) -> bool:
+    """Whether it knows some classes only together."""
+    reading = side.reading
+    return (
+        isinstance(reading, TopKReading) and reading.tail == "bucket" and side.data[0].shape[-1] != reading.num_classes
+    )
 
 
 def labels_from(labels: Tensor, start: int) -> Tensor:
@@ -116,9 +170,7 @@ def weights_here(reading: Reading, data: tuple[Tensor, ...], m: Tensor, log_sum:
 
 def weights_of_columns(side: Side, shard: ShardedReading) -> Weights:
     """The columns of a shard, (..., width), of whole rows' distributions; all ranks of the group ask together."""
-    if not isinstance(side.reading, ShardedReading):
-        return beside(side, shard).weights()
-    reading, data = side.reading.inner, side.data
+    reading, data = here(side, shard)
     if isinstance(reading, LinearReading):
         data = (reading.scores(data),)
         reading = reading.of_scores

@@ -2,7 +2,8 @@
 
     stage one    MAX of the maxima, then SUM of Σ exp, of both sides: (2, N) float64 each; none where no side is logits
     stage two    SUM of value, Σ ∂f/∂log p and Σ ∂f/∂log q: (3, N) float64 for each sum of the divergence, and two
-                 numbers that tell whether the shards make up the vocabulary; a log affinity needs a MAX of (N,) more
+                 numbers that tell whether the shards make up the vocabulary; a log affinity needs a MAX of (N,) more.
+                 Beside a bucket (5, N): the mass of either side's rest, which every rank adds as one cell
     backward     none: the whole rows' statistics were saved, and every rank writes the gradient of its own columns
 
 The values are the same bits on every rank, and the gradient is that of one loss, whatever the number of ranks. On the
@@ -19,14 +20,15 @@ import torch.distributed as dist
 from torch import Tensor
 
 from kullback._errors import FormError
-from kullback.core import reduction
+from kullback.core import coarse, reduction
 from kullback.core.normalizer import Normalizer
-from kullback.core.readings import LabelsReading, LogitsReading, Reading, Side
+from kullback.core.readings import LabelsReading, LogitsReading, Reading, Side, Weights
 from kullback.core.reduction import GeneratorSum, LogAffinity, Pair, Totals
 from kullback.core.sharded import (
     ShardedReading,
     added,
-    beside,
+    has_bucket,
+    here,
     labels_from,
     largest,
     merged_normalizers,
@@ -37,7 +39,7 @@ from kullback.core.sharded import (
 )
 
 from . import cpu, eager
-from .call import BYTES_SAVED_PER_ROW, Call, Cost, Rows
+from .call import BYTES_SAVED_PER_ROW, KERNELS, Call, Cost, Rows
 
 NAME = "sharded"
 only: str | None = None
@@ -93,7 +95,10 @@ class Here(Protocol):
         ...
 
     def sums(self, p: Side, q: Side, stats: Tensor) -> Tensor:
-        """The state of these columns, (3, n). stats: (n, 2, 3), of which (m, log Σ) are those of whole rows."""
+        """The state of these columns, (3, n), and beside a bucket the mass of either side's rest, (5, n).
+
+        stats: (n, 2, 3 or more), of which (m, log Σ) are those of whole rows.
+        """
         ...
 
     def gradients(
@@ -150,31 +155,41 @@ class _Defined:
 
     def sums(self, p: Side, q: Side, stats: Tensor) -> Tensor:
         blocks = self._blocks(p, q, *_normalizers(stats))
-        return torch.cat([self._state(_pair(sides, found)) for sides, found in blocks], -1)
+        return torch.cat([self._state(sides, _pair(sides, found)) for sides, found in blocks], -1)
 
-    def _state(self, pair: Pair) -> Tensor:
-        total = self.call.total
+    def _state(self, sides: tuple[Side, Side], pair: Pair) -> Tensor:
+        total, alone = self.call.total, coarse.told_apart(*sides)
+        rest: tuple[Tensor, ...] = ()
+        if alone is not None:
+            seen = [coarse.joined(weights, alone) for weights in pair]
+            pair = Pair(*(Weights(w[..., :-1], log_w[..., :-1]) for w, log_w in seen))
+            rest = tuple(w[..., -1] for w, _ in seen)
         if not isinstance(total, LogAffinity):
-            return torch.stack(total.of(pair))
+            return torch.stack((*total.of(pair), *rest))
         m, s = (x.squeeze(-1) for x in total.of(pair))
         odd = m.isnan()  # which no maximum would pass on
-        return torch.stack([torch.where(odd, -math.inf, m), s, torch.where(odd, math.nan, 0.0)])
+        return torch.stack((torch.where(odd, -math.inf, m), s, torch.where(odd, math.nan, 0.0), *rest))
 
     def gradients(
         self, p: Side, q: Side, values: Tensor, stats: Tensor, upstream: Tensor, factor: float, wanted: Sequence[bool]
     ) -> tuple[Tensor | None, ...]:
-        numbers = (values, factor * upstream.double().reshape(-1), *_normalizers(stats), *stats[:, :, 2].unbind(1))
+        numbers = (values, factor * upstream.double().reshape(-1), *stats.flatten(1).unbind(1))
         parts = []
-        for sides, (value, back, *found, x_p, x_q) in self._blocks(p, q, *numbers):
-            silent = reduction.silenced_rows(value, back)
-            value, back, x_p, x_q = (torch.where(silent, 0.0, x) for x in (value, back, x_p, x_q))
-            p_quiet, q_quiet = (reduction.silenced(side, silent) for side in sides)
-            pair = _pair((p_quiet, q_quiet), [torch.where(silent, 0.0, x) for x in found])
+        for sides, given in self._blocks(p, q, *numbers):
+            silent = reduction.silenced_rows(*given[:2])
+            value, back, *flat = (torch.where(silent, 0.0, x) for x in given)
+            (m_p, log_p, x_p, *rest_p), (m_q, log_q, x_q, *rest_q) = flat[: len(flat) // 2], flat[len(flat) // 2 :]
+            quiet = reduction.silenced(sides[0], silent), reduction.silenced(sides[1], silent)
+            fine = pair = _pair(quiet, (m_p, log_p, m_q, log_q))
+            alone = coarse.told_apart(*quiet)
+            if alone is not None:
+                rests = _rest(rest_p[0]), _rest(rest_q[0])
+                pair = Pair(*(_with_rest(coarse.joined(w, alone), rest) for w, rest in zip(fine, rests, strict=True)))
             total = self.call.total
             state: Any = Totals(value, x_p, x_q)
             if isinstance(total, LogAffinity):
                 state = Normalizer(value.unsqueeze(-1), torch.ones_like(value).unsqueeze(-1))
-            parts.append(reduction.pull_back(total, p_quiet, q_quiet, pair, state, back, tuple(wanted)))
+            parts.append(reduction.pull_back(total, quiet, pair, state, back, tuple(wanted), fine, alone))
         data = (*p.data, *q.data)
         return tuple(eager._joined(part, x, False) for part, x in zip(zip(*parts, strict=True), data, strict=True))
 
@@ -187,6 +202,17 @@ def _normalizers(stats: Tensor) -> tuple[Tensor, ...]:
 def _pair(sides: Sequence[Side], found: Sequence[Tensor]) -> Pair:
     (p, q), (m_p, log_p, m_q, log_q) = sides, found
     return Pair(weights_here(p.reading, p.data, m_p, log_p), weights_here(q.reading, q.data, m_q, log_q))
+
+
+def _rest(mass: Tensor) -> Weights:
+    """A cell of this mass, (n, 1)."""
+    w = mass.unsqueeze(-1)
+    return Weights(w, torch.log(w))
+
+
+def _with_rest(seen: Weights, rest: Weights) -> Weights:
+    """The cells with the rest of whole rows in the place of that of the columns here."""
+    return Weights(*(torch.cat([x[..., :-1], y], -1) for x, y in zip(seen, rest, strict=True)))
 
 
 def _inner(reading: Reading) -> Reading:
@@ -209,7 +235,10 @@ class Stages:
             _check_known(call)
         local = [replace(call, p=_inner(call.p), q=_inner(call.q), num_classes=shard.width) for call in calls]
         self.compiled = (
-            only in (None, cpu.NAME) and shard.width > 0 and all(cpu.why_not(call) is None for call in local)
+            only in (None, cpu.NAME)
+            and shard.width > 0
+            and all(type(reading) in KERNELS for reading in (local[0].p, local[0].q))
+            and all(cpu.why_not(call) is None for call in local)
         )
         self.here: list[Here] = [_Compiled(call) if self.compiled else _Defined(call) for call in local]
         self.affinities = [isinstance(call.total, LogAffinity) for call in calls]
@@ -228,7 +257,8 @@ class Stages:
         shard, n = self.shard, p.batch_shape.numel()
         local = self.here[0].cost(Side(_inner(p.reading), p.data), Side(_inner(q.reading), q.data))
         normalizers = 0 if self.scales is None else 4
-        sent = 8 * (n * (normalizers + sum(self.affinities) + 3 * len(self.calls)) + _LAYOUT)
+        states = 5 if has_bucket(p) or has_bucket(q) else 3
+        sent = 8 * (n * (normalizers + sum(self.affinities) + states * len(self.calls)) + _LAYOUT)
         return Cost(
             local.temporary_bytes + sent,
             n * BYTES_SAVED_PER_ROW * len(self.calls),
@@ -245,6 +275,12 @@ class Stages:
     def rows(self, p: Side, q: Side, factor: float = 1.0, dtype: torch.dtype = torch.float64) -> tuple[Tensor, ...]:
         """factor · value of every row of each sum; differentiable once."""
         data = (*p.data, *q.data)
+        for reading, tensors in ((self.calls[0].p, p.data), (self.calls[0].q, q.data)):
+            if not isinstance(reading, ShardedReading) and any(x.requires_grad for x in tensors):
+                raise FormError(
+                    "Sharded: no gradient flows to the log-probabilities beside a vocabulary that is split over ranks. "
+                    "Write TopK(ids, log_probs.detach(), ...)."
+                )
         found: tuple[Tensor, ...] = _Rows.apply(self, factor, dtype, len(p.data), *data)  # type: ignore[no-untyped-call]
         return found
 
@@ -252,20 +288,18 @@ class Stages:
         """Both sides' columns here."""
         found = []
         for reading, data in ((self.calls[0].p, p), (self.calls[0].q, q)):
-            side = Side(_inner(reading), data)
-            if isinstance(side.reading, LabelsReading):
-                _check_labels(data[0], side.reading.num_classes)
-                if self.compiled:
-                    side = Side(side.reading, (labels_from(data[0], self.shard.start),))
-                else:
-                    side = beside(side, self.shard)
-            found.append(side)
+            if not isinstance(reading, ShardedReading):
+                _check_ids(data[0], self.shard.num_classes)
+            if self.compiled and isinstance(reading, LabelsReading):
+                found.append(Side(reading, (labels_from(data[0], self.shard.start),)))
+            else:
+                found.append(here(Side(reading, data), self.shard))
         return found[0], found[1]
 
     def forward(self, p: Side, q: Side) -> tuple[list[Tensor], list[Tensor]]:
         """The value of every row and (n, 2, 3) statistics, for each sum."""
         n, device, group = p.batch_shape.numel(), p.data[0].device, self.shard.group
-        normalizers = torch.zeros((n, 2, 3), dtype=torch.float64, device=device)
+        normalizers = torch.zeros((n, 2, 3), dtype=torch.float64, device=device)  # Σ x comes later
         if self.scales is not None:
             m, s = self.careful.normalize(p, q)
             scales = torch.tensor(self.scales, dtype=torch.float64, device=device).unsqueeze(-1)
@@ -281,16 +315,23 @@ class Stages:
         found = added(sent, group)
         odd = _check_layout(self.shard, found[:_LAYOUT])
         values, stats = [], []
-        for call, state, part in zip(self.calls, states, found[_LAYOUT:].view(len(states), 3, n), strict=True):
-            value, x = part[0], part[1:].T
-            if isinstance(call.total, LogAffinity):
-                top, orders = state[0], (call.total.order, 1.0 - call.total.order)
-                value = torch.where(top.abs() == math.inf, top, top + torch.log(part[1])) + part[2]
-                x = torch.tensor(orders, dtype=torch.float64, device=device)
-            own = normalizers.clone() if len(states) > 1 else normalizers
-            own[:, :, 2] = x
-            values.append(value if odd is None else value + odd)
-            stats.append(own)
+        for call, state, part in zip(
+            self.calls, states, found[_LAYOUT:].view(len(states), len(states[0]), n), strict=True
+        ):
+            rest, total = part[3:], call.total
+            cell = None if len(rest) == 0 else Pair(_rest(rest[0]), _rest(rest[1]))
+            if isinstance(total, LogAffinity):
+                whole = Normalizer(state[0].unsqueeze(-1), part[1].unsqueeze(-1))
+                value = total.value(whole if cell is None else total.merge(whole, total.of(cell))) + part[2]
+                orders = torch.tensor((total.order, 1.0 - total.order), dtype=torch.float64, device=device)
+                x = orders.unsqueeze(-1).expand(2, n)
+            else:
+                sums = Totals(*part[:3])
+                value, x_p, x_q = sums if cell is None else total.merge(sums, total.of(cell))
+                x = torch.stack((x_p, x_q))
+            values.append((value if odd is None else value + odd).contiguous())
+            kept = (x, rest) if len(rest) else (x,)
+            stats.append(torch.cat([normalizers[:, :, :2], *(of_sides.T.unsqueeze(-1) for of_sides in kept)], -1))
         return values, stats
 
 
@@ -316,10 +357,11 @@ def _addends(state: Tensor, affinity: bool) -> Tensor:
     return torch.cat([torch.zeros_like(state[:1]), state[1:]]).view(-1) if affinity else state.reshape(-1)
 
 
-def _check_labels(y: Tensor, num_classes: int) -> None:
+def _check_ids(y: Tensor, num_classes: int) -> None:
+    """Every rank holds the same ids, so that all say it together."""
     if y.device.type == "cpu" and y.numel() and not (int(y.min()) >= 0 and int(y.max()) < num_classes):
-        row = int(((y < 0) | (y >= num_classes)).reshape(-1).nonzero()[0])
-        raise IndexError(f"kullback: the class label of row {row} is outside of 0 to {num_classes - 1}")
+        outside = y[(y < 0) | (y >= num_classes)][0]
+        raise IndexError(f"kullback: the class id {int(outside)} is outside of 0 to {num_classes - 1}")
 
 
 class _Rows(torch.autograd.Function):
@@ -347,10 +389,10 @@ class _Rows(torch.autograd.Function):
         values, stats = kept[: len(stages.calls)], kept[len(stages.calls) :]
         p, q = stages.sides(data[:num_p], data[num_p:])
         wanted, found = ctx.needs_input_grad[4:], [None] * count
-        for here, value, stat, back in zip(stages.here, values, stats, upstream, strict=True):
+        for local, value, stat, back in zip(stages.here, values, stats, upstream, strict=True):
             if back is None:
                 continue
-            made = here.gradients(p, q, value, stat, back, factor, wanted)
+            made = local.gradients(p, q, value, stat, back, factor, wanted)
             found = [g if sum_ is None else sum_.add_(g) for sum_, g in zip(found, made, strict=True)]
         return None, None, None, None, *found
 

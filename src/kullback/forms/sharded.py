@@ -13,8 +13,10 @@ from kullback.core.sharded import ShardedReading, added
 
 from .finite import FiniteForm, Labels, Logits, LogProbs, Probs, check_rows_sum_to_one, is_dtensor, readable
 from .linear import LinearLogits
+from .sparse import Draws, TopK
 
 _SPLIT = (Logits, LogProbs, Probs, LinearLogits)
+_BY_ID = (Labels, TopK, Draws)
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,7 +27,8 @@ class Sharded(FiniteForm):
 
     Every rank of the group holds the same rows, asks for the same divergence, and gets the same values, bit for bit.
     The gradient to its own columns is that of the one loss that all ranks computed; it is not multiplied by their
-    number. Beside a Sharded form stands another of the same columns, or `Labels` by global id, whole.
+    number. Beside a Sharded form stands another of the same columns, or whole, with classes by global id, `Labels` or
+    `TopK` (losses: or a `Drawn` teacher).
 
     Args:
         form: `Logits`, `LogProbs(..., validate=False)`, `Probs(..., validate=False)` or `LinearLogits` (rows of the
@@ -122,7 +125,7 @@ def check_split(verb: str, p: FiniteForm, q: FiniteForm) -> None:
     elif isinstance(p, Sharded) or isinstance(q, Sharded):
         shard, name, other = (p, "q", q) if isinstance(p, Sharded) else (q, "p", p)
         assert isinstance(shard, Sharded)
-        if not isinstance(other, Labels):
+        if not isinstance(other, _BY_ID):
             raise FormError(f"{verb}: " + _mixed(shard, name, other))
     elif _of_dtensors(p) != _of_dtensors(q):
         name, plain, whole = ("q", q, p) if _of_dtensors(p) else ("p", p, q)
@@ -160,8 +163,9 @@ def _of_dtensors(form: FiniteForm) -> bool:
 def _no_shard(form: Any) -> str:
     if isinstance(form, Sharded):
         return "Sharded: form is Sharded already. Write the form that it holds."
-    if isinstance(form, Labels):
-        return "Sharded: class labels are not split. Write Labels(y, num_classes), by global id, beside a Sharded form."
+    if isinstance(form, _BY_ID):
+        kind = type(form).__name__
+        return f"Sharded: {kind} says its classes by global id, and is not split. Write it beside a Sharded form."
     if isinstance(form, Tensor):
         return "Sharded: form is a bare Tensor, which does not say what it holds. Write Sharded(Logits(x), ...)."
     if isinstance(form, FiniteForm):
