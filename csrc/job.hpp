@@ -165,7 +165,7 @@ struct Kernels {
   double (*merge_sums)(const Job&, const Piece*, int64_t pieces, Stats*);  // the row's value
   void (*backward_piece)(const Job&, int64_t row, int64_t piece);
   // the columns here of rows [first, last), stage by stage (csrc/shards.hpp)
-  void (*normalize_shard)(const Job&, int64_t first, int64_t last, double* max, double* sum);
+  void (*normalize_shard)(const Job&, int64_t first, int64_t last, float* kept, double* max, double* sum);
   void (*sum_shard)(const Job&, int64_t first, int64_t last, double* states);
   // totals: whole rows, with Σ w·D of each term added to `sums`; and a row's pieces, stage by stage
   void (*plan_total)(const Total&, Plan&);

@@ -163,8 +163,10 @@ void backward(const Kernels& kernels, const Job& job, int threads) {
 }
 
 void normalize_shard(const Kernels& kernels, const Job& job, double* max, double* sum, int threads) {
-  each_share(job.num_rows, 1, team(threads, job.num_rows * job.num_columns),
-             [&](int64_t first, int64_t last) { kernels.normalize_shard(job, first, last, max, sum); });
+  const int64_t each_keeps = kernels.kept_floats(job);
+  each_share(job.num_rows, 1, team(threads, job.num_rows * job.num_columns), [&](int64_t first, int64_t last) {
+    kernels.normalize_shard(job, first, last, room_for(each_keeps), max, sum);
+  });
 }
 
 void sum_shard(const Kernels& kernels, const Job& job, double* states, int threads) {
