@@ -9,12 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from kullback import Labels, LinearLogits, Logits, Term, explain, kl, total
 from kullback.core.readings import Side
-from kullback.divergences import CROSS_ENTROPY, KL
+from kullback.divergences import CROSS_ENTROPY, KL, TABLE
 from kullback.engines import linear, use
 from kullback.engines.call import Call
 from kullback.engines.linear import Need, plan
@@ -167,6 +169,68 @@ def test_it_holds_what_explain_predicts(dtype):
     # 12 MiB: the extension's blocks, the allocator's slack, and what the library of matrix products packs
     assert peak < 16 + 12, (peak, predicted)
     assert peak < predicted + 12
+
+
+# ---------------------------------------------------------------- any call
+
+
+@given(
+    rows=st.integers(0, 9),
+    classes=st.integers(1, 20),
+    hidden=st.integers(1, 5),
+    memory=st.sampled_from([1, 300, 2000, None]),
+    dtype=st.sampled_from([torch.float64, torch.float32]),
+    picks=st.lists(
+        st.tuples(
+            st.sampled_from([row for row in TABLE if row.linear is not None]),
+            st.sampled_from("stlxs"),
+            st.sampled_from("stlxs"),
+            st.sampled_from(["one", "mask", "none"]),
+        ),
+        min_size=1,
+        max_size=4,
+    ),
+    softcap=st.sampled_from([None, 1.5]),
+    seed=st.integers(0, 99),
+)
+def test_any_total_equals_the_sum_of_its_rows_over_whole_scores(
+    rows, classes, hidden, memory, dtype, picks, softcap, seed
+):
+    """Student, teacher, labels and dense scores on any side of up to four terms, with any weights."""
+    g = torch.Generator().manual_seed(seed)
+
+    def leaf(*shape):
+        return torch.randn(*shape, generator=g, dtype=torch.float64).to(dtype).requires_grad_()
+
+    leaves = [
+        leaf(rows, hidden),
+        leaf(classes, hidden),
+        leaf(classes),
+        leaf(rows, hidden + 1),
+        leaf(classes, hidden + 1),
+    ]
+    leaves.append(leaf(rows, classes))
+    labels = Labels(torch.randint(classes, (rows,), generator=g), classes, 0.2)
+    mask = torch.randint(2, (rows,), generator=g).double()
+    weights = {"one": 0.7, "mask": mask / 3, "none": 0.0}
+
+    def terms(whole):
+        s = LinearLogits(*leaves[:3], softcap=softcap, memory=memory)
+        t = LinearLogits(*leaves[3:5], temperature=2.0)
+        forms = {"s": s.logits() if whole else s, "t": t.logits() if whole else t, "l": labels, "x": Logits(leaves[5])}
+        return [Term(row, forms[p], forms[q], weights[w]) for row, p, q, w in picks]
+
+    found, wanted = (
+        [value := total(terms(whole)), *torch.autograd.grad(value, leaves, allow_unused=True, materialize_grads=True)]
+        if any(side != "l" for _, p, q, _ in picks for side in (p, q))
+        else [total(terms(whole))]
+        for whole in (False, True)
+    )
+    for a, b in zip(found, wanted, strict=True):
+        assert a.dtype == b.dtype
+        scale = b[b.isfinite()].abs().max().item() if b.isfinite().any() else 0.0
+        rtol = 1e-11 if dtype == torch.float64 else 1e-4  # 1e-5 of every term, of which several may cancel
+        torch.testing.assert_close(a, b, rtol=rtol, atol=rtol * scale)
 
 
 # ---------------------------------------------------------------- where PyTorch takes it
