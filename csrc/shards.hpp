@@ -7,14 +7,27 @@
 namespace kullback {
 namespace KULLBACK_ISA {
 
+// What reading the next row of the range [.., last) will take, a share of it with each of so many steps a block.
+static Ahead next_row(const Job& job, int64_t row, int64_t last, int steps_a_block) {
+  Ahead ahead{};
+  if (row + 1 >= last) return ahead;
+  int64_t lines = 0;
+  for (int side = 0; side < 2; ++side)
+    if (job.sides[side].reading != Reading::labels) lines += Ahead::add(ahead, job, side, row + 1);
+  const int64_t steps = steps_a_block * blocks_of(job.num_columns);
+  ahead.share = int((lines + steps - 1) / steps);
+  return ahead;
+}
+
 // Stage one of the rows [first, last): (m, Σ exp(x - m)) of either side, (2, rows) each; (-inf, 0) without mass.
 // `kept`: room for one row's exponentials, which nobody reads: the way that keeps them is the faster one. Or null.
 static void normalize_shard(const Job& job, int64_t first, int64_t last, float* kept, double* max, double* sum) {
   for (int64_t row = first; row < last; ++row) {
     Normalizer z[2] = {{-kInf, 0.0}, {-kInf, 0.0}};
+    Ahead ahead = next_row(job, row, last, 2);
     for (int64_t i = 0; i < pieces_of(job); ++i) {
       Piece piece;
-      normalize_piece(job, row, i, kept, piece);
+      normalize_piece(job, row, i, kept, &ahead, piece);
       for (int side = 0; side < 2; ++side)
         z[side] = merge(z[side], {piece.max[side], piece.sum[side]}, job.sides[side].inverse_temperature);
     }
@@ -33,9 +46,10 @@ static void sum_shard(const Job& job, int64_t first, int64_t last, double* state
     const Row r = find_row(job, row, job.stats + 2 * row);
     Normalizer scores = {-kInf, 0.0};
     double value = 0.0, x[2] = {0.0, 0.0};
+    Ahead ahead = next_row(job, row, last, 1);
     for (int64_t i = 0; i < pieces_of(job); ++i) {
       Piece piece;
-      sum_columns(job, r, i * kPiece, piece_size(job, i), nullptr, nullptr, piece);
+      sum_columns(job, r, i * kPiece, piece_size(job, i), nullptr, &ahead, piece);
       value += piece.value;
       if (job.formula == Formula::log_affinity) {
         scores = merge(scores, {piece.max[0], piece.sum[0]}, 1.0);

@@ -23,6 +23,7 @@ import kullback
 from kullback import (
     FormError,
     Labels,
+    LinearLogits,
     Logits,
     LogProbs,
     Probs,
@@ -408,6 +409,34 @@ def losses_take_shards_by_name():
                         assert part.grad is None, what
                     else:
                         close(part.grad, whole.grad[..., a:b], what=what)
+
+
+@check(2)
+def heads_whose_weight_is_split_by_rows():
+    hidden, weight, bias, p = normal(7, 5, seed=30), normal(V, 5, seed=31), normal(V, seed=32), normal(7, V, seed=33)
+    a, b = ends()
+    loss = Distillation(temperature=2.0)
+    labels = torch.arange(7) * 150
+    for memory in (1, 1 << 28):  # one row at a time: as often on every rank, however wide its shard is
+        whole = [x.clone().requires_grad_() for x in (hidden, weight, bias)]
+        parts = [hidden.clone().requires_grad_(), *(x[a:b].clone().requires_grad_() for x in (weight, bias))]
+        for divergence in (KL, kullback.divergences.renyi(0.5), None):
+
+            def value(form, teacher, of=divergence):
+                if of is None:
+                    return loss(student=form, teacher=teacher, labels=labels)
+                return measure(of, teacher, form.tempered(2.0)).sum()
+
+            want = value(LinearLogits(*whole, memory=memory), Logits(p))
+            got = value(sharded(LinearLogits(*parts, memory=memory)), sharded(Logits(here(p))))
+            close(got, want)
+            want.backward()
+            got.backward()
+            close(parts[0].grad, whole[0].grad)
+            close(parts[1].grad, whole[1].grad[a:b])
+            close(parts[2].grad, whole[2].grad[a:b])
+            for x in (*whole, *parts):
+                x.grad = None
 
 
 @check(2)

@@ -6,6 +6,7 @@ parts; here they are one MAX and one SUM over a process group, which give every 
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -47,6 +48,11 @@ class ShardedReading:
     def place(self) -> tuple[str, int, int, int]:
         """(group, num_classes, start, width): which columns of what these are."""
         return self.group, self.num_classes, self.start, self.width
+
+    @property
+    def share(self) -> int:
+        """The classes of a rank, were they shared out evenly: the same number on every rank."""
+        return -(-self.num_classes // process_group(self.group).size())
 
     def weights(self, data: tuple[Tensor, ...]) -> Weights:
         """Nobody's: an error. `weights_of_columns` has those of the columns here."""
@@ -200,6 +206,25 @@ def added(x: Tensor, group: str) -> Tensor:
     """The sum over all ranks, in place."""
     dist.all_reduce(x, dist.ReduceOp.SUM, process_group(group))
     return x
+
+
+class _Replicated(torch.autograd.Function):
+    """A tensor that every rank holds whole and uses for its own columns: its gradient is the sum of theirs."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: str) -> Tensor:
+        ctx.group = group
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:
+        return added(upstream.clone(memory_format=torch.contiguous_format), ctx.group), None
+
+
+def replicated(x: Tensor, group: str) -> Tensor:
+    """`x`, whose gradient is added up over all ranks: one all-reduce in the backward pass."""
+    result: Tensor = _Replicated.apply(x, group)  # type: ignore[no-untyped-call]
+    return result
 
 
 def process_group(name: str) -> dist.ProcessGroup:

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from kullback._errors import FormError
-from kullback.core.sharded import ShardedReading, added
+from kullback.core.sharded import ShardedReading, added, replicated
 
 from .finite import FiniteForm, Labels, Logits, LogProbs, Probs, check_rows_sum_to_one, is_dtensor, readable
 from .linear import LinearLogits
@@ -42,7 +42,10 @@ class Sharded(FiniteForm):
     Communication: three all-reduces forward, of (2, N), (2, N) and (3, N) float64, and none backward; one where no side
         is logits; a fourth of (N,) for Rényi's divergence. Whether the shards make up the vocabulary is told by two
         numbers in the last one. As with any collective, an error on one rank alone leaves the others waiting.
-    Gradients: to the tensors of the form, once. A second derivative is refused.
+    Gradients: to the tensors of the form, once; a second derivative is refused. The hidden states of `LinearLogits`,
+        which every rank holds whole, get theirs from all ranks: one all-reduce of their shape in the backward pass.
+        `LinearLogits` goes by chunks of rows, with three all-reduces each; a verb's backward pass makes its scores, and
+        so these, once more, a loss's does not.
     Raises: FormError: no process group, or one without this rank; columns outside of the vocabulary; shards that do not
         make it up (on every rank, at the first comparison).
 
@@ -58,6 +61,7 @@ class Sharded(FiniteForm):
     num_classes: int = field(kw_only=True)
     start: int = field(kw_only=True)
     validate: bool = field(default=True, kw_only=True)
+    _made: bool = field(default=False, kw_only=True, repr=False)  # of another Sharded, whose tensors these were
     _reading: ShardedReading = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -77,6 +81,9 @@ class Sharded(FiniteForm):
                 f"Sharded: columns {start} to {start + width} do not lie in num_classes={v}. Write num_classes=V, the "
                 "classes of all ranks together, and start= the number of classes on the ranks before."
             )
+        if isinstance(form, LinearLogits) and not self._made and form.data.requires_grad:
+            hidden, *parameters = form.tensors
+            object.__setattr__(self, "form", form.with_tensors(replicated(hidden, name), *parameters))
         object.__setattr__(self, "num_classes", v)
         object.__setattr__(self, "start", start)
         object.__setattr__(self, "_reading", ShardedReading(form.reading, name, v, start, width))
@@ -110,7 +117,7 @@ class Sharded(FiniteForm):
         return self if temperature == 1.0 else self._of(self.form.tempered(temperature))
 
     def _of(self, form: FiniteForm) -> "Sharded":
-        return replace(self, form=form, validate=False)
+        return replace(self, form=form, validate=False, _made=True)
 
 
 def check_split(verb: str, p: FiniteForm, q: FiniteForm) -> None:
