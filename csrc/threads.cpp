@@ -162,6 +162,18 @@ void backward(const Kernels& kernels, const Job& job, int threads) {
   each(job.num_rows * pieces, members, [&](int64_t i) { kernels.backward_piece(job, i / pieces, i % pieces); });
 }
 
+void normalize_shard(const Kernels& kernels, const Job& job, double* max, double* sum, int threads) {
+  const int64_t each_keeps = kernels.kept_floats(job);
+  each_share(job.num_rows, 1, team(threads, job.num_rows * job.num_columns), [&](int64_t first, int64_t last) {
+    kernels.normalize_shard(job, first, last, room_for(each_keeps), max, sum);
+  });
+}
+
+void sum_shard(const Kernels& kernels, const Job& job, double* states, int threads) {
+  each_share(job.num_rows, 1, team(threads, job.num_rows * job.num_columns),
+             [&](int64_t first, int64_t last) { kernels.sum_shard(job, first, last, states); });
+}
+
 void total(const Kernels& kernels, const Total& given, int threads) {
   // Rows are added in groups, and groups in order: neither depends on the number of threads.
   constexpr int64_t most_groups = 4096;

@@ -100,7 +100,8 @@ class Served:
             return result
         return self.forward(x, y, factor, dtype, False)[0]
 
-    def __init__(self, call: Call) -> None:
+    def __init__(self, call: Call, shard: bool = False) -> None:
+        """shard: other ranks hold the rest of every row's columns, and labels may lie outside of those here."""
         total = name_of_sum(call.total)
         x, y = call.dtypes[0], call.dtypes[len(call.p.event_dims)]
         assert total is not None
@@ -113,7 +114,7 @@ class Served:
         self.labels = isinstance(call.p, LabelsReading), isinstance(call.q, LabelsReading)
         self.whole = _row_length(call.p, call.num_classes), _row_length(call.q, call.num_classes)
         sides = (_side(call.p, x), _side(call.q, y))
-        self.plan = _cpu.Call(total.name, total.number, edges, exact, *sides, call.num_classes)
+        self.plan = _cpu.Call(total.name, total.number, edges, exact, *sides, call.num_classes, shard)
 
     def forward(self, x: Tensor, y: Tensor, factor: float, dtype: torch.dtype, keep: bool) -> tuple[Tensor, Tensor]:
         """factor · value in a dtype, and what backward needs: n values, then n times `STATS` numbers."""
@@ -152,6 +153,28 @@ class Served:
                 torch.get_num_threads(),
             )  # fmt: skip
         return to_x, to_y
+
+    def normalize_shard(self, x: Tensor, y: Tensor, batch: torch.Size) -> tuple[Tensor, Tensor]:
+        """(m, Σ exp) of the columns here of both sides, (2, n) each."""
+        m, s = torch.empty((2, 2, batch.numel()), dtype=torch.float64)
+        if m.numel():
+            shape, (a, a_strides), (b, b_strides) = self._rows(batch, x, y)
+            self.plan.normalize_shard(
+                shape, a.data_ptr(), a_strides, b.data_ptr(), b_strides, m.data_ptr(), s.data_ptr(),
+                torch.get_num_threads(),
+            )  # fmt: skip
+        return m, s
+
+    def sum_shard(self, x: Tensor, y: Tensor, batch: torch.Size, stats: Tensor) -> Tensor:
+        """The state of the columns here, (3, n), given the normalisers of whole rows."""
+        states = torch.empty((3, batch.numel()), dtype=torch.float64)
+        if states.numel():
+            shape, (a, a_strides), (b, b_strides) = self._rows(batch, x, y)
+            self.plan.sum_shard(
+                shape, a.data_ptr(), a_strides, b.data_ptr(), b_strides, stats.data_ptr(), states.data_ptr(),
+                torch.get_num_threads(),
+            )  # fmt: skip
+        return states
 
     def _rows(
         self, batch: torch.Size, x: Tensor, y: Tensor
