@@ -196,6 +196,7 @@ NB_MODULE(_cpu, m) {
       .def("backward", &Call::backward);
   m.def("total", &total_bound);
   m.attr("max_terms") = kMaxTerms;
+  m.attr("listed_head") = kListedHead;
   m.def("formulas", [] { return listed(kFormulas); });
   m.def("readings", [] { return listed(kReadings); });
   m.def("dtypes", [] { return listed(kDtypes); });
