@@ -30,6 +30,7 @@ from .listed import LISTED, is_coarse, is_listed
 
 NAME = "cpu"
 
+_LISTED_HEAD = 2  # what a listed row says before its ids
 ABSENT: str | None = None
 try:
     from kullback import _cpu
@@ -37,7 +38,7 @@ except ImportError as error:  # built without a C++ compiler
     _cpu = None  # type: ignore[assignment]
     ABSENT = f"the C++ extension kullback._cpu is not installed ({error})"
 else:
-    if {*_cpu.formulas()} != {*generators.NAMED, "log_affinity"}:
+    if {*_cpu.formulas()} != {*generators.NAMED, "log_affinity"} or getattr(_cpu, "listed_head", 0) != _LISTED_HEAD:
         ABSENT = "the C++ extension kullback._cpu was built from other sources; install kullback anew"
 
 # Normalisers are single exponentials summed in double, which leaves an error δ in log Z. It costs a canonical sum δ²/2
