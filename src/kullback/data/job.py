@@ -354,7 +354,7 @@ def _one(
         )
         low = min(n, m)
         if low < 5 * len(paired.x):
-            marks.append("fewer than five rows a cell: the test is cautious, the interval rough; ask for fewer cells")
+            marks.append("fewer than five rows a cell: the intervals are rough; ask for fewer cells")
     parts = cell_contributions(paired.x, paired.y).tolist() if len(paired.x) else []
     cells = tuple(
         Cell(label, int(u), int(v), c) for label, u, v, c in zip(paired.labels, paired.x, paired.y, parts, strict=True)

@@ -14,7 +14,7 @@ from .counting import Tally, frequencies, most_frequent, tally
 from .engines import Column, Source, collect, quantiles, sampled, speaking
 
 SCHEMA = 1
-FEWEST = 10  # rows of the reference in a cell between its own quantiles
+FEWEST = 20  # rows of the reference in a cell between its own quantiles
 FORMAT = "kullback drift profile"
 
 
