@@ -181,7 +181,7 @@ def power(reps):
 
 
 def evidently(reps):
-    """The same question to Evidently 0.7's own tests, which its reports call, each with its default threshold; run where
+    """The same question to the tests that Evidently 0.7's reports call, each with its default threshold; run where
     it is installed, with pandas < 3.
     """
     import pandas as pd

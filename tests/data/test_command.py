@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -284,16 +283,8 @@ def test_help_names_all_three(folder):
     assert all(word in text for word in ("tables", "profile", "watch"))
 
 
-def browser():
-    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if found is None:
-        pytest.skip("needs a browser (Debian: apt-get install chromium)")
-    quiet = "--disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update"
-    return [found, "--headless", "--no-sandbox", *quiet.split(), "--disable-sync"]
-
-
 @pytest.mark.parametrize("width", [1280, 400])
-def test_the_page_opens_in_a_browser_and_fits(folder, width):
+def test_the_page_opens_in_a_browser_and_fits(folder, browser, width):
     """A script added for the test writes down what the browser laid out; the page itself has none."""
     page = render(drift("before.csv", "after.csv", joint_of=["age", "site"]))
     assert "<script" not in page
@@ -311,7 +302,7 @@ def test_the_page_opens_in_a_browser_and_fits(folder, width):
     )
     with tempfile.TemporaryDirectory() as user:
         command = [
-            *browser(),
+            *browser,
             "--allow-file-access-from-files",
             f"--user-data-dir={user}",
             "--virtual-time-budget=4000",

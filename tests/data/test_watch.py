@@ -61,6 +61,15 @@ def test_no_change_no_alarm_and_windows_slide(usual):
     assert by_number.kl == found.kl
 
 
+def test_weeks_begin_on_monday(usual):
+    data = stream(12, 50, 3)  # from a Friday on
+    found = watch(usual, data, time="when", every="week")
+    assert found.windows == ("2024-02-26", "2024-03-04", "2024-03-11")
+    assert found.rows == (150, 350, 100)
+    with pytest.raises(BadInput, match="1 periods of month, fewer than a window of 2"):
+        watch(usual, data, time="when", every="month", window=2)
+
+
 def test_duckdb_groups_as_polars_does(usual, tmp_path):
     data = stream(9, 100, 4, change_at=5)
     data.write_parquet(tmp_path / "s.parquet")

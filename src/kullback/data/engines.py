@@ -63,10 +63,29 @@ class Source:
     files: tuple[str, ...] = ()
 
     def total(self, condition: Any) -> Any:
-        """How often a condition holds, as an expression. Spark cannot add booleans up."""
+        """How often a condition holds, as an expression."""
+        return self.addend(condition).sum()
+
+    def addend(self, condition: Any) -> Any:
+        """A condition as something that can be summed. Spark and arrow cannot add booleans up."""
         import narwhals as nw
 
-        return (condition.cast(nw.Int64) if self.engine in ("spark", "pyarrow") else condition).sum()
+        return condition.cast(nw.Int64) if self.engine in ("spark", "pyarrow") else condition
+
+    def key(self, name: str, purpose: str) -> Any:
+        """A column to group by, as an expression; NaN is no value. Raises: BadInput: there is no such column."""
+        import narwhals as nw
+
+        if name not in self.columns:
+            raise BadInput(f"{self.label}: there is no column {name!r} to {purpose} by")
+        column = self.columns[name]
+        value = nw.col(column.alias)
+        return nw.when(~value.is_nan()).then(value) if column.kind == "number" and not column.whole else value
+
+    def only(self, name: str, value: Any) -> "Source":
+        """The rows with this value in a column; None is null."""
+        key = self.key(name, "group")
+        return replace(self, frame=self.frame.filter(key.is_null() if value is None else key == value))
 
     def recast(self, name: str, kind: Kind) -> bool:
         """Take a column without any value for one of another kind; whether it was one."""

@@ -15,7 +15,7 @@ from .clusters import Clustered, clustered
 from .engines import Kind, Place, Source, open_source
 from .joint import Joint, joint
 from .pairing import Paired, pair
-from .profiles import Counted, Profile, known, make, make_groups
+from .profiles import Counted, Profile, known, make, make_groups, same_cells
 from .statistics import ADJUST, MEASURES, Comparison, Effect, Test, cell_contributions, compare
 
 BINS, CATEGORIES = 10, 200
@@ -161,7 +161,7 @@ def drift(
     Args:
         reference, current: paths of CSV or Parquet files or folders, names of tables or queries (with `database` or
             `spark`), frames of pandas, polars, pyarrow, DuckDB or PySpark; the reference may be a `Profile`, or the
-            path of one (.json), and so may the current side.
+            path of one (.json), and then so may the current side, if it was made `like` it.
         columns, drop: compare these only; leave these out.
         by: compare within each value of this column.
         cluster: rows with the same value here belong together (a session, a patient): the test permutes whole clusters.
@@ -194,13 +194,11 @@ def drift(
                 raise BadInput(f"--drop {_quoted(name)}: there is no such column in {_label(left)} or {_label(right)}")
         _comparable(left, right, columns)
         tell(0, 4, "reading the reference")
+        _fits(left, right, cluster=cluster, joint=joint_of, by=by)
         if isinstance(left, Profile):
-            if cluster or joint_of or by:
-                asked = "--cluster" if cluster else "--joint" if joint_of else "--by"
-                raise BadInput(f"{asked} needs the rows of the reference, and {left.source} is a profile")
             references: dict[Any, Profile] = {None: left}
         else:
-            references = make_groups(left, bins=bins, categories=categories, by=_column(left, by), limit=GROUPS)
+            references = make_groups(left, bins=bins, categories=categories, by=by, limit=GROUPS)
         tell(1, 4, "reading the current table")
         whole = next(iter(references.values()))
         if isinstance(right, Profile):
@@ -209,9 +207,7 @@ def drift(
             shape = Profile(0, {k: v for k, v in whole.columns.items() if k in right.columns})
             if by:
                 shape = Profile(0, {**shape.columns, by: _placeholder(right, by)})
-            currents = make_groups(
-                right, bins=bins, categories=categories, like=shape, by=_column(right, by), limit=GROUPS
-            )
+            currents = make_groups(right, bins=bins, categories=categories, like=shape, by=by, limit=GROUPS)
         for side, counted in ((left, references), (right, currents)):
             if sum(one.rows for one in counted.values()) == 0:
                 raise BadInput(f"{_label(side)}: holds no rows")
@@ -254,13 +250,10 @@ def profile(
     _check(bins, categories, None, None, ())
     place = Place(database, spark)
     try:
-        source = open_source(data, place, columns or (list(like.columns) if like else ()), drop)
+        like = like and _cut(like, columns, drop)
+        source = open_source(data, place, list(like.columns) if like else columns, drop)
         if like is not None:
-            missing = [name for name in like.columns if name not in source.columns and name not in drop]
-            if missing:
-                raise BadInput(f"{source.label}: has no column {missing[0]!r} of the kind that the profile has")
-            for name, column in source.columns.items():
-                same_kind(name, like.columns[name].bins.kind, column.kind, like.source, source.label)
+            countable(source, like, list(like.columns))
         made = make(source, bins=bins, categories=categories, like=like)
     finally:
         place.close()
@@ -280,18 +273,20 @@ def _compared(
     cluster: str | None,
     joint_of: Sequence[str],
 ) -> Drift:
-    pairs: list[tuple[str | None, str, Counted, Counted]] = []
-    for key in [k for k in references if k in currents]:
+    shared = [key for key in references if key in currents]
+    names = [name for name in references[shared[0]].columns if name != cluster] if shared else []
+    tests = len(shared) * len(names)
+    found: list[ColumnDrift] = []
+    clusters = [0, 0]
+    for key in shared:
         a, b = references[key], currents[key]
+        together = None
+        if cluster is not None:
+            sides = [side if by is None else side.only(by, key) for side in (left, right) if isinstance(side, Source)]
+            together = clustered(sides[0], sides[1], cluster, {name: a.columns[name].bins for name in names})
+            clusters = [sum(pair) for pair in zip(clusters, together.sizes, strict=True)]
         group = None if by is None else str(a.group if a.group is not None else key)
-        pairs += [(group, name, a.columns[name], b.columns[name]) for name in a.columns if name in b.columns]
-    names = [name for name in dict.fromkeys(name for _, name, _, _ in pairs) if name != cluster]
-    together: Clustered | None = None
-    if cluster is not None:
-        assert isinstance(left, Source)
-        assert isinstance(right, Source)
-        together = clustered(left, right, cluster, {n: next(iter(references.values())).columns[n].bins for n in names})
-    found = [_one(group, name, a, b, rule, seed, together, len(pairs)) for group, name, a, b in pairs if name in names]
+        found += [_one(group, name, a.columns[name], b.columns[name], rule, seed, together, tests) for name in names]
     tested = [one for one in found if one.test is not None]
     if not tested:
         reason = found[0].marks[0] if found and found[0].marks else "the two share no column"
@@ -318,7 +313,7 @@ def _compared(
     total = (sum(a for a, _ in groups.values()), sum(b for _, b in groups.values()))
     return Drift(
         _label(left), _label(right), total, rule, sorted(found, key=key), skipped,
-        groups if by is not None else {}, split, by, cluster, _notes(found, groups if by else {}, rule, together),
+        groups if by is not None else {}, split, by, cluster, _notes(found, groups if by else {}, rule, clusters),
     )  # fmt: skip
 
 
@@ -402,7 +397,7 @@ def _remarks(bins: Bins, a: Counted, b: Counted, paired: Paired, n: int, m: int)
 
 
 def _notes(
-    found: Sequence[ColumnDrift], groups: Mapping[str, tuple[int, int]], rule: Rule, together: Clustered | None
+    found: Sequence[ColumnDrift], groups: Mapping[str, tuple[int, int]], rule: Rule, clusters: Sequence[int]
 ) -> tuple[str, ...]:
     notes = []
     draws = [one.test.draws for one in found if one.test is not None and one.test.draws]
@@ -411,8 +406,9 @@ def _notes(
     for name, (a, b) in groups.items():
         if not a or not b:
             notes.append(f"group {name} has {b or a:,} rows, all in the {'current' if b else 'reference'} table")
-    if together is not None:
-        notes.append(f"{together.sizes[0]:,} against {together.sizes[1]:,} clusters, permuted as wholes")
+    if any(clusters):
+        within = " within groups" if groups else ""
+        notes.append(f"{clusters[0]:,} against {clusters[1]:,} clusters, permuted as wholes{within}")
     return tuple(notes)
 
 
@@ -462,6 +458,36 @@ def _comparable(left: Source | Profile, right: Source | Profile, asked: Sequence
             same_kind(name, a, b, _label(left), _label(right))
 
 
+def _fits(left: Source | Profile, right: Source | Profile, **needs_rows: Any) -> None:
+    """Raises: BadInput: a profile where rows are needed, or two profiles of other cells."""
+    for side in (left, right):
+        for option, value in needs_rows.items():
+            if value and isinstance(side, Profile):
+                raise BadInput(f"--{option} needs the rows of both sides, and {side.source} is a profile")
+    if isinstance(right, Profile):
+        if not isinstance(left, Profile):
+            raise BadInput(
+                f"the current side is a profile and the reference, {left.label}, a table, whose cells are others; "
+                "profile the table --like that profile, and compare the two profiles"
+            )
+        for name, one in left.columns.items():
+            if not isinstance(one.bins, Categories) and not same_cells(one.bins, right.columns[name].bins):
+                raise BadInput(
+                    f"column {name!r} has other cells in the profile of {right.source} than in that of {left.source}; "
+                    "make one of them --like the other"
+                )
+
+
+def countable(source: Source, like: Profile, names: Sequence[str]) -> None:
+    """Raises: BadInput: a column that the cells of a profile do not fit."""
+    for name in names:
+        if name not in source.columns:
+            raise BadInput(
+                f"{source.label}: column {name!r} holds {source.skipped[name]}; write --drop {_quoted(name)}"
+            )
+        same_kind(name, like.columns[name].bins.kind, source.columns[name].kind, like.source, source.label)
+
+
 def same_kind(name: str, a: str, b: str, left: str, right: str) -> None:
     """Raises: BadInput: a column holds another kind of value on the other side."""
     if a != b:
@@ -484,14 +510,6 @@ def _quoted(name: str) -> str:
     return name if name.isidentifier() else f"'{name}'"
 
 
-def _column(source: Source, name: str | None) -> Any:
-    if name is None:
-        return None
-    if name not in source.columns:
-        raise BadInput(f"{source.label}: there is no column {name!r} to group by")
-    return source.columns[name]
-
-
 def _placeholder(source: Source, name: str) -> Counted:
     return Counted(Categories(()), (0, 0))
 
@@ -501,8 +519,8 @@ def _check(bins: int, categories: int, by: str | None, cluster: str | None, join
         raise BadInput(f"--bins is {bins}; write a number from 2 to 1000")
     if not 1 <= categories <= 10_000:
         raise BadInput(f"--categories is {categories}; write a number from 1 to 10000")
-    if by is not None and cluster is not None:
-        raise BadInput("--by and --cluster cannot be combined; select a group with a query, and write --cluster alone")
+    if by is not None and by == cluster:
+        raise BadInput(f"--by and --cluster are both {by!r}; each group would be one cluster")
     if len(joint_of) == 1:
         raise BadInput("--joint needs at least two columns")
 

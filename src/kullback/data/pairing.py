@@ -5,8 +5,8 @@ counts, the choice says nothing about who holds them. Choosing by the reference'
 happens to hold much of, and flag columns of many rare categories without any drift.
 
 Between quantiles of the reference its counts are fixed, which the permutation law does not know: with few rows a cell
-the test would flag too rarely. There cells are joined, by what the reference has alone, until each has 5 rows and lets 5
-of the current rows be expected; its own quantiles leave 20. What fills up where the reference has next to nothing stays.
+the test would flag too rarely. There cells are joined, by what the reference has alone, until each has 5 rows and lets
+5 current rows be expected; its own quantiles leave 20. What fills up where the reference has next to nothing stays.
 """
 
 from collections.abc import Sequence
@@ -80,8 +80,8 @@ def _weights(x: Floats, y: Floats) -> Floats:
 
 
 def _joined(bins: Bins, enough: Floats, pooled: Floats) -> tuple[tuple[int, ...], ...]:
-    """The cells in groups: special cells alone, neighbours together until a group has enough, but two groups stay if two
-    cells hold rows; empty ones nowhere.
+    """The cells in groups: special cells alone; neighbours together until each group has enough, or two are left; empty
+    ones nowhere.
     """
     groups: list[list[int]] = [[i] for i in bins.ordered]
     weights = [float(enough[i]) for i in bins.ordered]

@@ -11,7 +11,7 @@ from kullback.kit.files import dump_json, write_bytes
 
 from .bins import Bins, Booleans, Categories, Numbers, as_moment, from_json, number_edges, time_edges, to_json
 from .counting import Tally, frequencies, most_frequent, tally
-from .engines import Column, Source, collect, quantiles, sampled, speaking
+from .engines import Source, collect, quantiles, sampled, speaking
 
 SCHEMA = 1
 FEWEST = 20  # rows of the reference in a cell between its own quantiles
@@ -129,7 +129,7 @@ def merge(profiles: Sequence[Profile]) -> Profile:
             names = sorted(set(other.columns) ^ set(first.columns))
             raise BadInput(f"the profiles of {first.source} and {other.source} differ in column {names[0]!r}")
         for name, one in first.columns.items():
-            if not _same(one.bins, other.columns[name].bins):
+            if not same_cells(one.bins, other.columns[name].bins):
                 raise BadInput(
                     f"column {name!r} has other cells in the profile of {other.source} than in that of {first.source}; "
                     "make all but the first profile with --like FIRST"
@@ -193,12 +193,11 @@ def make_groups(
     bins: int,
     categories: int,
     like: Profile | None = None,
-    by: Column | None = None,
+    by: str | None = None,
     limit: int = 100,
 ) -> dict[Any, Profile]:
-    """One profile a value of `by`, all with the same cells; a single one, under None, without."""
-    import narwhals as nw
-
+    """One profile a value of the column `by`, all with the same cells; a single one, under None, without."""
+    key = None if by is None else source.key(by, "group")
     unnamed: dict[str, int]
     if like is None:
         cells, unnamed = design(source, bins=bins, categories=categories)
@@ -206,9 +205,8 @@ def make_groups(
     else:
         cells = {name: like.columns[name].bins for name in source.columns}
         unnamed, news = _strangers(source, cells, categories)
-    if by is not None:
-        cells = {name: one for name, one in cells.items() if name != by.name}
-    counted = tally(source, cells, None if by is None else nw.col(by.alias), None if by is None else limit)
+    cells = {name: one for name, one in cells.items() if name != by}
+    counted = tally(source, cells, key, None if by is None else limit)
     source.check_unchanged()
     return {key: _profile(source, cells, counted, i, unnamed, news, key) for i, key in enumerate(counted.keys)}
 
@@ -262,7 +260,7 @@ def _text(key: Any) -> str:
     return "null" if key is None else str(key)
 
 
-def _same(a: Bins, b: Bins) -> bool:
+def same_cells(a: Bins, b: Bins) -> bool:
     """Whether counts of the two mean the same; where edges come from does not matter."""
     return {**to_json(a), "origin": ""} == {**to_json(b), "origin": ""}
 
