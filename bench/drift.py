@@ -239,10 +239,11 @@ def watch(reps):
     fill("watch", lines)
 
 
-def scale(rows, many=20):
-    """Time and peak memory of `drift` on two Parquet files, beside the bare queries in SQL, one DuckDB thread each."""
+def scale(rows, many=20, rounds=3):
+    """Time and peak memory of `drift` on two Parquet files, beside bare queries in SQL: medians of rounds in turn."""
     import subprocess
 
+    ways = ("bare counts", "bare counts and exact edges", "drift")
     with tempfile.TemporaryDirectory() as folder:
         make = (
             "import duckdb, sys; c = duckdb.connect(); c.execute('SET threads = 1')\n"
@@ -253,30 +254,38 @@ def scale(rows, many=20):
             f"    c.execute(f\"COPY (SELECT {{x}} FROM range({rows})) TO '{{to}}' (FORMAT parquet)\")\n"
         )
         subprocess.run([sys.executable, "-c", make], check=True)
-        results = {}
-        for what in ("bare counts", "bare counts and edges", "drift"):
-            argv = [sys.executable, __file__, "one", what, folder, str(many)]
-            done = subprocess.run(argv, check=True, capture_output=True, text=True)
-            results[what] = json.loads(done.stdout)
-            print(what, results[what], flush=True)
-    lines = ["| | CPU, s | wall, s | peak memory, MiB |", "| --- " * 4 + "|"]
-    lines += [f"| {k} | {r['cpu']:.1f} | {r['wall']:.1f} | {r['peak']:.0f} |" for k, r in results.items()]
-    lines += ["", f"{rows:,} rows × {many} columns a side. {results['drift']['note']}"]
+        results = {what: [] for what in ways}
+        for _ in range(rounds):
+            for what in ways:
+                argv = [sys.executable, __file__, "one", what, folder, str(many)]
+                done = subprocess.run(argv, check=True, capture_output=True, text=True)
+                results[what].append(json.loads(done.stdout))
+                print(what, results[what][-1], flush=True)
+    middle = {k: {key: float(np.median([r[key] for r in v])) for key in ("cpu", "wall")} for k, v in results.items()}
+    peaks = {k: max(r["peak"] for r in v) for k, v in results.items()}
+    base = middle["bare counts"]["cpu"]
+    lines = ["| | CPU, s | of bare counts | wall, s | peak memory, MiB |", "| --- " * 5 + "|"]
+    for k, r in middle.items():
+        lines.append(f"| {k} | {r['cpu']:.1f} | {r['cpu'] / base:.2f} | {r['wall']:.1f} | {peaks[k]:.0f} |")
+    lines += ["", f"{rows:,} rows × {many} columns a side, medians of {rounds}. {results['drift'][0]['note']}"]
     fill("scale", lines)
 
 
 def one(what, folder, many):
     """One measurement of `scale`, in a process of its own; prints JSON. Imports are not counted in time."""
+    import duckdb
+
     sides = [f"{folder}/{name}.parquet" for name in ("a", "b")]
     levels = [i / 10 for i in range(1, 10)]
     note = ""
     if what == "drift":
+        import narwhals  # noqa: F401
+        import pyarrow  # noqa: F401
+
         from kullback.data import drift
         from kullback.data.statistics import compare
 
         compare(np.full(10, 1000.0), np.full(10, 1000.0), seed=0)  # the engines' own first-call costs
-    import duckdb
-
     wall, cpu = time.monotonic(), time.process_time()
     if what == "drift":
         found = drift(*sides)

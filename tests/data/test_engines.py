@@ -220,7 +220,8 @@ def test_a_large_table_takes_its_edges_from_a_sample_and_counts_every_row(monkey
     from kullback.data import engines
 
     path = str(tmp_path / "large.parquet")
-    duckdb.sql(f"COPY (SELECT range::DOUBLE AS x, -range AS y FROM range(40000)) TO '{path}' (FORMAT parquet)")
+    query = "SELECT range::DOUBLE AS x, -range AS y, CASE WHEN range % 200 = 0 THEN range END AS rare FROM range(40000)"
+    duckdb.sql(f"COPY ({query}) TO '{path}' (FORMAT parquet, ROW_GROUP_SIZE 4096)")
     monkeypatch.setattr(engines, "EXACT_ROWS", 10_000)
     monkeypatch.setattr(engines, "SAMPLE_ROWS", 5_000)
     made = profile(path)
@@ -231,6 +232,7 @@ def test_a_large_table_takes_its_edges_from_a_sample_and_counts_every_row(monkey
         inside = np.array(made.columns[name].counts[1:-3])
         assert len(inside) == 10
         assert (abs(inside - 4000) < 4 * 40_000 * (0.25 / 5_000) ** 0.5).all()
+    assert made.columns["rare"].counts == (0, *[20] * 10, 0, 0, 39_800)  # too few in a sample: exact
     assert profile(path) == made
 
 

@@ -260,19 +260,28 @@ def _duckdb_quantiles(
     source: Source, columns: Sequence[Column], levels: Sequence[float], rows: int
 ) -> dict[str, list[float]]:
     relation = source.frame.to_native()
-    if sampled(source, rows):
-        relation = relation.query("t", f"SELECT * FROM t USING SAMPLE reservoir({SAMPLE_ROWS} ROWS) REPEATABLE (1)")
     wanted = "[" + ", ".join(f"{level!r}" for level in levels) + "]"
     found: dict[str, list[float]] = {}
-    picked = [
-        (c.name, f"quantile_cont({c.alias}::DOUBLE, {wanted}) FILTER (isfinite({c.alias}::DOUBLE))") for c in columns
-    ]
-    # a sample is drawn once for all columns; whole columns are held one at a time
-    groups = [picked] if sampled(source, rows) else [[one] for one in picked]
-    for group in groups:
-        if group:
-            (row,) = relation.aggregate(", ".join(text for _, text in group)).fetchall()
-            found |= {name: [float(v) for v in values or []] for (name, _), values in zip(group, row, strict=True)}
+
+    def ask(of: Any, some: Sequence[Column]) -> dict[str, int]:
+        """Quantiles go to `found`; how many values they rest on."""
+        parts = []
+        for one in some:
+            value = f"{one.alias}::DOUBLE"
+            parts.append(f"quantile_cont({value}, {wanted}) FILTER (isfinite({value})), count_if(isfinite({value}))")
+        (row,) = of.aggregate(", ".join(parts)).fetchall()
+        found.update({one.name: list(map(float, values or [])) for one, values in zip(some, row[::2], strict=True)})
+        return {one.name: int(n or 0) for one, n in zip(some, row[1::2], strict=True)}
+
+    if columns and sampled(source, rows):
+        # three times as fast as a reservoir; one sample serves all columns
+        share = f"{100.0 * SAMPLE_ROWS / rows!r}% (bernoulli, 1)"
+        held = ask(relation.query("t", f"SELECT * FROM t USING SAMPLE {share}"), columns)
+        columns = [
+            one for one in columns if held[one.name] < SAMPLE_ROWS // 20
+        ]  # of these the sample saw next to nothing
+    for column in columns:
+        ask(relation, [column])  # the values of a column have to be held: one at a time
     return found
 
 
