@@ -13,7 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from kullback import cli
-from kullback.data import drift
+from kullback.data import drift, profile
 from kullback.data.report import render
 
 
@@ -46,7 +46,7 @@ def test_exit_code_0_without_drift(folder):
 def test_exit_code_1_with_drift_and_a_folder_with_page_and_numbers(folder):
     result = call("before.csv", "after.csv", "--out", "found", "--joint", "age,site")
     assert result.exit_code == 1, result.output
-    assert re.search(r"^age .*DRIFT$", result.stdout, re.MULTILINE)
+    assert re.search(r"^age +DRIFT ", result.stdout, re.MULTILINE)
     assert sorted(p.name for p in (folder / "found").iterdir()) == ["drift.json", "report.html"]
     page = (folder / "found" / "report.html").read_text()
     assert len(page) < 60_000
@@ -131,6 +131,8 @@ def spoil(folder):
         '{"format": "kullback drift profile", "schema": 99, "rows": 1, "source": "", "engine": "", "columns": {}}'
     )
     (folder / "old.json").write_text(json.dumps(document))
+    profile("before.csv").write(folder / "kept.json")
+    profile("after.csv").write(folder / "other.json")
 
 
 BAD = [
@@ -153,6 +155,19 @@ BAD = [
     (["before.csv", "after.csv", "--by", "wage"], "there is no column 'wage' to group by"),
     (["before.csv", "after.csv", "--cluster", "wage"], "there is no column 'wage' to cluster by"),
     (["before.csv", "after.csv", "--joint", "age"], "--joint needs at least two columns"),
+    (["before.csv", "after.csv", "--joint", "age,wage"], "there is no column 'wage' (--joint)"),
+    (["before.csv", "after.csv", "--by", "site", "--cluster", "site"], "--by and --cluster are both 'site'"),
+    (["before.csv", "after.csv", "--by", "income"], "more than 100 different values to group by"),
+    (["kept.json", "after.csv", "--by", "site"], "--by needs the rows of both sides, and before.csv is a profile"),
+    (["kept.json", "after.csv", "--cluster", "site"], "--cluster needs the rows of both sides"),
+    (["kept.json", "after.csv", "--joint", "age,site"], "--joint needs the rows of both sides"),
+    (["before.csv", "kept.json"], "the current side is a profile and the reference, before.csv, a table"),
+    (["kept.json", "other.json"], "has other cells in the profile of after.csv than in that of before.csv"),
+    (["kept.json", "fewer.csv"], "fewer.csv: column 'income' of before.csv is missing there"),
+    (["kept.json", "text.csv"], "column 'age' holds numbers in before.csv and text in text.csv"),
+    (["profile", "text.csv", "--like", "kept.json", "--out", "p.json"], "holds numbers in before.csv and text"),
+    (["profile", "after.csv", "--like", "kept.json", "--columns", "wage", "--out", "p.json"], "has no column 'wage'"),
+    (["profile", "kept.json", "other.json", "--out", "p.json"], "make all but the first profile with --like FIRST"),
     (["before.csv", "after.csv", "--alpha", "7"], "--alpha is 7"),
     (["before.csv", "after.csv", "--adjust", "bonferroni"], "--adjust is 'bonferroni'"),
     (["before.csv", "after.csv", "--measure", "tv"], "--measure is 'tv'"),
@@ -276,6 +291,47 @@ def test_the_demo_shows_real_data_within_a_minute(folder):
     said = " ".join(result.stdout.split())
     assert "public domain" in said
     assert (folder / "shown" / "report.html").stat().st_size < 90_000
+
+
+def packages(folder, monkeypatch, **files):
+    """Packages that hold nothing but these files, in place of those that are installed."""
+    from kullback.data import demo
+
+    for name, path in files.items():
+        (folder / name).mkdir()
+        (folder / name / "__init__.py").touch()
+        (folder / name / path).parent.mkdir(parents=True)
+    monkeypatch.setattr(sys, "path", [str(folder)])
+    monkeypatch.setattr(demo, "install", lambda of: f"pip install 'kullback[{of}]'")
+
+
+def test_the_demo_takes_the_census_where_nannyml_is_installed(folder, monkeypatch):
+    rng = np.random.default_rng(0)
+    path = "datasets/data/employment_MA_reference.pq"
+    with monkeypatch.context() as patched:
+        packages(folder, patched, nannyml=path)
+        for name, shift in (("reference", 0), ("analysis", 30)):
+            rows = 2000
+            columns = {"AGEP": 40 + shift, "SCHL": 12, "MAR": 3, "id": 9, "year": 9, "prediction": 2}
+            frame = {key: rng.poisson(mean, rows) for key, mean in columns.items()} | {"predicted_probability": 0.5}
+            frame |= {"employed": 1} if name == "reference" else {}
+            pl.DataFrame(frame).write_parquet(folder / "nannyml" / path.replace("reference", name))
+        result = call("--demo", "--json")
+    document = json.loads(result.stdout)
+    assert result.exit_code == 1
+    assert {one["column"]: one["drift"] for one in document["columns"]} == {"AGEP": True, "SCHL": False, "MAR": False}
+    assert document["joint"]["columns"] == ["AGEP", "SCHL", "MAR"]
+    assert "US Census Bureau" in document["notes"][-1]
+
+
+def test_the_demo_says_what_to_install_where_it_finds_no_data(folder, monkeypatch):
+    with monkeypatch.context() as patched:
+        packages(folder, patched)
+        result = call("--demo")
+    assert result.exit_code == 2
+    assert (
+        result.stderr == "kullback drift: --demo needs the data of vega_datasets; write: pip install 'kullback[data]'\n"
+    )
 
 
 def test_help_names_all_three(folder):

@@ -188,6 +188,17 @@ def test_csv_is_read_with_its_types(tmp_path):
     assert [one.name for one in found.drifted] == ["n"]
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+def test_nan_and_null_are_one_group(engine):
+    import pyarrow as pa
+
+    values = [0.5, 1.5, float("nan"), None] * 30
+    table = pa.table({"site": pa.array(values, pa.float64()), "x": pa.array(range(120), pa.int64())})
+    found = drift(*[ENGINES[engine](table)] * 2, by="site")
+    assert found.groups == {"0.5": (30, 30), "1.5": (30, 30), "(null)": (60, 60)}
+    assert {one.group for one in found.columns} == set(found.groups)
+
+
 def test_brackets_in_a_file_name_are_no_pattern(files, tmp_path):
     odd = tmp_path / "table [1] 'x'.parquet"
     shutil.copy(files[0], odd)

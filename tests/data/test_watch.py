@@ -89,6 +89,20 @@ def test_a_stream_is_watched_batch_by_batch(usual):
     assert alarms[0].rows == 400
 
 
+def test_a_batch_that_the_profile_does_not_fit_is_refused(usual):
+    monitor = Monitor(usual, rows=200, run=5)
+    good = stream(1, 200, 1).select("x", "kind")
+    for batch, message in (
+        (good.drop("kind"), "there is no column 'kind'"),
+        (good.with_columns(x=pl.lit("a")), "column 'x' holds numbers in .* and text"),
+        (good.with_columns(kind=[["a"]] * 200), "column 'kind' holds List"),
+        (good.clear(), "batch 1: holds no rows"),
+    ):
+        with pytest.raises(BadInput, match=message):
+            monitor.update(batch)
+    assert monitor.update(good) == []
+
+
 @pytest.mark.parametrize(("n", "m", "window"), [(1000, 40, 1), (1000, 40, 5), (20_000, 300, 5)])
 def test_runs_without_change_see_an_alarm_as_often_as_was_said(n, m, window):
     """The reference is a sample too: each run here has its own, and its own thresholds."""

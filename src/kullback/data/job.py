@@ -15,7 +15,7 @@ from .clusters import Clustered, clustered
 from .engines import Kind, Place, Source, open_source
 from .joint import Joint, joint
 from .pairing import Paired, pair
-from .profiles import Counted, Profile, known, make, make_groups, same_cells
+from .profiles import Counted, Profile, group_name, known, make, make_groups, same_cells
 from .statistics import ADJUST, MEASURES, Comparison, Effect, Test, cell_contributions, compare
 
 BINS, CATEGORIES = 10, 200
@@ -285,7 +285,7 @@ def _compared(
             sides = [side if by is None else side.only(by, key) for side in (left, right) if isinstance(side, Source)]
             together = clustered(sides[0], sides[1], cluster, {name: a.columns[name].bins for name in names})
             clusters = [sum(pair) for pair in zip(clusters, together.sizes, strict=True)]
-        group = None if by is None else str(a.group if a.group is not None else key)
+        group = None if by is None else group_name(key)
         found += [_one(group, name, a.columns[name], b.columns[name], rule, seed, together, tests) for name in names]
     tested = [one for one in found if one.test is not None]
     if not tested:
@@ -298,7 +298,7 @@ def _compared(
         one.drift = p <= rule.alpha and one.effects[rule.measure].value >= rule.smallest
     key = lambda one: (not one.drift, -one.effects[rule.measure].value if one.effects else math.inf)  # noqa: E731
     groups = {
-        str(k): (references[k].rows if k in references else 0, currents[k].rows if k in currents else 0)
+        group_name(k): (references[k].rows if k in references else 0, currents[k].rows if k in currents else 0)
         for k in dict.fromkeys([*references, *currents])
     }
     skipped = {

@@ -57,7 +57,6 @@ class Profile:
     columns: Mapping[str, Counted]
     source: str = ""
     engine: str = ""
-    group: str | None = None
 
     def dumps(self) -> str:
         """As JSON, on few lines: one a column."""
@@ -208,7 +207,7 @@ def make_groups(
     cells = {name: one for name, one in cells.items() if name != by}
     counted = tally(source, cells, key, None if by is None else limit)
     source.check_unchanged()
-    return {key: _profile(source, cells, counted, i, unnamed, news, key) for i, key in enumerate(counted.keys)}
+    return {key: _profile(source, cells, counted, i, unnamed, news) for i, key in enumerate(counted.keys)}
 
 
 def known(source: Source, reference: Profile, current: Profile) -> Profile:
@@ -243,7 +242,6 @@ def _profile(
     i: int,
     unnamed: Mapping[str, int],
     news: Mapping[str, dict[str, int]],
-    key: Any,
 ) -> Profile:
     alone = len(counted.keys) == 1  # what is new was counted over all groups together
     columns = {
@@ -252,12 +250,12 @@ def _profile(
         )
         for name, one in cells.items()
     }
-    group = None if key is None and len(counted.keys) == 1 else _text(key)
-    return Profile(int(counted.rows[i]), columns, source.label, source.engine, group)
+    return Profile(int(counted.rows[i]), columns, source.label, source.engine)
 
 
-def _text(key: Any) -> str:
-    return "null" if key is None else str(key)
+def group_name(key: Any) -> str:
+    """A value of the column of groups, in words."""
+    return "(null)" if key is None else str(key)
 
 
 def same_cells(a: Bins, b: Bins) -> bool:
