@@ -499,6 +499,14 @@ KULLBACK_INLINE void fence() {
 #endif
 }
 
+// Whether a gradient is written over what a term reads: then a block is summed elsewhere first.
+KULLBACK_INLINE bool overwrites(const Total& total, const Output& out) {
+  for (int k = 0; k < total.num_terms; ++k)
+    for (const Side& side : total.terms[k].job.sides)
+      if (side.data == out.data) return true;
+  return false;
+}
+
 KULLBACK_INLINE bool streams(const Total& total, const Output& out) {
   const Job& any = total.terms[0].job;
   return out.dtype == Dtype::float32 && any.num_rows * any.num_columns >= int64_t(1) << 23;
@@ -596,7 +604,8 @@ static void total_gradients(const Plan& plan, const TotalRow& t, int64_t row, in
     Under<T> under;
     for (int k = 0; k < total.num_outputs; ++k) {
       const Output& out = total.outputs[k];
-      const bool in_place = !is_double && out.dtype == Dtype::float32 && !streams(total, out);
+      const bool in_place =
+          !is_double && out.dtype == Dtype::float32 && !streams(total, out) && !overwrites(total, out);
       under.sums[k] = in_place ? static_cast<T*>(out.data) + row * columns + at : room[k];
       under.begun[k] = false;
     }

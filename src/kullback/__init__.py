@@ -6,6 +6,7 @@ from .exact.transport import wasserstein
 from .forms.density import Density
 from .forms.empirical import Counts, LogRatios, Samples
 from .forms.finite import Labels, Logits, LogProbs, Probs
+from .forms.linear import LinearLogits
 from .forms.points import Points
 from .route import Route, explain
 from .terms import Term, total
@@ -17,6 +18,7 @@ __all__ = [
     "FormError",
     "KullbackError",
     "Labels",
+    "LinearLogits",
     "LogProbs",
     "LogRatios",
     "Logits",

@@ -85,7 +85,7 @@ def route(divergence: Divergence, p: Any, q: Any, /, *, verb: str | None = None)
     left, right = sides(verb or divergence.family, p, q)
     batch_shape, num_classes = left.batch_shape, p.num_classes
     decision = choice.decide(divergence, left, right, num_classes)
-    costs = [decision.engine.cost(call, batch_shape.numel()) for call in decision.calls]
+    costs = [decision.engine.cost(call, left, right) for call in decision.calls]
     dtype = torch.float64 if torch.float64 in decision.calls[0].dtypes else torch.float32
     precision = "float64" if dtype == torch.float64 else costs[0].precision
     not_taken = (("estimate", "an exact method exists, and an exact call never falls back to an estimate"),)

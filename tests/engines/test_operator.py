@@ -307,7 +307,7 @@ def test_the_operators_refuse_what_does_not_fit():
     """Called directly, with sizes, dtypes, names and ranges that would read out of bounds or compute nonsense."""
     a, b = (x.detach() for x in pair(6, 9))
     good = list(asked(Logits(a), Logits(b)))
-    names = ("sum", "parameter", "p", "p_reading", "p_number", "q", "q_reading", "q_number", "num_classes")
+    names = ("sum", "parameter", "p", "p_reading", "p_numbers", "q", "q_reading", "q_numbers", "num_classes")
     wrong = [
         ({"num_classes": 10**7}, "num_classes is 10000000"),
         ({"num_classes": 0}, "num_classes is 0"),
@@ -317,9 +317,10 @@ def test_the_operators_refuse_what_does_not_fit():
         ({"p": [torch.tensor(1.0)]}, "shape"),
         ({"sum": "no such"}, "no sum is named"),
         ({"q_reading": "no such"}, "no reading is named"),
-        ({"q_number": -1.0}, "temperature is above 0"),
-        ({"p": [torch.tensor([0, 1, 2, 3, 4, 9])], "p_reading": "labels_all", "p_number": 0.0}, "label of row 5"),
-        ({"p": [torch.tensor([-1, 1, 2, 3, 4, 8])], "p_reading": "labels_all", "p_number": 0.0}, "label of row 0"),
+        ({"q_numbers": [-1.0]}, "temperature is above 0"),
+        ({"q_numbers": []}, "has 1 numbers, not 0"),
+        ({"p": [torch.tensor([0, 1, 2, 3, 4, 9])], "p_reading": "labels_all", "p_numbers": [0.0]}, "label of row 5"),
+        ({"p": [torch.tensor([-1, 1, 2, 3, 4, 8])], "p_reading": "labels_all", "p_numbers": [0.0]}, "label of row 0"),
     ]
     for change, said in wrong:
         arguments = [change.get(name, value) for name, value in zip(names, good, strict=True)]

@@ -103,6 +103,52 @@ class LogitsReading:
 
 
 @dataclass(frozen=True)
+class LinearReading:
+    """w = softmax(s / temperature), s = softcap·tanh(z / softcap) or z itself, z = scale (h Wᵀ + b), of (h, W[, b]).
+
+    All rows share W (V, H) and b (V,). `memory`: bytes that an engine may use for scores; None: its own choice.
+    """
+
+    bias: bool = False
+    scale: float = 1.0
+    softcap: float | None = None
+    temperature: float = 1.0
+    memory: int | None = None
+
+    @property
+    def event_dims(self) -> tuple[int | None, ...]:
+        return (1, None, None) if self.bias else (1, None)
+
+    @property
+    def of_scores(self) -> LogitsReading:
+        """How `scores` are read."""
+        return LogitsReading(self.temperature)
+
+    def scores(self, data: tuple[Tensor, ...]) -> Tensor:
+        """s, (..., V) in float64."""
+        h, weight, *bias = (x.double() for x in data)
+        z = self.scale * torch.nn.functional.linear(h, weight, *bias)
+        return z if self.softcap is None else self.softcap * torch.tanh(z / self.softcap)
+
+    def weights(self, data: tuple[Tensor, ...]) -> Weights:
+        return self.of_scores.weights((self.scores(data),))
+
+    def pull_back(
+        self, data: tuple[Tensor, ...], weights: Weights, partial: Partial, upstream: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        s = self.scores(data)
+        (back,) = self.of_scores.pull_back((s,), weights, partial, upstream)
+        assert back is not None
+        if self.softcap is not None:
+            back = back * (1.0 - (s / self.softcap) ** 2)
+        back = self.scale * back
+        h, weight = data[0].double(), data[1].double()
+        rows = back.flatten(0, -2)
+        to_weight = rows.T @ h.flatten(0, -2)
+        return (back @ weight, to_weight, rows.sum(0)) if self.bias else (back @ weight, to_weight)
+
+
+@dataclass(frozen=True)
 class LogProbsReading:
     """w = exp(x)."""
 

@@ -1,5 +1,6 @@
 """What is asked of an engine, and what it costs. No tensor is held: a call is decided once and kept."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -7,7 +8,15 @@ import torch
 from torch import Tensor
 
 from kullback.core import generators
-from kullback.core.readings import LabelsReading, LogitsReading, LogProbsReading, ProbsReading, Reading, Side
+from kullback.core.readings import (
+    LabelsReading,
+    LinearReading,
+    LogitsReading,
+    LogProbsReading,
+    ProbsReading,
+    Reading,
+    Side,
+)
 from kullback.core.reduction import GeneratorSum, LogAffinity, Sum
 
 
@@ -39,7 +48,10 @@ class Cost(NamedTuple):
 class Engine(Protocol):
     """Who computes: `core`'s functions, made fit for large inputs."""
 
-    NAME: str
+    @property
+    def NAME(self) -> str:  # noqa: N802
+        """What messages and `use` call it."""
+        ...
 
     def why_not(self, call: Call) -> str | None:
         """Why this engine cannot serve a call, or None."""
@@ -53,7 +65,7 @@ class Engine(Protocol):
         """The same value in float64, made of what tracers see."""
         ...
 
-    def cost(self, call: Call, num_rows: int) -> Cost:
+    def cost(self, call: Call, p: Side, q: Side) -> Cost:
         """What `rows` and its backward pass will need."""
         ...
 
@@ -69,27 +81,36 @@ class Rows(Protocol):
 # ---------------------------------------------------------------- what compiled engines know, by name
 
 DTYPES = {torch.float64: "float64", torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
+KERNELS = (LogitsReading, LogProbsReading, ProbsReading, LabelsReading)
+"""The readings that compiled engines have kernels for."""
 STATS = 6  # per row: (max, log Σ exp, Σ ∂f/∂log w) of p, then of q
 BYTES_SAVED_PER_ROW = 8 + 8 * STATS
 
 
-class Named(NamedTuple):
-    """A sum or a reading as an operator takes it: a name and one number."""
+class NamedSum(NamedTuple):
+    """A sum as an operator takes it: a name and its parameter."""
 
     name: str
     number: float
 
 
-def name_of_sum(total: Sum) -> Named | None:  # type: ignore[type-arg]
+class NamedReading(NamedTuple):
+    """A reading as an operator takes it: a name and its numbers."""
+
+    name: str
+    numbers: tuple[float, ...] = ()
+
+
+def name_of_sum(total: Sum) -> NamedSum | None:  # type: ignore[type-arg]
     """The name under which compiled engines know a sum, or None: a generator of one's own has none, even if it
     takes the name of another.
     """
     if isinstance(total, LogAffinity):
-        return Named("log_affinity", total.order)
+        return NamedSum("log_affinity", total.order)
     if isinstance(total, GeneratorSum):
         f = total.generator
         if f.name in generators.NAMED and generators.NAMED[f.name](f.parameter) == f:
-            return Named(f.name, f.parameter)
+            return NamedSum(f.name, f.parameter)
     return None
 
 
@@ -102,36 +123,54 @@ def sum_of(name: str, number: float) -> Sum:  # type: ignore[type-arg]
     return GeneratorSum(generators.NAMED[name](number))
 
 
-def name_of_reading(reading: Reading) -> Named | None:
+def name_of_reading(reading: Reading) -> NamedReading | None:
     """The name under which compiled engines know a reading, or None."""
     if type(reading) is LogitsReading:
-        return Named("logits", reading.temperature)
+        return NamedReading("logits", (reading.temperature,))
+    if type(reading) is LinearReading:
+        name = "linear_bias" if reading.bias else "linear"
+        return NamedReading(name, (reading.scale, reading.softcap or 0.0, reading.temperature, reading.memory or 0))
     if type(reading) is LogProbsReading:
-        return Named("log_probs", 0.0)
+        return NamedReading("log_probs")
     if type(reading) is ProbsReading:
-        return Named("probs", 0.0)
+        return NamedReading("probs")
     if type(reading) is LabelsReading:
-        return Named(f"labels_{reading.spread}", reading.smoothing)
+        return NamedReading(f"labels_{reading.spread}", (reading.smoothing,))
     return None
 
 
-def reading_of(name: str, number: float, num_classes: int) -> Reading:
+def _logits(num_classes: int, temperature: float) -> Reading:
+    if not temperature > 0.0:
+        raise ValueError(f"kullback: a temperature is above 0, not {temperature}.")
+    return LogitsReading(temperature)
+
+
+def _linear(bias: bool, scale: float, softcap: float, temperature: float, memory: float) -> Reading:
+    if not (scale > 0.0 and temperature > 0.0 and softcap >= 0.0):
+        raise ValueError(f"kullback: scale {scale}, temperature {temperature} and softcap {softcap} are above 0.")
+    return LinearReading(bias, scale, softcap or None, temperature, int(memory) or None)
+
+
+_READINGS: dict[str, tuple[int, Callable[..., Reading]]] = {
+    "logits": (1, _logits),
+    "linear": (4, lambda _, *numbers: _linear(False, *numbers)),
+    "linear_bias": (4, lambda _, *numbers: _linear(True, *numbers)),
+    "log_probs": (0, lambda _: LogProbsReading()),
+    "probs": (0, lambda _: ProbsReading()),
+    "labels_all": (1, lambda num_classes, smoothing: LabelsReading(num_classes, smoothing, "all")),
+    "labels_others": (1, lambda num_classes, smoothing: LabelsReading(num_classes, smoothing, "others")),
+}
+"""Name of a reading -> how many numbers it has, and what makes it of the number of classes and these."""
+
+
+def reading_of(name: str, numbers: Sequence[float], num_classes: int) -> Reading:
     """The reading of a name; see `name_of_reading`."""
-    if name == "logits":
-        if not number > 0.0:
-            raise ValueError(f"kullback: a temperature is above 0, not {number}.")
-        return LogitsReading(number)
-    if name == "log_probs":
-        return LogProbsReading()
-    if name == "probs":
-        return ProbsReading()
-    if name == "labels_all":
-        return LabelsReading(num_classes, number, "all")
-    if name == "labels_others":
-        return LabelsReading(num_classes, number, "others")
-    raise ValueError(
-        f"kullback: no reading is named {name!r}; there are logits, log_probs, probs, labels_all and labels_others."
-    )
+    if name not in _READINGS:
+        raise ValueError(f"kullback: no reading is named {name!r}; there are {', '.join(_READINGS)}.")
+    count, make = _READINGS[name]
+    if len(numbers) != count:
+        raise ValueError(f"kullback: the reading {name!r} has {count} numbers, not {len(numbers)}.")
+    return make(num_classes, *numbers)
 
 
 def why_no_kernel(call: Call) -> str | None:
@@ -140,7 +179,7 @@ def why_no_kernel(call: Call) -> str | None:
         what = call.total.generator.name if isinstance(call.total, GeneratorSum) else type(call.total).__name__
         return f"{what} has no kernel"
     for reading in (call.p, call.q):
-        if name_of_reading(reading) is None:
+        if type(reading) not in KERNELS:
             return f"{type(reading).__name__} has no kernel"
     for dtype in call.dtypes:
         if dtype.is_floating_point and dtype not in DTYPES:

@@ -14,7 +14,7 @@ from torch.autograd import forward_ad
 from kullback.core.readings import Side
 from kullback.divergences import Divergence
 
-from . import cpu, eager, triton
+from . import cpu, eager, linear, triton
 from .call import Call, Engine, Rows
 
 ENGINES: tuple[Engine, ...] = (cpu, triton, eager)
@@ -75,18 +75,22 @@ def decide(divergence: Divergence, p: Side, q: Side, num_classes: int) -> Decisi
     data = (*p.data, *q.data)
     dtypes, device = tuple(x.dtype for x in data), data[0].device.type
     calls = tuple(Call(total, p.reading, q.reading, dtypes, device, num_classes) for total in divergence.sums)
+    made = tuple(inner for call in calls if (inner := linear.flat(call)) is not None)
     transformed = _transformed(data)
     reasons = {
-        engine.NAME: _not_forced(engine, device) or _first(engine.why_not(call) for call in calls) or transformed
+        engine.NAME: _not_forced(engine, device)
+        or _first(engine.why_not(call) for call in made or calls)
+        or transformed
         for engine in ENGINES[:-1]
     }
     taken = next(engine for engine in ENGINES if reasons.get(engine.NAME) is None)
     not_taken = [(name, reason or f"{taken.NAME} is faster") for name, reason in reasons.items() if name != taken.NAME]
     if taken.NAME in reasons:
         not_taken.append((ENGINES[-1].NAME, "slower; it serves second derivatives and torch.func"))
+    engine: Engine = linear.Linear(taken) if made and transformed is None else taken
     factor = None if divergence.linear is None else divergence.linear[1]
     dtype = torch.float64 if torch.float64 in dtypes else torch.float32
-    return Decision(divergence, taken, calls, factor, dtype, tuple(not_taken))
+    return Decision(divergence, engine, calls, factor, dtype, tuple(not_taken))
 
 
 def _not_forced(engine: Engine, device: str) -> str | None:

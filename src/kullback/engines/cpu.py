@@ -62,13 +62,13 @@ def why_not(call: Call) -> str | None:
     return why_no_kernel(call)
 
 
-def cost(call: Call, num_rows: int) -> Cost:
+def cost(call: Call, p: Side, q: Side) -> Cost:
     """Blocks on each thread's stack, and what is kept of a row between the two stages."""
     threads = torch.get_num_threads()
     kept = max(1 << 20, 8 * call.num_classes + (8 << 10))
     return Cost(
         threads * (kept + (160 << 10)),
-        num_rows * BYTES_SAVED_PER_ROW,
+        p.batch_shape.numel() * BYTES_SAVED_PER_ROW,
         f"C++, {instruction_set()}, up to {threads} threads, rows in blocks that stay in cache",
         "float32 with float64 normalisers and sums",
     )

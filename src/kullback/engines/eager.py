@@ -28,8 +28,9 @@ def why_not(call: Call) -> str | None:
     return None
 
 
-def cost(call: Call, num_rows: int) -> Cost:
+def cost(call: Call, p: Side, q: Side) -> Cost:
     """A block of temporaries."""
+    num_rows = p.batch_shape.numel()
     rows_at_once = min(block_rows(call.num_classes), max(num_rows, 1))
     return Cost(
         _TEMPORARIES * 8 * rows_at_once * call.num_classes,

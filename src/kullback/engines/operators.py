@@ -1,7 +1,7 @@
 """The operators of the compiled engines, as PyTorch sees them: for `torch.compile`, export and tracing.
 
 Every compiled engine has two operators of the same signatures, which differ in name and in kernels alone. A side is a
-list of tensors with the name of its reading and that reading's number (temperature or smoothing); a sum is its
+list of tensors with the name of its reading and that reading's numbers (a temperature, a smoothing); a sum is its
 generator's name and parameter:
 
     rows            values (...), float64, and the `STATS` numbers a row that backward needs, or none
@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 
 from kullback.core import reduction
-from kullback.core.readings import Side
+from kullback.core.readings import LinearReading, Side
 
 from .call import DTYPES, STATS, Call, name_of_reading, name_of_sum, reading_of, sum_of
 
-_SIDE = "Tensor[] {0}, str {0}_reading, float {0}_number"
+_SIDE = "Tensor[] {0}, str {0}_reading, float[] {0}_numbers"
 _ASKED = f"str sum, float parameter, {_SIDE.format('p')}, {_SIDE.format('q')}, SymInt num_classes"
 _FLAT = 9  # arguments in _ASKED
 
@@ -32,11 +32,14 @@ def define(
     device: tuple[str, ...],
     forward: Callable[[Call, Side, Side, bool], tuple[Tensor, Tensor]],
     backward: Callable[[Call, Side, Side, Tensor, Tensor, Tensor, tuple[bool, ...]], tuple[Tensor, ...]],
+    stats: int = STATS,
 ) -> torch.library.Library:
     """Define `kullback::{prefix}rows` and `kullback::{prefix}row_gradients` with their kernels for `device`s.
 
+    stats: how many numbers a row the forward pass keeps.
     The library must be kept: the operators live as long as it does.
     """
+    num_stats = stats
     library = torch.library.Library("kullback", "FRAGMENT")  # type: ignore[no-untyped-call]
     rows_name, gradients_name = f"{prefix}rows", f"{prefix}row_gradients"
     library.define(f"{rows_name}({_ASKED}, bool keep) -> (Tensor, Tensor)")  # type: ignore[no-untyped-call]
@@ -51,12 +54,12 @@ def define(
     def row_gradients(*arguments: Any) -> list[Tensor]:
         call, p, q = _checked(arguments[:_FLAT])
         values, stats, upstream, wanted = arguments[_FLAT:]
-        _check_rows(p, values, stats, upstream, wanted, len(p.data) + len(q.data))
+        _check_rows(p, values, stats, upstream, wanted, len(p.data) + len(q.data), num_stats)
         return list(backward(call, p, q, values, stats, upstream, tuple(wanted)))
 
     def fake_rows(*arguments: Any) -> tuple[Tensor, Tensor]:
         x, batch = arguments[2][0], _batch(arguments)
-        stats = (*batch, STATS) if arguments[_FLAT] else (0,)
+        stats = (*batch, num_stats) if arguments[_FLAT] else (0,)
         return x.new_empty(batch, dtype=torch.float64), x.new_empty(stats, dtype=torch.float64)
 
     def fake_row_gradients(*arguments: Any) -> list[Tensor]:
@@ -106,14 +109,14 @@ def ask(call: Call, p: Side, q: Side) -> tuple[Any, ...]:
     assert left is not None
     assert right is not None
     return (
-        total.name, total.number, list(p.data), left.name, left.number, list(q.data), right.name, right.number,
-        call.num_classes,
+        total.name, total.number, list(p.data), left.name, list(left.numbers), list(q.data), right.name,
+        list(right.numbers), call.num_classes,
     )  # fmt: skip
 
 
 def _sides(asked: Sequence[Any]) -> tuple[Any, Side, Side]:
-    total, parameter, p, p_reading, p_number, q, q_reading, q_number, num_classes = asked
-    left, right = reading_of(p_reading, p_number, num_classes), reading_of(q_reading, q_number, num_classes)
+    total, parameter, p, p_reading, p_numbers, q, q_reading, q_numbers, num_classes = asked
+    left, right = reading_of(p_reading, p_numbers, num_classes), reading_of(q_reading, q_numbers, num_classes)
     return sum_of(total, parameter), Side(left, tuple(p)), Side(right, tuple(q))
 
 
@@ -131,22 +134,39 @@ def _checked(asked: Sequence[Any]) -> tuple[Call, Side, Side]:
     for name, side in (("p", p), ("q", q)):
         if len(side.data) != len(side.reading.event_dims):
             raise RuntimeError(f"kullback: {name} has {len(side.data)} tensors, not {len(side.reading.event_dims)}.")
-        x, dims = side.data[0], side.reading.event_dims[0]
-        if dims == 1 and (x.dim() == 0 or x.shape[-1] != num_classes):
-            raise RuntimeError(f"kullback: {name} has shape {tuple(x.shape)}, but num_classes is {num_classes}.")
-        if x.is_floating_point() != (dims == 1) or x.is_complex() or x.dtype == torch.bool:
-            raise RuntimeError(f"kullback: {name} has dtype {x.dtype}, which its reading does not take.")
-        if dims == 1 and x.dtype not in DTYPES:
-            raise RuntimeError(f"kullback: {name} has dtype {x.dtype}, which has no kernel.")
+        _check_tensors(name, side, num_classes)
     if p.batch_shape != q.batch_shape:
         raise RuntimeError(f"kullback: p has rows {tuple(p.batch_shape)} but q has {tuple(q.batch_shape)}.")
     dtypes = tuple(x.dtype for side in (p, q) for x in side.data)
     return Call(total, p.reading, q.reading, dtypes, p.data[0].device.type, num_classes), p, q
 
 
-def _check_rows(p: Side, values: Tensor, stats: Tensor, upstream: Tensor, wanted: Sequence[bool], tensors: int) -> None:
+def _check_tensors(name: str, side: Side, num_classes: int) -> None:
+    floats = [x for x, dims in zip(side.data, side.reading.event_dims, strict=True) if dims != 0]
+    if isinstance(side.reading, LinearReading):
+        hidden, weight, *bias = side.data
+        shapes = [tuple(x.shape) for x in side.data]
+        fits = hidden.dim() > 0 and weight.shape == (num_classes, hidden.shape[-1])
+        if not fits or any(b.shape != (num_classes,) for b in bias):
+            raise RuntimeError(f"kullback: {name} has shapes {shapes}, but num_classes is {num_classes}.")
+        if len({x.dtype for x in side.data}) > 1:
+            raise RuntimeError(f"kullback: {name} has tensors of different dtypes.")
+    else:
+        for x in floats:
+            if x.dim() == 0 or x.shape[-1] != num_classes:
+                raise RuntimeError(f"kullback: {name} has shape {tuple(x.shape)}, but num_classes is {num_classes}.")
+    for x, dims in zip(side.data, side.reading.event_dims, strict=True):
+        if x.is_floating_point() == (dims == 0) or x.is_complex() or x.dtype == torch.bool:
+            raise RuntimeError(f"kullback: {name} has dtype {x.dtype}, which its reading does not take.")
+        if dims != 0 and x.dtype not in DTYPES:
+            raise RuntimeError(f"kullback: {name} has dtype {x.dtype}, which has no kernel.")
+
+
+def _check_rows(
+    p: Side, values: Tensor, stats: Tensor, upstream: Tensor, wanted: Sequence[bool], tensors: int, num_stats: int
+) -> None:
     batch = tuple(p.batch_shape)
-    given = (("values", values, batch), ("stats", stats, (*batch, STATS)), ("upstream", upstream, batch))
+    given = (("values", values, batch), ("stats", stats, (*batch, num_stats)), ("upstream", upstream, batch))
     for name, x, shape in given:
         if tuple(x.shape) != shape or x.dtype != torch.float64:
             raise RuntimeError(

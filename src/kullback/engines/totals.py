@@ -1,12 +1,12 @@
 """Σ over terms and rows of weight · divergence: one number with its gradients, in one pass where an engine can.
 
-Weights are known before the forward pass, so that an engine may make gradients in it, reads a tensor that appears in
-several terms once, and skips rows of weight 0. Where none can (another engine, a transform, a tracer, a divergence
-that is no sum), every term's rows are measured, weighted and added: the same value, in more passes.
+Weights are known before the forward pass, so that gradients are made in it, a tensor that appears in several terms is
+read once, and rows of weight 0 are skipped. Where no engine can (a transform, a tracer, a divergence that is no sum),
+every term's rows are measured, weighted and added: the same value, in more passes.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from torch import Tensor
 from kullback.core.readings import Side
 from kullback.divergences import Divergence
 
-from . import choice, cpu
+from . import choice, cpu, linear
 
 
 class Weighed(NamedTuple):
@@ -34,26 +34,64 @@ def total(
 
     out: (tensor, buffer) pairs: the gradient of the sum to this tensor is written into this buffer.
     """
-    parts = _served(terms, num_classes)
-    if parts is None:
+    work = _work(terms, num_classes)
+    if work is None:
         if out:
-            raise NotImplementedError("a buffer for a gradient needs terms that the C++ engine serves in one pass")
+            raise NotImplementedError("a buffer for a gradient needs terms that one pass of an engine serves")
         values = torch.stack([_weighted(term, num_classes) for term in terms])
         return values.sum(), values.detach()
-    floats = {id(x): x for part in parts for x in (part.x, part.y) if x.is_floating_point()}
+    floats = {id(x): x for term in terms for x in (*term.p.data, *term.q.data) if x.is_floating_point()}
     dtype = torch.float64 if any(x.dtype == torch.float64 for x in floats.values()) else torch.float32
     buffers = {id(x): buffer for x, buffer in out}
     wanted = [x for x in floats.values() if id(x) in buffers or (x.requires_grad and torch.is_grad_enabled())]
     if not wanted:
-        sums = cpu.total(parts, (), ()).to(dtype)
+        with torch.no_grad():
+            sums = work(1.0, (), ())[0].to(dtype)
         return sums.sum(), sums
-    result: tuple[Tensor, Tensor] = _Total.apply(_Work(parts, terms, num_classes, buffers, dtype), *wanted)  # type: ignore[no-untyped-call]
+    result: tuple[Tensor, Tensor] = _Total.apply(_Asked(work, terms, wanted, num_classes, buffers, dtype), *wanted)  # type: ignore[no-untyped-call]
     return result
+
+
+class _Work(Protocol):
+    """Who makes a total in one pass."""
+
+    def __call__(
+        self, scale: float, wanted: Sequence[Tensor], out: Sequence[Tensor | None]
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Each term's sum, (K,) in float64, and scale · the gradient of all to each wanted tensor, in its buffer."""
+        ...
+
+
+def _work(terms: Sequence[Weighed], num_classes: int) -> _Work | None:
+    if torch.compiler.is_compiling() or choice.traced():
+        return None
+    sides = [side for term in terms for side in (term.p, term.q)]
+    if any(linear.linear_in(side.reading) is not None for side in sides):
+        engines = [choice.decide(term.divergence, term.p, term.q, num_classes) for term in terms]
+        if any(not choice.ordinary(side.data) for side in sides) or any(e.factor is None for e in engines):
+            return None
+        return _Chunked(terms, num_classes, all(cpu in (e.engine, getattr(e.engine, "inner", None)) for e in engines))
+    parts = _served(terms, num_classes)
+    return None if parts is None else _Compiled(parts)
+
+
+# ---------------------------------------------------------------- whole, by the C++ engine
+
+
+class _Compiled(NamedTuple):
+    parts: list[cpu.Part]
+
+    def __call__(
+        self, scale: float, wanted: Sequence[Tensor], out: Sequence[Tensor | None]
+    ) -> tuple[Tensor, list[Tensor]]:
+        made = [torch.empty(x.shape, dtype=x.dtype) if to is None else to for x, to in zip(wanted, out, strict=True)]
+        parts = self.parts if scale == 1.0 else [part._replace(weights=scale * part.weights) for part in self.parts]
+        return cpu.total(parts, wanted, made), made
 
 
 def _served(terms: Sequence[Weighed], num_classes: int) -> list[cpu.Part] | None:
     """The terms as the C++ engine takes them, or None where it does not."""
-    if len(terms) > cpu.MAX_TERMS or torch.compiler.is_compiling() or choice.traced():
+    if len(terms) > cpu.MAX_TERMS:
         return None
     parts = []
     for term in terms:
@@ -73,6 +111,85 @@ def _scaled(weights: Tensor | float, factor: float) -> Tensor:
     return torch.tensor(factor * weights, dtype=torch.float64)
 
 
+# ---------------------------------------------------------------- chunk by chunk, of hidden states
+
+
+class _Chunked(NamedTuple):
+    terms: Sequence[Weighed]
+    num_classes: int
+    overwrite: bool
+
+    def __call__(
+        self, scale: float, wanted: Sequence[Tensor], out: Sequence[Tensor | None]
+    ) -> tuple[Tensor, list[Tensor]]:
+        sums = torch.zeros(len(self.terms), dtype=torch.float64, device=self.terms[0].p.data[0].device)
+        weights = [_per_row(term.weights) for term in self.terms]
+
+        def run(
+            sides: list[Side], rows: linear.Index, leaves: list[Tensor], out: list[Tensor | None]
+        ) -> Sequence[Tensor]:
+            chunk = [
+                Weighed(term.divergence, p, q, w[rows] if isinstance(w, Tensor) else w)
+                for term, p, q, w in zip(self.terms, sides[::2], sides[1::2], weights, strict=True)
+            ]
+            values, gradients = _chunk(chunk, self.num_classes, scale, leaves, out)
+            sums.add_(values)
+            return gradients
+
+        sides = [side for term in self.terms for side in (term.p, term.q)]
+        overwrite = self.overwrite and len({x.dtype == torch.float64 for x in wanted}) <= 1
+        buffers = {id(x): to for x, to in zip(wanted, out, strict=True) if to is not None}
+        made = linear.Chunks(sides, wanted, overwrite).walk(run, _counted(weights), buffers)
+        return sums, made
+
+
+def _per_row(weights: Tensor | float) -> Tensor | float:
+    if isinstance(weights, Tensor):
+        return weights.reshape(-1) if weights.dim() else weights.item()
+    return weights
+
+
+def _counted(weights: Sequence[Tensor | float]) -> Tensor | None:
+    """The rows that any term counts; None: all."""
+    found = None
+    for w in weights:
+        if isinstance(w, Tensor):
+            found = w != 0 if found is None else found | (w != 0)
+        elif w != 0.0:
+            return None
+    return found
+
+
+def _chunk(
+    terms: Sequence[Weighed], num_classes: int, scale: float, wanted: Sequence[Tensor], out: Sequence[Tensor | None]
+) -> tuple[Tensor, Sequence[Tensor]]:
+    """Each term's sum over a chunk, (K,), and scale · the gradient of all to each wanted tensor."""
+    parts = _served(terms, num_classes)
+    if parts is not None:
+        return _Compiled(parts)(scale, wanted, out)
+    free = {id(x): x.detach().requires_grad_() for x in wanted}
+    with torch.enable_grad():
+        values = torch.stack(
+            [
+                _weighted(
+                    term._replace(
+                        p=Side(term.p.reading, tuple(free.get(id(x), x) for x in term.p.data)),
+                        q=Side(term.q.reading, tuple(free.get(id(x), x) for x in term.q.data)),
+                    ),
+                    num_classes,
+                ).double()
+                for term in terms
+            ]
+        )
+        if not free:
+            return values.detach(), ()
+        found = torch.autograd.grad(scale * values.sum(), list(free.values()), materialize_grads=True)
+    return values.detach(), found
+
+
+# ---------------------------------------------------------------- by rows
+
+
 def _weighted(term: Weighed, num_classes: int) -> Tensor:
     """One term through its rows; a row of weight 0 counts for nothing, whatever it holds."""
     rows, weights = choice.measure(term.divergence, term.p, term.q, num_classes), term.weights
@@ -82,46 +199,47 @@ def _weighted(term: Weighed, num_classes: int) -> Tensor:
     return rows.sum() * weights if weights != 0.0 else torch.where(torch.zeros_like(rows) > 0, rows, 0.0).sum()
 
 
-class _Work:
-    """What one total is made of."""
+# ---------------------------------------------------------------- as autograd sees it
 
-    __slots__ = ("buffers", "dtype", "num_classes", "parts", "terms")
 
-    def __init__(
-        self,
-        parts: list[cpu.Part],
-        terms: Sequence[Weighed],
-        num_classes: int,
-        buffers: dict[int, Tensor],
-        dtype: torch.dtype,
-    ) -> None:
-        self.parts, self.terms, self.num_classes, self.buffers, self.dtype = parts, terms, num_classes, buffers, dtype
+class _Asked(NamedTuple):
+    """A total, and what is to come of it."""
 
-    def forward(self, wanted: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        out = [self.buffers.get(id(x)) for x in wanted]
-        made = [torch.empty(x.shape, dtype=x.dtype) if to is None else to for x, to in zip(wanted, out, strict=True)]
-        return cpu.total(self.parts, wanted, made), made
+    work: _Work
+    terms: Sequence[Weighed]
+    wanted: Sequence[Tensor]
+    num_classes: int
+    buffers: dict[int, Tensor]
+    dtype: torch.dtype
+
+    def values(self) -> Tensor:
+        return self.work(1.0, (), ())[0]
+
+    def gradients(self, scale: float = 1.0) -> tuple[Tensor, list[Tensor]]:
+        return self.work(scale, self.wanted, [self.buffers.get(id(x)) for x in self.wanted])
 
     def again(self, saved: Sequence[Tensor]) -> Tensor:
         """The sum through the rows, differentiable as often as one likes; `saved` are both sides of every term."""
-        pairs = zip(saved[::2], saved[1::2], strict=True)
-        terms = [
-            term._replace(p=Side(term.p.reading, (x,)), q=Side(term.q.reading, (y,)))
-            for term, (x, y) in zip(self.terms, pairs, strict=True)
-        ]
+        left, terms = list(saved), []
+        for term in self.terms:
+            p = Side(term.p.reading, tuple(left.pop(0) for _ in term.p.data))
+            q = Side(term.q.reading, tuple(left.pop(0) for _ in term.q.data))
+            terms.append(term._replace(p=p, q=q))
         return torch.stack([_weighted(term, self.num_classes) for term in terms]).sum()
 
 
 class _Total(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, work: _Work, *wanted: Tensor) -> tuple[Tensor, Tensor]:
-        values, ctx.made = work.forward(wanted)
-        ctx.work = work
-        ctx.save_for_backward(*wanted, *(x for part in work.parts for x in (part.x, part.y)))
-        sums = values.to(work.dtype)
+    def forward(ctx: Any, asked: _Asked, *wanted: Tensor) -> tuple[Tensor, Tensor]:
+        # float16 has no room for 1/(number of rows): such gradients wait for the scale that a loss comes back with
+        late = any(x.dtype == torch.float16 for x in wanted) and not asked.buffers
+        values, made = (asked.values(), None) if late else asked.gradients()
+        ctx.made, ctx.asked = made, asked
+        ctx.save_for_backward(*wanted, *(x for term in asked.terms for x in (*term.p.data, *term.q.data)))
+        sums = values.to(asked.dtype)
         ctx.mark_non_differentiable(sums)
         ctx.set_materialize_grads(False)
-        return sums.sum() if len(work.parts) > 1 else sums[0].clone(), sums
+        return sums.sum() if len(asked.terms) > 1 else sums[0].clone(), sums
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -131,12 +249,15 @@ class _Total(torch.autograd.Function):
         saved = ctx.saved_tensors
         wanted, sides = saved[:count], saved[count:]
         if torch.is_grad_enabled():  # create_graph: through the rows, whose gradients are differentiable
-            value = ctx.work.again(sides)
+            value = ctx.asked.again(sides)
             return None, *torch.autograd.grad(value, wanted, upstream.to(value.dtype), create_graph=True)
         made, ctx.made = ctx.made, None
-        if made is None:  # a second time over the same graph
-            _, made = ctx.work.forward(wanted)
-        scale = upstream.item()
-        if scale != 1.0:
-            made = [gradient.mul_(scale) for gradient in made]
-        return None, *made
+        if made is None:  # a second time over the same graph, or late
+            return None, *ctx.asked.gradients(upstream.item())[1]
+        if upstream.device.type == "cpu":
+            scale: Any = upstream.item()
+            if scale == 1.0:
+                return None, *made
+        else:
+            scale = upstream  # never wait for a device
+        return None, *(gradient.mul_(scale) for gradient in made)

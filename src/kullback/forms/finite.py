@@ -414,23 +414,25 @@ def dense_tensor(owner: str, name: str, x: Any) -> Tensor:
     return x
 
 
-def floating_tensor(owner: str, x: Any) -> Tensor:
+def floating_tensor(owner: str, x: Any, name: str = "x") -> Tensor:
     """`x` as a dense tensor (..., V) of floating numbers, V >= 1, or the error that says what it is instead."""
-    data = dense_tensor(owner, "x", x)
+    data = dense_tensor(owner, name, x)
     if not data.is_floating_point():
         if isinstance(x, Tensor) or data.is_complex() or data.dtype == torch.bool:
             raise FormError(
-                f"{owner}: x has dtype {data.dtype}, but a floating dtype is needed. "
-                f"Write {owner}(x.float()), or Labels(x, num_classes) if x holds class indices."
+                f"{owner}: {name} has dtype {data.dtype}, but a floating dtype is needed. "
+                f"Write {owner}({name}.float()), or Labels({name}, num_classes) if {name} holds class indices."
             )
         data = data.to(torch.get_default_dtype())
     if data.dim() == 0:
         raise FormError(
-            f"{owner}: x is a single number, but a form holds (..., V). Write {owner}(x.unsqueeze(-1)) for V=1."
+            f"{owner}: {name} is a single number, but a form holds (..., V). "
+            f"Write {owner}({name}.unsqueeze(-1)) for V=1."
         )
     if data.shape[-1] == 0:
         raise FormError(
-            f"{owner}: x has shape {tuple(data.shape)}, so V=0; a distribution needs at least one class (last axis)."
+            f"{owner}: {name} has shape {tuple(data.shape)}, so V=0; "
+            "a distribution needs at least one class (last axis)."
         )
     return data
 

@@ -27,11 +27,11 @@ def why_not(call: Call) -> str | None:
     return _absent() or why_no_kernel(call)
 
 
-def cost(call: Call, num_rows: int) -> Cost:
+def cost(call: Call, p: Side, q: Side) -> Cost:
     """Nothing beside the result, unless rows without a common stride are copied first."""
     return Cost(
         0,
-        num_rows * BYTES_SAVED_PER_ROW,
+        p.batch_shape.numel() * BYTES_SAVED_PER_ROW,
         "one kernel a pass, rows read twice forward and once backward",
         "float32 with compensated sums, float64 where a divergence or a form needs it",
     )
