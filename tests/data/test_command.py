@@ -257,6 +257,22 @@ def test_nulls_that_come_up_are_drift(tmp_path):
     assert "null: 0 % against 100 %" in found.marks
 
 
+def test_what_is_constant_infinite_or_nan_is_named_with_its_mass():
+    rows = 1000
+    before = pl.DataFrame({"still": [7] * rows, "x": [float(i % 50) for i in range(rows)], "same": ["a"] * rows})
+    wild = [float("nan")] * 50 + [float("inf")] * 20 + [float("-inf")] * 10 + [float(i % 50) for i in range(rows - 80)]
+    after = pl.DataFrame({"still": [7] * 600 + [8] * 400, "x": wild, "same": ["a"] * rows})
+    found = drift(before, after)
+    assert "constant in the reference" in found["still"].marks
+    assert found["still"].drift
+    assert "NaN: 0 % against 5 %" in found["x"].marks
+    assert "infinite: 0 against 30 rows" in found["x"].marks
+    assert {c.label: c.current for c in found["x"].cells if c.reference == 0} == {"-inf": 10, "inf": 20, "NaN": 50}
+    assert found["same"].test is None
+    assert "one cell holds every row (a)" in found["same"].marks[0]
+    assert "constant in the current table" in drift(after, before)["still"].marks
+
+
 def test_a_column_without_values_has_the_kind_of_the_other_side(folder):
     """In CSV a column without values reads as text."""
     rows = "".join(f"{i % 7},{i % 2}\n" for i in range(200))
@@ -339,15 +355,26 @@ def test_help_names_all_three(folder):
     assert all(word in text for word in ("tables", "profile", "watch"))
 
 
-@pytest.mark.parametrize("width", [1280, 400])
-def test_the_page_opens_in_a_browser_and_fits(folder, browser, width):
+def lightness(colour):
+    """Relative luminance of "rgb(r, g, b)", by WCAG."""
+    channels = [int(c) / 255 for c in re.findall(r"\d+", colour)[:3]]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return sum(weight * c for weight, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (1280, "dark"), (400, "light"), (400, "dark")])
+def test_the_page_opens_in_a_browser_fits_and_can_be_read(folder, browser, width, scheme):
     """A script added for the test writes down what the browser laid out; the page itself has none."""
     page = render(drift("before.csv", "after.csv", joint_of=["age", "site"]))
     assert "<script" not in page
     probe = """<script>window.onload = () => { const wide = document.documentElement;
       const bars = [...document.querySelectorAll('.cells i')].filter(b => b.getBoundingClientRect().width > 1).length;
       const figures = document.querySelectorAll('figure').length;
-      document.title = [wide.scrollWidth <= wide.clientWidth, figures, bars].join() }</script>"""
+      const told = [...document.querySelectorAll('td')].filter(t => t.innerText == 'DRIFT');
+      const seen = told.length == 1 && told[0].getBoundingClientRect().right <= wide.clientWidth;
+      const ink = getComputedStyle(document.body).color, ground = getComputedStyle(document.body).backgroundColor;
+      document.title = JSON.stringify({fits: wide.scrollWidth <= wide.clientWidth, figures, bars, seen, ink, ground}) }
+      </script>"""
     inner = folder / "inner.html"
     inner.write_text(page.replace("</body>", probe + "</body>"))
     # headless windows are no narrower than 500: a frame is
@@ -362,15 +389,20 @@ def test_the_page_opens_in_a_browser_and_fits(folder, browser, width):
             "--allow-file-access-from-files",
             f"--user-data-dir={user}",
             "--virtual-time-budget=4000",
+            f"--blink-settings=preferredColorScheme={0 if scheme == 'dark' else 1}",
         ]
         done = subprocess.run(
             [*command, "--window-size=1400,1000", "--dump-dom", outer.as_uri()],
             capture_output=True, text=True, timeout=180, check=True,
         )  # fmt: skip
-    fits, figures, bars = re.search(r"laid out: (\w+),(\d+),(\d+)", done.stdout).groups()
-    assert fits == "true", "the page is wider than its window"
-    assert int(figures) == 3
-    assert int(bars) >= 40
+    found = json.loads(re.search(r"laid out: ({.*?})", done.stdout)[1])
+    assert found["fits"], "the page is wider than its window"
+    assert found["seen"], "the decision is out of sight"
+    assert found["figures"] == 3
+    assert found["bars"] >= 40
+    ink, ground = lightness(found["ink"]), lightness(found["ground"])
+    assert (ground < 0.1) == (scheme == "dark")
+    assert (max(ink, ground) + 0.05) / (min(ink, ground) + 0.05) >= 7.0
 
 
 def test_the_process_says_one_line_and_nothing_of_duckdbs(folder):

@@ -9,6 +9,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from kullback._errors import BadInput
 from kullback.data import drift, profile, watch
 from kullback.data.engines import Place, open_source, quantiles
 
@@ -266,6 +267,14 @@ def test_spark_agrees_to_the_last_digit(spark, files, expected):
     frames = [spark.read.parquet(path) for path in files]
     assert document(*frames) == expected
     assert document(frames[0], files[1]) == expected
+    for bad, message in (
+        ("/nowhere/none.parquet", "none.parquet: .*PATH_NOT_FOUND"),
+        ("no_table", "no_table: .*TABLE_OR_VIEW_NOT_FOUND"),
+        ("SELECT x FROM nowhere", "SELECT x FROM nowhere: "),
+    ):
+        with pytest.raises(BadInput, match=message) as told:
+            drift(bad, files[1], spark="local[2]")
+        assert "\n" not in str(told.value)
 
 
 SCRIPT = """

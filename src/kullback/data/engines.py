@@ -388,7 +388,7 @@ def _spark_read(text: str, place: Place) -> tuple[Any, str, str, tuple[str, ...]
         if suffix in (".csv", ".tsv"):
             reader = session.read.option("header", "true").option("inferSchema", "true")
             return reader.csv(text, sep="\t" if suffix == ".tsv" else ","), "spark", text, ()
-        if suffix in (".parquet", ".pq") or "/" in text or "://" in text:
+        if suffix in (".parquet", ".pq") or "/" in text or Path(text).is_dir():
             return session.read.parquet(text), "spark", text, ()
         return session.table(text), "spark", text, ()
 
