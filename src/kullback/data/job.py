@@ -3,7 +3,7 @@
 import math
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -188,13 +188,11 @@ def drift(
     tell: Progress = progress or (lambda done, total, what: None)
     place = Place(database, spark)
     try:
-        left, right = opened(reference, place, columns, drop), opened(current, place, columns, drop)
-        for name in drop:
-            if name not in (*_names(left), *_names(right)):
-                raise BadInput(f"--drop {_quoted(name)}: there is no such column in {_label(left)} or {_label(right)}")
-        _comparable(left, right, columns)
-        tell(0, 4, "reading the reference")
+        used = [*columns, *(name for name in (by, cluster) if name)] if columns else ()
+        left, right = without(drop, *(opened(side, place, used, drop) for side in (reference, current)))
         _fits(left, right, cluster=cluster, joint=joint_of, by=by)
+        _comparable(left, right)
+        tell(0, 4, "reading the reference")
         if isinstance(left, Profile):
             references: dict[Any, Profile] = {None: left}
         else:
@@ -250,9 +248,10 @@ def profile(
     _check(bins, categories, None, None, ())
     place = Place(database, spark)
     try:
-        like = like and _cut(like, columns, drop)
-        source = open_source(data, place, list(like.columns) if like else columns, drop)
+        source = open_source(data, place, columns or (list(like.columns) if like else ()), drop)
+        without(drop, source)
         if like is not None:
+            like = _cut(like, [name for name in columns or like.columns if name not in drop])
             countable(source, like, list(like.columns))
         made = make(source, bins=bins, categories=categories, like=like)
     finally:
@@ -413,29 +412,45 @@ def _notes(
 
 
 def opened(data: Data, place: Place, columns: Sequence[str], drop: Sequence[str]) -> Source | Profile:
-    """A table ready to be counted, or a profile; of it the columns asked for."""
+    """A table ready to be counted, or a profile, from which nothing is dropped yet; of it the columns asked for."""
     if isinstance(data, Profile):
-        return _cut(data, columns, drop)
+        return _cut(data, columns)
     if isinstance(data, str | Path) and str(data).lower().endswith(".json"):
         if not Path(data).is_file():
             raise BadInput(f"{data}: there is no such file")
-        return _cut(Profile.read(Path(data)), columns, drop)
+        return _cut(Profile.read(Path(data)), columns)
     return open_source(data, place, columns, drop)
 
 
-def _cut(one: Profile, columns: Sequence[str], drop: Sequence[str]) -> Profile:
+def _cut(one: Profile, columns: Sequence[str]) -> Profile:
     for name in columns:
         if name not in one.columns:
             raise BadInput(f"{one.source}: the profile has no column {name!r}")
-    kept = {k: v for k, v in one.columns.items() if (not columns or k in columns) and k not in drop}
-    return Profile(one.rows, kept, one.source, one.engine)
+    return replace(one, columns={name: one.columns[name] for name in columns or one.columns})
+
+
+def without(drop: Sequence[str], *sides: Source | Profile) -> list[Source | Profile]:
+    """The sides, their profiles without these columns; tables were opened without them.
+
+    Raises: BadInput: a column that no side has.
+    """
+    for name in drop:
+        if not any(name in _names(side) for side in sides):
+            labels = " or ".join(dict.fromkeys(map(_label, sides)))
+            raise BadInput(f"--drop {_quoted(name)}: there is no such column in {labels}")
+    return [
+        replace(side, columns={k: v for k, v in side.columns.items() if k not in drop})
+        if isinstance(side, Profile)
+        else side
+        for side in sides
+    ]
 
 
 def _names(side: Source | Profile) -> tuple[str, ...]:
     return tuple(side.columns) if isinstance(side, Profile) else side.names
 
 
-def _comparable(left: Source | Profile, right: Source | Profile, asked: Sequence[str]) -> None:
+def _comparable(left: Source | Profile, right: Source | Profile) -> None:
     """Raises: BadInput: columns that only one side has, or that hold something else there; no columns."""
     for one, other in ((left, right), (right, left)):
         missing = [name for name in one.columns if name not in other.columns]

@@ -22,7 +22,7 @@ from kullback._errors import BadInput
 from .bins import PERIODS, Bins, as_moment, floor_time
 from .counting import Tally, tally
 from .engines import Column, Place, Source, open_source
-from .job import Cell, Data, countable, opened
+from .job import Cell, Data, countable, opened, without
 from .profiles import Counted, Profile, make
 from .statistics import Floats, cell_contributions, effects, statistic
 
@@ -191,7 +191,7 @@ def watch(
     _check(window, alpha, smallest)
     place = Place(database, spark)
     try:
-        left = opened(reference, place, columns, drop)
+        (left,) = without(drop, opened(reference, place, columns, drop))
         base = left if isinstance(left, Profile) else make(left, bins=10, categories=200)
         names = [name for name in base.columns if name != time]
         source = open_source(data, place, [*names, time], ())
