@@ -72,6 +72,6 @@ $(VENV)/.test: $(BUILT_FROM)
 	@touch $@
 
 $(VENV)/.spark: $(VENV)/.test
-	@echo "Installing PySpark into $(VENV)."
-	$(BIN)/python -m pip install -q -e '.[spark]'
+	@echo "Installing PySpark, the rest of the extra 'spark', into $(VENV)."
+	$(BIN)/python -m pip install -q pyspark
 	@touch $@
