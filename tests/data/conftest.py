@@ -80,6 +80,7 @@ def everything(rows: int, seed: int, shift: float = 0.0):
             "real": pa.array(real, pa.float64()),
             "real with nulls": pa.array(holes(real.tolist()), pa.float64()),
             "single": pa.array(real.astype(np.float32), pa.float32()),
+            "single, rounded": pa.array(real.round(1).astype(np.float32), pa.float32()),
             "whole": pa.array(rng.poisson(3 + shift, rows), pa.int64()),
             "whole with nulls": pa.array(holes(rng.integers(-5, 200, rows).tolist()), pa.int32()),
             "money": pa.array(

@@ -166,7 +166,10 @@ BAD = [
     (["kept.json", "fewer.csv"], "fewer.csv: column 'income' of before.csv is missing there"),
     (["kept.json", "text.csv"], "column 'age' holds numbers in before.csv and text in text.csv"),
     (["profile", "text.csv", "--like", "kept.json", "--out", "p.json"], "holds numbers in before.csv and text"),
-    (["profile", "after.csv", "--like", "kept.json", "--columns", "wage", "--out", "p.json"], "after.csv: there is no column 'wage'"),
+    (
+        ["profile", "after.csv", "--like", "kept.json", "--columns", "wage", "--out", "p.json"],
+        "after.csv: there is no column 'wage'",
+    ),
     (["profile", "kept.json", "other.json", "--out", "p.json"], "make all but the first profile with --like FIRST"),
     (["before.csv", "after.csv", "--alpha", "7"], "--alpha is 7"),
     (["before.csv", "after.csv", "--adjust", "bonferroni"], "--adjust is 'bonferroni'"),

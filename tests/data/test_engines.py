@@ -46,7 +46,7 @@ ENGINES = {
 
 def document(reference, current, **where):
     """All that is said of two tables, in several ways, as text; without what they are called."""
-    some = ["real", "single", "whole with nulls", NAME, "a.b", "moment in UTC"]
+    some = ["real", "single, rounded", "whole with nulls", NAME, "a.b", "moment in UTC"]
     ways = [
         {"joint_of": JOINT},
         {"by": NAME, "columns": some},
@@ -157,6 +157,15 @@ def test_zeros_that_fill_most_of_a_column_have_a_cell_of_their_own():
         ("> 0", 50, 150),
     ]
     assert found.drift
+
+
+def test_values_in_float32_keep_cells_of_their_own():
+    """0.7 in float32 lies below 0.7."""
+    import polars as pl
+
+    frame = pl.DataFrame({"x": [i % 8 / 10 for i in range(800)]}, schema={"x": pl.Float32})
+    counts = profile(frame).columns["x"].counts
+    assert [n for n in counts if n] == [100] * 8
 
 
 def test_a_table_in_a_database_a_query_and_a_folder_are_read(tables, files, expected, tmp_path):

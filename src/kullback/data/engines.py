@@ -307,7 +307,7 @@ def _plain(expression: Any, column: Column, dtype: Any, engine: str) -> Any:
     """Under its alias, in a type that all engines compare alike."""
     import narwhals as nw
 
-    if dtype == nw.Decimal:
+    if column.kind == "number" and not column.whole and dtype != nw.Float64:  # decimals; float32, as which edges differ
         expression = expression.cast(nw.Float64)
     elif column.kind == "category" and dtype != nw.String:
         expression = expression.cast(nw.String)
