@@ -149,7 +149,7 @@ def intervals(reps):
                 for name, value in truth.items():
                     inside[name] += effects[name].low - 1e-15 <= value <= effects[name].high
             shares = " | ".join(f"{100 * inside[name] / reps:.0f} %" for name in truth)
-            lines.append(f"| {n:,} | {shift:g} | {truth['kl']:.4g} | {shares} |")
+            lines.append(f"| {n:,} | {shift:g} | {truth['kl'] if shift else 0:.4g} | {shares} |")
     fill("intervals", lines)
 
 
