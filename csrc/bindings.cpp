@@ -33,10 +33,9 @@ using Names = std::vector<std::pair<const char*, Code>>;
 
 #define KULLBACK_NAMED(name) {#name, Formula::name},
 const Names<Formula> kFormulas = {KULLBACK_GENERATORS(KULLBACK_NAMED){"log_affinity", Formula::log_affinity}};
-const Names<Reading> kReadings = {{"logits", Reading::logits},
-                                  {"log_probs", Reading::log_probs},
-                                  {"probs", Reading::probs},
-                                  {"labels", Reading::labels}};
+const Names<Reading> kReadings = {{"logits", Reading::logits}, {"log_probs", Reading::log_probs},
+                                  {"probs", Reading::probs},   {"labels", Reading::labels},
+                                  {"even", Reading::even},     {"coarse", Reading::coarse}};
 const Names<Dtype> kDtypes = {{"float64", Dtype::float64},
                               {"float32", Dtype::float32},
                               {"bfloat16", Dtype::bfloat16},
@@ -60,7 +59,7 @@ Side side_of(const SideCode& code) {
   const auto& [reading, dtype, temperature, on, off] = code;
   Side side{};
   side.reading = find(kReadings, reading);
-  side.dtype = side.reading == Reading::labels ? Dtype::float64 : find(kDtypes, dtype);
+  side.dtype = dtype.empty() ? Dtype::float64 : find(kDtypes, dtype);
   if (!(temperature > 0.0)) throw std::invalid_argument("kullback._cpu: a temperature is above 0");
   side.inverse_temperature = 1.0 / temperature;
   side.on = on;
@@ -141,10 +140,9 @@ struct Call {
 
   static void check_labels(const Job& job) {
     for (int side = 0; side < 2; ++side)
-      if (job.sides[side].reading == Reading::labels)
-        if (const int64_t row = first_label_out_of_range(job, side); row >= 0)
-          throw std::out_of_range("kullback: the class label of row " + std::to_string(row) + " is outside of 0 to " +
-                                  std::to_string(job.num_columns - 1));
+      if (const int64_t row = first_label_out_of_range(job, side); row >= 0)
+        throw std::out_of_range("kullback: a class of row " + std::to_string(row) + " is outside of 0 to " +
+                                std::to_string(job.num_columns - 1));
   }
 };
 

@@ -11,8 +11,9 @@ enum class Dtype : int { float64 = 0, float32 = 1, bfloat16 = 2, float16 = 3 };
 
 static inline int64_t size_of(Dtype dtype) { return dtype == Dtype::float64 ? 8 : dtype == Dtype::float32 ? 4 : 2; }
 
-// core/readings.py
-enum class Reading : int { logits = 0, log_probs = 1, probs = 2, labels = 3 };
+// core/readings.py. A listed side holds rows of k classes (coarse.hpp: `Listed`): `even` says what each of the others
+// has; of `coarse`, beside logits, they are one cell.
+enum class Reading : int { logits = 0, log_probs = 1, probs = 2, labels = 3, even = 4, coarse = 5 };
 
 // The generators that generators.hpp lists, and core/reduction.py's other sum.
 #define KULLBACK_ENUMERATOR(name) name,
@@ -21,7 +22,7 @@ enum class Formula : int { KULLBACK_GENERATORS(KULLBACK_ENUMERATOR) log_affinity
 
 constexpr int kMaxDims = 16;
 
-// One side of the pair. A row is found by its strides, in elements; labels are one int64 a row.
+// One side of the pair. A row is found by its strides, in elements; labels are one int64 a row, listed rows int64 too.
 struct Side {
   Reading reading;
   Dtype dtype;
@@ -121,8 +122,9 @@ struct Scores {
   int64_t kept;            // where a row's exponentials lie in `kept`; their ranges, Range a block, behind them
 };
 
-// general: as rows do; pair: two rows of logits at one temperature; labels: cross-entropy from the normaliser alone
-enum class Route : int { general, pair, labels };
+// general: as rows do; pair: two rows of logits at one temperature; labels: cross-entropy from the normaliser alone;
+// coarse: listed classes beside logits
+enum class Route : int { general, pair, labels, coarse };
 
 // How a total is computed, decided once a call.
 struct Plan {
@@ -130,8 +132,8 @@ struct Plan {
   Route routes[kMaxTerms];
   int num_scores;
   Scores scores[2 * kMaxTerms];
-  int scores_of[kMaxTerms][2];   // of a pair's sides and of side 1 of labels
-  int64_t kept_x[kMaxTerms][2];  // where ∂f/∂log w of a pair lies in `kept`; -1: its gradient is not wanted
+  int scores_of[kMaxTerms][2];   // of a pair's sides, of side 1 of labels, of the dense side of a coarse term
+  int64_t kept_x[kMaxTerms][2];  // where ∂f/∂log w of a pair, or of cells, lies in `kept`; -1: no gradient is wanted
   int64_t kept_floats;           // for one row
   int64_t rows_together;         // rows that go together when they are short
 };
@@ -166,8 +168,7 @@ struct Kernels {
   void (*total_rows)(const Plan&, int64_t first, int64_t last, float* kept, double* sums);
   void (*total_weights)(const Plan&, int64_t row, TotalRow&);
   void (*total_normalize_piece)(const Plan&, const TotalRow&, int64_t row, int64_t piece, float* kept, TotalPiece&);
-  void (*total_merge_normalizers)(const Plan&, int64_t row, const TotalPiece*, int64_t pieces, const float* kept,
-                                  TotalRow&);
+  void (*total_merge_normalizers)(const Plan&, int64_t row, const TotalPiece*, int64_t pieces, float* kept, TotalRow&);
   void (*total_sum_piece)(const Plan&, const TotalRow&, int64_t row, int64_t piece, float* kept, TotalPiece&);
   void (*total_merge_sums)(const Plan&, const TotalPiece*, int64_t pieces, const float* kept, TotalRow&);
   void (*total_gradient_piece)(const Plan&, const TotalRow&, int64_t row, int64_t piece, float* kept);

@@ -166,7 +166,7 @@ struct Kept {
 KULLBACK_INLINE int64_t blocks_of(int64_t columns) { return (columns + kBlock - 1) / kBlock; }
 
 // Floats that one row's `Kept` takes; 0 where none is used.
-static int64_t kept_floats(const Job& job) {
+static int64_t pair_kept_floats(const Job& job) {
   if (!logits_at_one_temperature(job) || double_throughout(job) || job.exact_normalizer) return 0;
   return 2 * kBlock * blocks_of(job.num_columns) + 4 * blocks_of(job.num_columns);
 }

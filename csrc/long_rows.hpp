@@ -1,14 +1,15 @@
 // Rows of any length, block by block.
 #pragma once
 
-#include "logit_pairs.hpp"
+#include "coarse.hpp"
 
 namespace kullback {
 namespace KULLBACK_ISA {
 
 // Weights of both sides of one block in single precision, and what may be done with them.
 static Kind weigh_block(const Job& job, const Row& r, int64_t from, int n, Block<float>& b) {
-  const bool no_p = gone(job.sides[0], r.label[0], from, n), no_q = gone(job.sides[1], r.label[1], from, n);
+  const bool no_p = gone(job.sides[0], r.data[0], r.label[0], from, n);
+  const bool no_q = gone(job.sides[1], r.data[1], r.label[1], from, n);
   if ((no_p && job.edges.at_zero[0] == kInf) || (no_q && job.edges.at_zero[1] == kInf)) return Kind::redo;
   bool fine = true;
   for (int side = 0; side < 2; ++side)
@@ -95,6 +96,16 @@ KULLBACK_INLINE int64_t piece_size(const Job& job, int64_t piece) {
 // `kept`: room of `kept_floats` for the row, or null.
 static void normalize_piece(const Job& job, int64_t row, int64_t piece, float* kept, Ahead* ahead, Piece& out) {
   const int64_t from = piece * kPiece, count = piece_size(job, piece);
+  if (is_coarse(job)) {
+    const int dense = dense_side(job);
+    out.max[0] = out.max[1] = out.sum[0] = out.sum[1] = 0.0;
+    if (kept == nullptr) return;
+    const Normalizer z =
+        normalize_and_keep(job, dense, row_of(job, dense, row), from, count, coarse_kept_at(job, kept, ahead));
+    out.max[dense] = z.max;
+    out.sum[dense] = z.sum;
+    return;
+  }
   for (int side = 0; side < 2; ++side) {
     const void* data = row_of(job, side, row);
     const Normalizer z = kept != nullptr ? normalize_and_keep(job, side, data, from, count, kept_at(job, kept, ahead))
@@ -123,6 +134,11 @@ static void merge_normalizers(const Job& job, const Piece* pieces, int64_t count
 }
 
 static void sum_piece(const Job& job, int64_t row, int64_t piece, const Stats* stats, float* kept, Piece& out) {
+  if (is_coarse(job)) {
+    Stats own[2] = {stats[0], stats[1]};
+    if (piece == 0) give_coarse(job, finish_coarse(job, row, kept, own), own, out);
+    return;
+  }
   sum_columns(job, find_row(job, row, stats), piece * kPiece, piece_size(job, piece), kept, nullptr, out);
 }
 
@@ -135,6 +151,7 @@ static void finish_row(const Job& job, int64_t row, const Stats* stats, double v
 
 // A row's value; its sums of x go to `stats`.
 static double merge_sums(const Job& job, const Piece* pieces, int64_t count, Stats* stats) {
+  if (is_coarse(job)) return take_coarse(job, pieces[0], stats);
   if (job.formula == Formula::log_affinity) {
     Normalizer all = {-kInf, 0.0};
     double odd = 0.0;
@@ -179,6 +196,7 @@ static double sum_row(const Job& job, int64_t row, float* kept, Stats* stats) {
     one.sum[side] = z[side].sum;
   }
   merge_normalizers(job, &one, 1, stats);
+  if (is_coarse(job)) return finish_coarse(job, row, kept, stats);
   Piece total;
   total.max[0] = -kInf;
   total.sum[0] = total.value = total.sum_x[0] = total.sum_x[1] = 0.0;
@@ -230,6 +248,10 @@ static void pull_back_block(const Job& job, const Row& r, int n, const Block<T>&
 }
 
 static void gradients_in_double(const Job& job, const Row& r, int64_t from, int n, double* const* to) {
+  if (is_coarse(job)) {
+    const int dense = dense_side(job);
+    return coarse_gradients(job, r, scale_of(job, dense, r.upstream), from, n, to[dense]);
+  }
   Block<double> b;
   weigh_block(job, r, from, n, b);
   if (job.formula == Formula::log_affinity) {
@@ -242,6 +264,7 @@ static void gradients_in_double(const Job& job, const Row& r, int64_t from, int 
 
 // False where they must be computed in double; `to` then holds nothing of use.
 static bool gradients_in_single(const Job& job, const Row& r, int64_t from, int n, float* const* to, Block<float>& b) {
+  if (is_coarse(job)) return false;
   if (logits_at_one_temperature(job)) return gradients_of_logits(job, r, from, n, to);
   const Kind kind = weigh_block(job, r, from, n, b);
   if (kind == Kind::redo) return false;
@@ -269,6 +292,26 @@ static bool wide_gradients(const Job& job, const Row& r) {
   return false;
 }
 
+// The gradient of a coarse row's logits in single precision; false where it must be computed in double.
+static bool coarse_columns(const Job& job, const Row& r, int64_t from, int64_t count, void* out) {
+  const int dense = dense_side(job);
+  const Side& s = job.sides[dense];
+  const double scale = scale_of(job, dense, r.upstream);
+  const float c = float(scale * outside_factor(job, r.stats));
+  if (!moderate(c)) return false;
+  Block<float> b;
+  for (int64_t at = from; at < from + count; at += kBlock) {
+    const int n = int(from + count - at < kBlock ? from + count - at : kBlock);
+    weigh<float>(s, r.data[dense], -1, at, n, r.stats[dense], b.room, b.log_w[dense], b.w[dense]);
+#pragma omp simd
+    for (int i = 0; i < n; ++i) b.value[i] = c * b.w[dense][i];
+    store<float>(s.dtype, out, at, n, b.value);
+  }
+  each_listed(job, r, scale, from, count,
+              [&](int64_t id, double gradient) { store<double>(s.dtype, out, id, 1, &gradient); });
+  return true;
+}
+
 static void backward_columns(const Job& job, int64_t row, int64_t from, int64_t count) {
   const double value = job.values[row], upstream = upstream_of(job, row);
   const bool silent = magnitude(value) == kInf || upstream == 0.0;
@@ -279,11 +322,12 @@ static void backward_columns(const Job& job, int64_t row, int64_t from, int64_t 
                                                : static_cast<char*>(job.gradients[side]) + size * row * job.num_columns;
     if (silent && out[side] != nullptr) __builtin_memset(out[side] + size * from, 0, size_t(size * count));
   }
-  if (silent) return;
+  if (silent || (out[0] == nullptr && out[1] == nullptr)) return;
   Row r = find_row(job, row, job.stats + 2 * row);
   r.value = value;
   r.upstream = upstream;
   const bool wide = wide_gradients(job, r);
+  if (is_coarse(job) && !wide && coarse_columns(job, r, from, count, out[dense_side(job)])) return;
   Block<float> b;
   alignas(64) float narrow[2][kBlock];
   for (int64_t at = from; at < from + count; at += kBlock) {

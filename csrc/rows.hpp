@@ -125,9 +125,14 @@ KULLBACK_INLINE double upstream_of(const Job& job, int64_t row) {
   return job.scale * upstream;
 }
 
+// Whether a side holds numbers in `dtype`, one a column.
+KULLBACK_INLINE bool is_dense(const Side& s) {
+  return s.reading == Reading::logits || s.reading == Reading::log_probs || s.reading == Reading::probs;
+}
+
 KULLBACK_INLINE const void* row_of(const Job& job, int side, int64_t row) {
   const Side& s = job.sides[side];
-  const int64_t bytes = s.reading == Reading::labels ? 8 : size_of(s.dtype);
+  const int64_t bytes = is_dense(s) ? size_of(s.dtype) : 8;
   return static_cast<const char*>(s.data) + bytes * offset_of(job, s.strides, row);
 }
 
@@ -150,6 +155,7 @@ struct Ahead {
   }
 
   static int64_t add(Ahead& a, const Job& job, int side, int64_t row) {
+    if (!is_dense(job.sides[side])) return 0;
     a.at[a.streams] = static_cast<const char*>(row_of(job, side, row));
     return a.left[a.streams++] = (size_of(job.sides[side].dtype) * job.num_columns + 63) / 64;
   }
@@ -163,10 +169,9 @@ KULLBACK_INLINE bool logits_at_one_temperature(const Job& job) {
 KULLBACK_INLINE bool double_throughout(const Job& job) {
   for (int side = 0; side < 2; ++side) {
     const Side& s = job.sides[side];
-    if (s.reading != Reading::labels && s.dtype == Dtype::float64) return true;
+    if (is_dense(s) && s.dtype == Dtype::float64) return true;
   }
-  return job.formula == Formula::log_affinity ||
-         (job.sides[0].reading == Reading::labels && job.sides[1].reading == Reading::labels);
+  return job.formula == Formula::log_affinity || (!is_dense(job.sides[0]) && !is_dense(job.sides[1]));
 }
 
 struct Row {

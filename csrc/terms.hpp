@@ -7,6 +7,33 @@
 namespace kullback {
 namespace KULLBACK_ISA {
 
+// A listed row (engines/cpu.py: `listed_rows`): how many, ids in ascending order, log w of each, and log w of each other
+// class, or of all others together.
+struct Listed {
+  int64_t count;
+  const int64_t* ids;
+  const double* logs;
+};
+
+KULLBACK_INLINE Listed listed_at(const void* row) {
+  const int64_t* at = static_cast<const int64_t*>(row);
+  return {at[0], at + 1, reinterpret_cast<const double*>(at + 1 + at[0])};
+}
+
+// The place of the first id that is >= `id`.
+static int64_t first_from(const Listed& l, int64_t id) {
+  int64_t low = 0, high = l.count;
+  while (low < high) {
+    const int64_t middle = (low + high) / 2;
+    if (l.ids[middle] < id) {
+      low = middle + 1;
+    } else {
+      high = middle;
+    }
+  }
+  return low;
+}
+
 // What a block is, as far as single precision goes.
 enum class Kind { both, p_gone, q_gone, redo };
 
@@ -47,6 +74,23 @@ static bool weigh(const Side& s, const void* row, int64_t label, int64_t from, i
       for (int i = 0; i < n; ++i) outside |= !(x[i] > T(1) / T(kSafe));
       return outside == 0;
     }
+    case Reading::even: {
+      const Listed listed = listed_at(row);
+      const double l = listed.logs[listed.count], each = exp_with_subnormals(l);
+#pragma omp simd
+      for (int i = 0; i < n; ++i) {
+        log_w[i] = l;
+        w[i] = T(each);
+      }
+      double least = each > 0.0 ? each : 1.0;
+      for (int64_t k = first_from(listed, from); k < listed.count && listed.ids[k] < from + n; ++k) {
+        const int i = int(listed.ids[k] - from);
+        log_w[i] = listed.logs[k];
+        w[i] = T(exp_with_subnormals(log_w[i]));
+        least = log_w[i] > -kInf && double(w[i]) < least ? double(w[i]) : least;
+      }
+      return least > 1e-30;
+    }
     default: {
       const double l = s.log_off;
       const T off = T(s.off);
@@ -64,7 +108,13 @@ static bool weigh(const Side& s, const void* row, int64_t label, int64_t from, i
   }
 }
 
-KULLBACK_INLINE bool gone(const Side& s, int64_t label, int64_t from, int n) {
+KULLBACK_INLINE bool gone(const Side& s, const void* row, int64_t label, int64_t from, int n) {
+  if (s.reading == Reading::even) {
+    const Listed listed = listed_at(row);
+    if (listed.logs[listed.count] != -kInf) return false;
+    const int64_t next = first_from(listed, from);
+    return !(next < listed.count && listed.ids[next] < from + n);
+  }
   return s.reading == Reading::labels && s.off == 0.0 && !(label >= from && label < from + n);
 }
 

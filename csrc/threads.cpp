@@ -95,6 +95,9 @@ void remember_forks() {
 }
 
 int64_t first_label_out_of_range(const Job& job, int side) {
+  const Reading reading = job.sides[side].reading;
+  const bool listed = reading == Reading::even || reading == Reading::coarse;
+  if (reading != Reading::labels && !listed) return -1;
   const int64_t* labels = static_cast<const int64_t*>(job.sides[side].data);
   for (int64_t row = 0; row < job.num_rows; ++row) {
     int64_t at = 0, rest = row;
@@ -102,7 +105,10 @@ int64_t first_label_out_of_range(const Job& job, int side) {
       at += (rest % job.shape[axis]) * job.sides[side].strides[axis];
       rest /= job.shape[axis];
     }
-    if (labels[at] < 0 || labels[at] >= job.num_columns) return row;
+    // a listed row: how many, then as many classes
+    const int64_t first = listed ? at + 1 : at, count = listed ? labels[at] : 1;
+    for (int64_t i = first; i < first + count; ++i)
+      if (labels[i] < 0 || labels[i] >= job.num_columns) return row;
   }
   return -1;
 }

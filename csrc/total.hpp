@@ -31,6 +31,7 @@ static bool adds_in_double(const Total& total, const Term& term) {
 static Route route_of(const Total& total, const Term& term) {
   const Job& job = term.job;
   if (adds_in_double(total, term) || double_throughout(job)) return Route::general;
+  if (is_coarse(job)) return kept_floats(job) > 0 ? Route::coarse : Route::general;
   if (kept_floats(job) > 0) return Route::pair;
   const Side &p = job.sides[0], &q = job.sides[1];
   // the normaliser's error counts to first order in cross-entropy, which is large, and in KL from one class, its equal
@@ -42,7 +43,7 @@ static Route route_of(const Total& total, const Term& term) {
 // The scores that one side of a term reads; new ones where no other term reads them.
 static int find_scores(Plan& plan, int k, int side) {
   const Job& job = plan.total.terms[k].job;
-  const bool labels = plan.routes[k] == Route::labels;
+  const bool labels = plan.routes[k] == Route::labels, alone = labels || plan.routes[k] == Route::coarse;
   const bool exact = labels && job.exact_normalizer, adds_below = labels && job.sides[0].off != 0.0;
   int base = -1, power = 1;
   for (int i = 0; i < plan.num_scores; ++i) {
@@ -55,7 +56,7 @@ static int find_scores(Plan& plan, int k, int side) {
       s.adds_below |= adds_below;
       return i;
     }
-    if (labels && s.base < 0 && (ratio == 2.0 || ratio == 3.0 || ratio == 4.0)) {
+    if (alone && s.base < 0 && (ratio == 2.0 || ratio == 3.0 || ratio == 4.0)) {
       base = i;
       power = int(ratio);
     }
@@ -73,7 +74,7 @@ static bool in_lanes(const Plan& plan) {
   const Job& any = total.terms[0].job;
   if (any.num_columns > kShort || any.num_rows < kLanes / 4 || total.num_outputs > kLaneOutputs) return false;
   for (int k = 0; k < total.num_terms; ++k)
-    if (plan.routes[k] == Route::general) return false;
+    if (plan.routes[k] == Route::general || plan.routes[k] == Route::coarse) return false;
   for (int k = 0; k < total.num_outputs; ++k)
     if (in_double(total.outputs[k])) return false;
   return true;
@@ -83,12 +84,13 @@ static void plan_total(const Total& total, Plan& plan) {
   plan.total = total;
   plan.num_scores = 0;
   for (int k = 0; k < total.num_terms; ++k) plan.routes[k] = route_of(total, total.terms[k]);
-  constexpr Route in_order[] = {Route::pair, Route::labels};  // labels may use powers of what pairs keep
+  constexpr Route in_order[] = {Route::pair, Route::coarse,
+                                Route::labels};  // later ones may use powers of what is kept
   for (const Route route : in_order)
     for (int k = 0; k < total.num_terms; ++k)
       for (int side = 0; side < 2; ++side)
         if (plan.routes[k] == route)
-          plan.scores_of[k][side] = route == Route::labels && side == 0 ? -1 : find_scores(plan, k, side);
+          plan.scores_of[k][side] = is_dense(total.terms[k].job.sides[side]) ? find_scores(plan, k, side) : -1;
   plan.rows_together = in_lanes(plan) ? kLanes : 1;
   const int64_t blocks = blocks_of(total.terms[0].job.num_columns);
   int64_t size = 0;
@@ -100,7 +102,13 @@ static void plan_total(const Total& total, Plan& plan) {
   }
   for (int k = 0; k < total.num_terms; ++k)
     for (int side = 0; side < 2; ++side) {
+      const Job& job = total.terms[k].job;
       plan.kept_x[k][side] = -1;
+      if (plan.routes[k] == Route::coarse && side == dense_side(job) && job.num_rows > 0) {
+        size = (size + 1) / 2 * 2;  // doubles
+        plan.kept_x[k][side] = size;
+        size += 4 * (listed_at(row_of(job, 1 - side, 0)).count + 1);
+      }
       if (plan.routes[k] != Route::pair || total.terms[k].outputs[side] < 0) continue;
       plan.kept_x[k][side] = size;
       size += kBlock * blocks;
@@ -297,7 +305,15 @@ static double cross_entropy_of_labels(const Job& job, int64_t row, const ScoresP
   return -(one + all);
 }
 
-static void finish_normalizers(const Plan& plan, int64_t row, const TotalPiece& all, const float* kept, TotalRow& t) {
+static double finish_cells(const Plan& plan, int k, int64_t row, const TotalPiece& all, float* kept, Stats* stats) {
+  const Job& job = plan.total.terms[k].job;
+  const int dense = dense_side(job), i = plan.scores_of[k][dense];
+  const ScoresPiece& z = all.scores[i];
+  const KeptExponentials exps = {exps_of(plan, i, kept), ranges_of(plan, i, kept), plan.scores[i].power, z.max, z.sum};
+  return finish_coarse(job, row, exps, stats, reinterpret_cast<double*>(kept + plan.kept_x[k][dense]));
+}
+
+static void finish_normalizers(const Plan& plan, int64_t row, const TotalPiece& all, float* kept, TotalRow& t) {
   for (int k = 0; k < plan.total.num_terms; ++k) {
     t.value[k] = 0.0;
     if (t.weight[k] == 0.0) continue;
@@ -311,7 +327,8 @@ static void finish_normalizers(const Plan& plan, int64_t row, const TotalPiece& 
           t.stats[k][side].sum_x = 0.0;
         }
         break;
-      case Route::labels: t.value[k] = cross_entropy_of_labels(job, row, all.scores[scores[1]], t.stats[k]);
+      case Route::labels: t.value[k] = cross_entropy_of_labels(job, row, all.scores[scores[1]], t.stats[k]); break;
+      case Route::coarse: t.value[k] = finish_cells(plan, k, row, all, kept, t.stats[k]);
     }
   }
 }
@@ -406,7 +423,12 @@ static void total_sum_piece(const Plan& plan, const TotalRow& t, int64_t row, in
 
 static void absorb_sums(const Plan& plan, int64_t piece, const TotalPiece& next, const float* kept, TotalRow& t) {
   for (int k = 0; k < plan.total.num_terms; ++k) {
-    if (t.weight[k] == 0.0 || route(plan, k, kept) == Route::labels) continue;
+    const Route how = route(plan, k, kept);
+    if (t.weight[k] == 0.0 || how == Route::labels || how == Route::coarse) continue;
+    if (is_coarse(plan.total.terms[k].job)) {
+      if (piece == 0) t.value[k] = take_coarse(plan.total.terms[k].job, next.terms[k], t.stats[k]);
+      continue;
+    }
     if (piece == 0) t.stats[k][0].sum_x = t.stats[k][1].sum_x = 0.0;
     t.value[k] += next.terms[k].value;
     for (int side = 0; side < 2; ++side) t.stats[k][side].sum_x += next.terms[k].sum_x[side];
@@ -525,6 +547,32 @@ struct Under {
   }
 };
 
+// A coarse term's block; false where it must be computed in double.
+static bool add_cells(const Plan& plan, int k, const Row& r, int64_t at, int n, float* kept, Under<float>& under) {
+  const Term& term = plan.total.terms[k];
+  const Job& job = term.job;
+  const int dense = dense_side(job), scores = plan.scores_of[k][dense], to = term.outputs[dense];
+  const Listed l = listed_at(r.data[1 - dense]);
+  const double scale = scale_of(job, dense, r.upstream),
+               in_block = double(ranges_of(plan, scores, kept)[at / kBlock].max);
+  const double log_factor =
+      (in_block - r.stats[dense].max) * job.sides[dense].inverse_temperature - r.stats[dense].log_sum;
+  const float c = float(scale * outside_factor(job, r.stats) * exp(log_factor));
+  if (!(magnitude(c) < kSafe)) return false;
+  Under<float>::begin(under, to, n);
+  float* sums = under.sums[to];
+  const double* x = reinterpret_cast<const double*>(kept + plan.kept_x[k][dense]);
+  const double *w = x + l.count + 1, sum_x = r.stats[dense].sum_x;
+  const int64_t first = first_from(l, at);
+  float before[kBlock];
+  int64_t last = first;
+  for (; last < l.count && l.ids[last] < at + n; ++last) before[last - first] = sums[l.ids[last] - at];
+  add_labels(plan.scores[scores].power, n, c, exps_of(plan, scores, kept) + at, 0.0f, sums);
+  // what is outside of the list may be far larger than its share of a listed class: it is put, not corrected
+  for (int64_t i = first; i < last; ++i) sums[l.ids[i] - at] = before[i - first] + float(scale * (x[i] - w[i] * sum_x));
+  return true;
+}
+
 static void add_block(const Plan& plan, int k, const Row& r, int64_t at, int n, bool wide, float* kept,
                       Under<float>& under) {
   const Term& term = plan.total.terms[k];
@@ -543,6 +591,7 @@ static void add_block(const Plan& plan, int k, const Row& r, int64_t at, int n, 
     if (label >= at && label < at + n) under.sums[to][label - at] -= float(scale * (p.on - p.off));
     return;
   }
+  if (how == Route::coarse && add_cells(plan, k, r, at, n, kept, under)) return;
   if (how == Route::pair) {
     const double over_temperature = job.sides[0].inverse_temperature;
     const Range range[2] = {ranges_of(plan, scores[0], kept)[at / kBlock],
@@ -662,8 +711,8 @@ static void total_weights(const Plan& plan, int64_t row, TotalRow& t) {
   }
 }
 
-static void total_merge_normalizers(const Plan& plan, int64_t row, const TotalPiece* pieces, int64_t count,
-                                    const float* kept, TotalRow& t) {
+static void total_merge_normalizers(const Plan& plan, int64_t row, const TotalPiece* pieces, int64_t count, float* kept,
+                                    TotalRow& t) {
   TotalPiece all;
   for (int64_t i = 0; i < count; ++i) absorb_normalizers(plan, i, all, pieces[i], kept, t);
   finish_normalizers(plan, row, all, kept, t);

@@ -8,6 +8,7 @@ from .forms.empirical import Counts, LogRatios, Samples
 from .forms.finite import Labels, Logits, LogProbs, Probs
 from .forms.linear import LinearLogits
 from .forms.points import Points
+from .forms.sparse import Drawn, TopK, draw, top_k
 from .route import Route, explain
 from .terms import Term, total
 from .verbs import *  # noqa: F403  (a verb is exported where it is written)
@@ -15,6 +16,7 @@ from .verbs import *  # noqa: F403  (a verb is exported where it is written)
 __all__ = [
     "Counts",
     "Density",
+    "Drawn",
     "FormError",
     "KullbackError",
     "Labels",
@@ -29,8 +31,11 @@ __all__ = [
     "Samples",
     "Term",
     "ToleranceError",
+    "TopK",
+    "draw",
     "estimate",
     "explain",
+    "top_k",
     "total",
     "wasserstein",
 ]

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from . import divergences, exact
 from ._errors import FormError
-from .core.reduction import GeneratorSum, Pair
+from .core.coarse import shared_out
+from .core.reduction import GeneratorSum, cells
 from .divergences import KL, Divergence
 from .engines import choice
 from .forms.density import Measured
@@ -249,7 +250,8 @@ def contributions(p: FiniteForm, q: FiniteForm, /, divergence: Divergence = KL, 
     """What each class brings to a divergence: (..., V), adding up to its value.
 
     For KL the class v brings p_v log(p_v / q_v) - p_v + q_v, which is >= 0: the textbook term p_v log(p_v / q_v) can be
-    negative where q has too much, and says less of where p and q differ. The sums are the same.
+    negative where q has too much, and says less of where p and q differ. The sums are the same. Classes that are known
+    only together (`TopK` with a bucket) share out evenly what they bring.
 
     Args:
         p, q: forms over the same V; their batch shapes broadcast.
@@ -272,8 +274,11 @@ def contributions(p: FiniteForm, q: FiniteForm, /, divergence: Divergence = KL, 
     unit = _log_base(base)
     left, right = sides("contributions", p, q)
     with torch.no_grad():
-        terms = linear[0].terms(Pair(left.weights(), right.weights())).value
-        return (terms * (linear[1] / unit)).to(_result_dtype(left.data[0], right.data[0]))
+        pair, alone = cells(left, right)
+        terms = linear[0].terms(pair).value
+        if alone is not None:
+            terms = shared_out(terms, alone)
+        return (terms * (linear[1] / unit)).to(_result_dtype(*left.data, *right.data))
 
 
 def measure(divergence: Divergence, p: Any, q: Any, /, *, base: float = math.e, verb: str | None = None) -> Tensor:
@@ -328,8 +333,8 @@ _PARAMETERS: dict[Any, Callable[[float], float]] = {
 }
 
 
-def _result_dtype(x: Tensor, y: Tensor) -> torch.dtype:
-    return torch.float64 if torch.float64 in (x.dtype, y.dtype) else torch.float32
+def _result_dtype(*data: Tensor) -> torch.dtype:
+    return torch.float64 if any(x.dtype == torch.float64 for x in data) else torch.float32
 
 
 def _log_base(base: float) -> float:

@@ -38,7 +38,10 @@ class Partial(NamedTuple):
 
 
 class Reading(Protocol):
-    """A map from tensors to weights, and the way back for derivatives."""
+    """A map from tensors to weights, and the way back for derivatives.
+
+    A reading that knows some classes only together says by a method `alone(data)` which it does know: (..., V) bool.
+    """
 
     @property
     def event_dims(self) -> tuple[int | None, ...]:
@@ -71,6 +74,12 @@ class Side(NamedTuple):
 
     def weights(self) -> Weights:
         return self.reading.weights(self.data)
+
+    def alone(self) -> Tensor | None:
+        """(..., V) bool: the classes that are told apart from all others; None: every one."""
+        mark = getattr(self.reading, "alone", None)
+        found: Tensor | None = None if mark is None else mark(self.data)
+        return found
 
 
 def batch_shape(reading: Reading, data: tuple[Tensor, ...]) -> torch.Size:
@@ -213,6 +222,108 @@ class LabelsReading:
         self, data: tuple[Tensor, ...], weights: Weights, partial: Partial, upstream: Tensor
     ) -> tuple[Tensor | None, ...]:
         return (None,)  # class labels are integers
+
+
+@dataclass(frozen=True)
+class TopKReading:
+    """w = e^log_p at k classes by id, and of the other V-k: "even" shares of the leftover 1 - Σ w; "renormalize" 0, and
+    w is divided by its sum; "bucket" known only together, so that any refinement, even shares, stands for all.
+
+    tensors      ids (..., k), log_p (..., k)
+    temperature  w^(1/temperature), normalised; a bucket has none
+    """
+
+    num_classes: int
+    tail: Literal["bucket", "even", "renormalize"]
+    temperature: float = 1.0
+    event_dims: ClassVar[tuple[int | None, ...]] = (1, 1)
+
+    def logs(self, log_p: Tensor) -> tuple[Tensor, Tensor]:
+        """log w of the k classes, (..., k), and of each of the others, (..., 1)."""
+        x = log_p.double()
+        others = self.num_classes - x.shape[-1]
+        nothing = torch.full_like(x[..., :1], -math.inf)
+        if self.tail == "renormalize":
+            # the maximum leaves before the temperature comes, so that no finite row overflows
+            scores = (x - finite_or_zero(x.detach().amax(-1, keepdim=True))) / self.temperature
+            return Normalizer.of(scores).log_probs(scores), nothing
+        left = leftover(x)
+        gone = left == 0
+        each = nothing if others == 0 else torch.where(gone, -math.inf, _log_each(left, gone, others))
+        if self.temperature == 1.0:
+            return x, each
+        scores, tail = x / self.temperature, each / self.temperature
+        z = Normalizer.of(torch.cat([scores, tail + math.log(max(others, 1))], -1))
+        return z.log_probs(scores), z.log_probs(tail)
+
+    def weights(self, data: tuple[Tensor, ...]) -> Weights:
+        ids, log_p = data
+        mine, each = self.logs(log_p)
+        log_w = each.expand(*each.shape[:-1], self.num_classes).scatter(-1, ids.long(), mine)
+        return Weights(torch.exp(log_w), log_w)
+
+    def alone(self, data: tuple[Tensor, ...]) -> Tensor | None:
+        """The k classes, of a bucket that holds any others."""
+        ids = data[0].long()
+        if self.tail != "bucket" or ids.shape[-1] == self.num_classes:
+            return None
+        none = ids.new_zeros((*ids.shape[:-1], self.num_classes), dtype=torch.bool)
+        return none.scatter(-1, ids, torch.ones_like(ids, dtype=torch.bool))
+
+    def pull_back(
+        self, data: tuple[Tensor, ...], weights: Weights, partial: Partial, upstream: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        ids, log_p = data[0].long(), data[1].double()
+        w, dlog = weights.w.gather(-1, ids), partial.dlog.gather(-1, ids)
+        if self.tail == "renormalize":
+            return None, upstream * ((dlog - w * partial.total) / self.temperature)
+        left = leftover(log_p)
+        gone = (left == 0) | (ids.shape[-1] == self.num_classes)
+        # of the leftover, which the k classes are taken from: nothing flows through one that is 0
+        share = torch.where(gone, 0.0, torch.exp(log_p) / torch.where(gone, 1.0, left))
+        rest = partial.dlog.scatter(-1, ids, 0.0).sum(-1, keepdim=True)
+        if self.temperature == 1.0:
+            return None, upstream * (dlog - torch.where(gone, partial.plain * w, 0.0) - share * rest)
+        rest = rest - weights.w.scatter(-1, ids, 0.0).sum(-1, keepdim=True) * partial.total
+        return None, upstream * ((dlog - w * partial.total - share * rest) / self.temperature)
+
+
+@dataclass(frozen=True)
+class DrawnReading:
+    """w = how often a class was drawn, over the number of draws.
+
+    tensors   ids (..., n), which may repeat, and counts (..., n), integers
+    """
+
+    num_classes: int
+    event_dims: ClassVar[tuple[int | None, ...]] = (1, 1)
+
+    def weights(self, data: tuple[Tensor, ...]) -> Weights:
+        ids, counts = data[0], data[1].double()
+        shares = counts / counts.sum(-1, keepdim=True)
+        w = shares.new_zeros((*shares.shape[:-1], self.num_classes)).scatter_add(-1, ids.long(), shares)
+        zero = w == 0
+        return Weights(w, torch.where(zero, -math.inf, torch.log(torch.where(zero, 1.0, w))))
+
+    def pull_back(
+        self, data: tuple[Tensor, ...], weights: Weights, partial: Partial, upstream: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        return None, None  # counts are integers
+
+
+def leftover(log_p: Tensor) -> Tensor:
+    """1 - Σ e^log_p over the last axis, (..., 1), 0 where rounding makes it negative.
+
+    As (1 - largest) - Σ of the others: beside a class that is all but sure it keeps its digits.
+    """
+    top = log_p.detach().argmax(-1, keepdim=True)
+    others = torch.exp(log_p).scatter(-1, top, 0.0).sum(-1, keepdim=True)
+    left = -torch.expm1(log_p.gather(-1, top)) - others
+    return torch.where(left <= 0, 0.0, left)  # NaN stays
+
+
+def _log_each(left: Tensor, gone: Tensor, others: int) -> Tensor:
+    return torch.log(torch.where(gone, 1.0, left)) - math.log(others)
 
 
 def _double(value: float, like: Tensor) -> Tensor:

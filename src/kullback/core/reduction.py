@@ -10,6 +10,7 @@ from typing import Generic, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from . import coarse
 from .generators import Cells, Generator, Power, Terms
 from .normalizer import Normalizer
 from .readings import Partial, Side, Weights
@@ -163,9 +164,15 @@ class LogAffinity(Sum[Normalizer]):
         return f"log_affinity({self.order:g})"
 
 
+def cells(p: Side, q: Side) -> tuple[Pair, Tensor | None]:
+    """What sums see of two sides, and which of V classes stand alone in it: the rest is one cell more. None: all do."""
+    pair, alone = Pair(p.weights(), q.weights()), coarse.told_apart(p, q)
+    return (pair if alone is None else Pair(*(coarse.joined(w, alone) for w in pair))), alone
+
+
 def rows(total: Sum[State], p: Side, q: Side) -> Tensor:
     """The value of every row, float64."""
-    return total.rows(Pair(p.weights(), q.weights()))
+    return total.rows(cells(p, q)[0])
 
 
 def gradients(
@@ -180,10 +187,14 @@ def gradients(
     factor = torch.where(silent, 0.0, upstream).unsqueeze(-1)
     # silenced before the arithmetic, not after it: 0·inf would come back as NaN, here or in a second derivative
     sides = _silenced(p, silent), _silenced(q, silent)
-    pair = Pair(*(side.weights() for side in sides))
+    pair, alone = cells(*sides)
     partials = total.partials(pair, total.of(pair))
     found: list[Tensor | None] = []
-    for side, weights, partial in zip(sides, pair, partials, strict=True):
+    for side, seen, partial in zip(sides, pair, partials, strict=True):
+        weights = seen
+        if alone is not None:
+            weights = side.weights()
+            partial = coarse.refined(partial, weights, seen, alone)
         back = side.reading.pull_back(side.data, weights, partial, factor)
         found += [None if g is None else g.to(x.dtype) for g, x in zip(back, side.data, strict=True)]
     return tuple(g if want else None for g, want in zip(found, wanted, strict=True))

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from kullback.core import generators
 from kullback.core.readings import (
+    DrawnReading,
     LabelsReading,
     LinearReading,
     LogitsReading,
@@ -16,6 +17,7 @@ from kullback.core.readings import (
     ProbsReading,
     Reading,
     Side,
+    TopKReading,
 )
 from kullback.core.reduction import GeneratorSum, LogAffinity, Sum
 
@@ -136,6 +138,10 @@ def name_of_reading(reading: Reading) -> NamedReading | None:
         return NamedReading("probs")
     if type(reading) is LabelsReading:
         return NamedReading(f"labels_{reading.spread}", (reading.smoothing,))
+    if type(reading) is TopKReading:
+        return NamedReading(f"top_k_{reading.tail}", (reading.temperature,))
+    if type(reading) is DrawnReading:
+        return NamedReading("drawn")
     return None
 
 
@@ -151,6 +157,15 @@ def _linear(bias: bool, scale: float, softcap: float, temperature: float, memory
     return LinearReading(bias, scale, softcap or None, temperature, int(memory) or None)
 
 
+def _top_k(tail: Literal["bucket", "even", "renormalize"]) -> Callable[..., Reading]:
+    def make(num_classes: int, temperature: float) -> Reading:
+        if not temperature > 0.0 or (tail == "bucket" and temperature != 1.0):
+            raise ValueError(f"kullback: a temperature is above 0, and that of a bucket 1, not {temperature}.")
+        return TopKReading(num_classes, tail, temperature)
+
+    return make
+
+
 _READINGS: dict[str, tuple[int, Callable[..., Reading]]] = {
     "logits": (1, _logits),
     "linear": (4, lambda _, *numbers: _linear(False, *numbers)),
@@ -159,6 +174,10 @@ _READINGS: dict[str, tuple[int, Callable[..., Reading]]] = {
     "probs": (0, lambda _: ProbsReading()),
     "labels_all": (1, lambda num_classes, smoothing: LabelsReading(num_classes, smoothing, "all")),
     "labels_others": (1, lambda num_classes, smoothing: LabelsReading(num_classes, smoothing, "others")),
+    "top_k_bucket": (1, _top_k("bucket")),
+    "top_k_even": (1, _top_k("even")),
+    "top_k_renormalize": (1, _top_k("renormalize")),
+    "drawn": (0, DrawnReading),
 }
 """Name of a reading -> how many numbers it has, and what makes it of the number of classes and these."""
 
@@ -173,13 +192,13 @@ def reading_of(name: str, numbers: Sequence[float], num_classes: int) -> Reading
     return make(num_classes, *numbers)
 
 
-def why_no_kernel(call: Call) -> str | None:
-    """Why no kernel knows the sum, a reading or a dtype of a call, or None."""
+def why_no_kernel(call: Call, also: tuple[type, ...] = ()) -> str | None:
+    """Why no kernel knows the sum, a reading or a dtype of a call, or None; `also`: readings beside `KERNELS`."""
     if name_of_sum(call.total) is None:
         what = call.total.generator.name if isinstance(call.total, GeneratorSum) else type(call.total).__name__
         return f"{what} has no kernel"
     for reading in (call.p, call.q):
-        if type(reading) not in KERNELS:
+        if type(reading) not in (*KERNELS, *also):
             return f"{type(reading).__name__} has no kernel"
     for dtype in call.dtypes:
         if dtype.is_floating_point and dtype not in DTYPES:

@@ -6,6 +6,7 @@ derivative goes through the eager definition. Ordinary calls go straight to the 
 operator with a fake kernel instead (`torch.compile`, export, `make_fx`, `jit.trace`).
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -13,10 +14,19 @@ import torch
 from torch import Tensor
 
 from kullback.core import generators, reduction
-from kullback.core.readings import LabelsReading, LogitsReading, LogProbsReading, ProbsReading, Reading, Side
+from kullback.core.readings import (
+    DrawnReading,
+    LabelsReading,
+    LogitsReading,
+    LogProbsReading,
+    ProbsReading,
+    Reading,
+    Side,
+    TopKReading,
+)
 from kullback.core.reduction import GeneratorSum
 
-from . import operators
+from . import eager, operators
 from .call import BYTES_SAVED_PER_ROW, DTYPES, STATS, Call, Cost, name_of_sum, why_no_kernel
 
 NAME = "cpu"
@@ -59,7 +69,28 @@ def why_not(call: Call) -> str | None:
         return ABSENT
     if call.device != "cpu":
         return f"the tensors are on {call.device}"
-    return why_no_kernel(call)
+    return why_no_kernel(call, (TopKReading, DrawnReading)) or _why_not_listed(call)
+
+
+def _why_not_listed(call: Call) -> str | None:
+    """Beside logits, any; beside another side, those that say what every class has; of what was drawn, one sum."""
+    p, q = call.p, call.q
+    if isinstance(q, DrawnReading) or (isinstance(p, DrawnReading) and str(call.total) != "cross_entropy"):
+        return "what was drawn has a kernel for the cross-entropy of another side alone"
+    if _is_coarse(p) != _is_coarse(q) and isinstance(q if _is_coarse(p) else p, LogitsReading):
+        return None
+    if _is_coarse(p) or _is_coarse(q):
+        return f"{type(p).__name__} beside {type(q).__name__} has no kernel, unless the tail is even"
+    return None
+
+
+def _is_listed(reading: Reading) -> bool:
+    return isinstance(reading, TopKReading | DrawnReading)
+
+
+def _is_coarse(reading: Reading) -> bool:
+    """Whether the classes that are not listed are one cell, as they may be where they have nothing: sums are linear."""
+    return isinstance(reading, DrawnReading) or (isinstance(reading, TopKReading) and reading.tail != "even")
 
 
 def cost(call: Call, p: Side, q: Side) -> Cost:
@@ -68,8 +99,9 @@ def cost(call: Call, p: Side, q: Side) -> Cost:
     kept = max(1 << 20, 8 * call.num_classes + (8 << 10))
     return Cost(
         threads * (kept + (160 << 10)),
-        p.batch_shape.numel() * BYTES_SAVED_PER_ROW,
-        f"C++, {instruction_set()}, up to {threads} threads, rows in blocks that stay in cache",
+        p.batch_shape.numel() * BYTES_SAVED_PER_ROW + sum(_listed_bytes(side) for side in (p, q)),
+        f"C++, {instruction_set()}, up to {threads} threads, rows in blocks that stay in cache"
+        + (", k + 1 cells in float64" if _is_coarse(p.reading) or _is_coarse(q.reading) else ""),
         "float32 with float64 normalisers and sums",
     )
 
@@ -78,7 +110,7 @@ def cost(call: Call, p: Side, q: Side) -> Cost:
 
 
 class Served:
-    """A call with the extension's plan of it."""
+    """A call with the extension's plan of it. Labels and listed sides get no gradient from it."""
 
     __slots__ = ("call", "labels", "plan", "whole")
 
@@ -91,16 +123,17 @@ class Served:
         return self.forward(x, y, factor, dtype, False)[0]
 
     def __init__(self, call: Call) -> None:
-        total, (x, y) = name_of_sum(call.total), call.dtypes
+        total = name_of_sum(call.total)
+        x, y = call.dtypes[0], call.dtypes[len(call.p.event_dims)]
         assert total is not None
         in_common = isinstance(call.p, LogitsReading) and call.p == call.q
-        given = any(isinstance(reading, LogProbsReading | ProbsReading) for reading in (call.p, call.q))
+        given = any(isinstance(r, LogProbsReading | ProbsReading | TopKReading) for r in (call.p, call.q))
         f = call.total.generator if isinstance(call.total, GeneratorSum) else generators.nothing(0.0)
         edges = (f.at_p_zero, f.at_q_zero, *f.plain, *f.slopes, f.log_q_slope)
         exact = f.corner or given or (call.num_classes <= SHORT and not in_common)
         self.call = call
         self.labels = isinstance(call.p, LabelsReading), isinstance(call.q, LabelsReading)
-        self.whole = [1 if self.labels[0] else call.num_classes], [1 if self.labels[1] else call.num_classes]
+        self.whole = _row_length(call.p, call.num_classes), _row_length(call.q, call.num_classes)
         sides = (_side(call.p, x), _side(call.q, y))
         self.plan = _cpu.Call(total.name, total.number, edges, exact, *sides, call.num_classes)
 
@@ -148,11 +181,59 @@ class Served:
         """Batch axes and, for either side, its tensor and its strides along them; copied only where none will do."""
         x, y = lie(x, self.labels[0], batch), lie(y, self.labels[1], batch)
         if x.is_contiguous() and y.is_contiguous():
-            return [batch.numel()], (x, self.whole[0]), (y, self.whole[1])
+            return [batch.numel()], (x, self.whole[0] or [x.shape[-1]]), (y, self.whole[1] or [y.shape[-1]])
         if not batch:
             return [1], (x, [0]), (y, [0])
         dims = len(batch)
         return list(batch), (x, x.stride()[:dims]), (y, y.stride()[:dims])
+
+
+class Listed(Served):
+    """A call of which a side, or both, are listed classes: two tensors, which the extension reads as one."""
+
+    __slots__ = ()
+
+    def __call__(self, p: Side, q: Side, factor: float = 1.0, dtype: torch.dtype = torch.float64, /) -> Tensor:
+        """See `Served`."""
+        data = (*p.data, *q.data)
+        if torch.is_grad_enabled() and any(x.requires_grad for x in data):
+            result: Tensor = _ListedRows.apply(self, factor, dtype, len(p.data), *data)  # type: ignore[no-untyped-call]
+            return result
+        return self.forward(*as_read(p, q), factor, dtype, False)[0]
+
+
+def as_read(p: Side, q: Side) -> tuple[Tensor, Tensor]:
+    """The one tensor of either side that the extension reads."""
+    x, y = (listed_rows(side) if _is_listed(side.reading) else side.data[0] for side in (p, q))
+    return x, y
+
+
+@torch.no_grad()
+def listed_rows(side: Side) -> Tensor:
+    """Rows of int64: how many, the ids in ascending order, log w of each, and of each other class, or of all others
+    together; the logarithms are float64 in the same eight bytes.
+    """
+    reading, (ids, given) = side
+    if isinstance(reading, TopKReading):
+        mine, rest = reading.logs(given)
+        if reading.tail == "bucket":
+            rest = rest + math.log(max(reading.num_classes - ids.shape[-1], 1))
+    else:
+        mine = torch.log(given.double() / given.sum(-1, keepdim=True))
+        rest = torch.full_like(mine[..., :1], -math.inf)
+    ids, order = ids.long().sort(-1)
+    logs = torch.cat([mine.gather(-1, order), rest], -1)
+    return torch.cat([torch.full_like(ids[..., :1], ids.shape[-1]), ids, logs.view(torch.int64)], -1)
+
+
+def _listed_bytes(side: Side) -> int:
+    x = side.data[0]
+    return (16 * x.shape[-1] + 16) * side.batch_shape.numel() if _is_listed(side.reading) else 0
+
+
+def _row_length(reading: Reading, num_classes: int) -> list[int]:
+    """What a row takes, in elements; nothing where each call has its own."""
+    return [] if _is_listed(reading) else [1 if isinstance(reading, LabelsReading) else num_classes]
 
 
 def lie(data: Tensor, labels: bool, batch: torch.Size) -> Tensor:
@@ -170,6 +251,8 @@ def _side(reading: Reading, dtype: torch.dtype) -> tuple[str, str, float, float,
         return "labels", "", 1.0, *reading.on_off
     if isinstance(reading, LogitsReading):
         return "logits", DTYPES[dtype], reading.temperature, 0.0, 0.0
+    if _is_listed(reading):
+        return "coarse" if _is_coarse(reading) else "even", "", 1.0, 0.0, 0.0
     return "log_probs" if isinstance(reading, LogProbsReading) else "probs", DTYPES[dtype], 1.0, 0.0, 0.0
 
 
@@ -182,7 +265,8 @@ def prepare(call: Call) -> Served:
     if found is None:
         if len(_prepared) > 4096:
             _prepared.clear()
-        found = _prepared[call] = Served(call)
+        listed = _is_listed(call.p) or _is_listed(call.q)
+        found = _prepared[call] = Listed(call) if listed else Served(call)
     return found
 
 
@@ -209,6 +293,44 @@ class _Rows(torch.autograd.Function):
             at = kept.data_ptr()
             found = served.backward(x, y, at, at + 8 * n, upstream, ctx.factor, ctx.needs_input_grad)
         return (*found, None, None, None)
+
+
+class _ListedRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, served: Listed, factor: float, dtype: torch.dtype, num_p: int, *data: Tensor) -> Tensor:
+        p, q = Side(served.call.p, data[:num_p]), Side(served.call.q, data[num_p:])
+        out, kept = served.forward(*as_read(p, q), factor, dtype, True)
+        ctx.save_for_backward(*data, kept)
+        ctx.served, ctx.factor, ctx.num_p = served, factor, num_p
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        *data, kept = ctx.saved_tensors
+        served, n, wanted = ctx.served, upstream.numel(), ctx.needs_input_grad[4:]
+        p, q = Side(served.call.p, tuple(data[: ctx.num_p])), Side(served.call.q, tuple(data[ctx.num_p :]))
+        values, scaled = kept[:n].reshape(upstream.shape), ctx.factor * upstream.double()
+        if torch.is_grad_enabled():  # create_graph: the eager definition, differentiable again
+            return None, None, None, None, *reduction.gradients(served.call.total, p, q, values, scaled, wanted)
+        return None, None, None, None, *_listed_gradients(served, p, q, values, kept[n:], scaled, wanted)
+
+
+def _listed_gradients(
+    served: Served, p: Side, q: Side, values: Tensor, stats: Tensor, upstream: Tensor, wanted: Sequence[bool]
+) -> list[Tensor | None]:
+    """The wanted gradients to every tensor: of listed classes, which are few, by the eager definition."""
+    x, y = as_read(p, q)
+    dense = [not _is_listed(side.reading) for side in (p, q)]
+    asked = (dense[0] and wanted[0], dense[1] and wanted[len(p.data)])
+    found: list[Tensor | None] = [None] * len(wanted)
+    if any(asked):
+        made = served.backward(x, y, values.data_ptr(), stats.data_ptr(), upstream, 1.0, asked)
+        found[0], found[len(p.data)] = made
+    left = [want and g is None for want, g in zip(wanted, found, strict=True)]
+    if any(left):
+        by_core = eager.gradients(served.call, p, q, values, upstream, left)
+        found = [g if more is None else more for g, more in zip(found, by_core, strict=True)]
+    return found
 
 
 # ---------------------------------------------------------------- weighted sums over the rows of several terms
@@ -241,7 +363,8 @@ def total(parts: Sequence[Part], wanted: Sequence[Tensor], out: Sequence[Tensor]
     for part, (x, y, w) in zip(parts, laid, strict=True):
         one_weight = w.dim() == 0
         if whole:
-            strides = (*part.served.whole, [0] if one_weight else [1])
+            lengths = (one or [t.shape[-1]] for one, t in zip(part.served.whole, (x, y), strict=True))
+            strides = (*lengths, [0] if one_weight else [1])
         else:
             found = [list(t.stride()[: len(batch)]) or [0] for t in (x, y, w)]
             strides = found[0], found[1], [0] * len(shape) if one_weight else found[2]
@@ -267,16 +390,15 @@ def traced_rows(call: Call, p: Side, q: Side) -> Tensor:
 
 
 def _forward(call: Call, p: Side, q: Side, keep: bool) -> tuple[Tensor, Tensor]:
-    values, kept = prepare(call).forward(p.data[0], q.data[0], 1.0, torch.float64, keep)
+    values, kept = prepare(call).forward(*as_read(p, q), 1.0, torch.float64, keep)
     return values, kept[values.numel() :].reshape(*values.shape, STATS).clone() if keep else kept
 
 
 def _backward(
     call: Call, p: Side, q: Side, values: Tensor, stats: Tensor, upstream: Tensor, wanted: tuple[bool, ...]
 ) -> tuple[Tensor, ...]:
-    (x,), (y,), values, stats = p.data, q.data, values.contiguous(), stats.contiguous()
-    found = prepare(call).backward(x, y, values.data_ptr(), stats.data_ptr(), upstream, 1.0, wanted)
-    return tuple(x.new_empty(0) if g is None else g for g, x in zip(found, (x, y), strict=True))
+    found = _listed_gradients(prepare(call), p, q, values.contiguous(), stats.contiguous(), upstream, wanted)
+    return tuple(x.new_empty(0) if g is None else g for g, x in zip(found, (*p.data, *q.data), strict=True))
 
 
 _library = operators.define("", ("CPU",), _forward, _backward)

@@ -59,6 +59,17 @@ def rows(call: Call, p: Side, q: Side, factor: float = 1.0, dtype: torch.dtype =
     return (values if factor == 1.0 else factor * values).to(dtype)
 
 
+def gradients(
+    call: Call, p: Side, q: Side, value: Tensor, upstream: Tensor, wanted: Sequence[bool]
+) -> tuple[Tensor | None, ...]:
+    """`reduction.gradients`, a block of rows at a time."""
+    blocks = _blocks(call.num_classes, p, q, value, upstream)
+    parts = [reduction.gradients(call.total, *sides, v, g, tuple(wanted)) for sides, (v, g) in blocks]
+    dims = (*p.reading.event_dims, *q.reading.event_dims)
+    pairs = zip(zip(*parts, strict=True), (*p.data, *q.data), dims, strict=True)
+    return tuple(_joined(part, x, shared is None) for part, x, shared in pairs)
+
+
 def traced_rows(call: Call, p: Side, q: Side) -> Tensor:
     """The value of every row in float64."""
     return rows(call, p, q)
@@ -104,14 +115,7 @@ class _Rows(torch.autograd.Function):
         p, q = _sides(ctx.call, ctx.num_p, data)
         if torch.is_grad_enabled() or torch.compiler.is_compiling():  # create_graph: keep it differentiable
             return *reduction.gradients(total, p, q, value, upstream, wanted), *none
-        blocks = _blocks(ctx.call.num_classes, p, q, value, upstream)
-        parts = [reduction.gradients(total, *sides, v, g, wanted) for sides, (v, g) in blocks]
-        dims = (*p.reading.event_dims, *q.reading.event_dims)
-        joined = (
-            _joined(part, x, shared is None)
-            for part, x, shared in zip(zip(*parts, strict=True), data, dims, strict=True)
-        )
-        return *joined, *none
+        return *gradients(ctx.call, p, q, value, upstream, wanted), *none
 
 
 class _RowsBothModes(_Rows):

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from kullback.core import reduction
-from kullback.core.readings import LinearReading, Side
+from kullback.core.readings import DrawnReading, LinearReading, Side, TopKReading
 
 from .call import DTYPES, STATS, Call, name_of_reading, name_of_sum, reading_of, sum_of
 
@@ -151,6 +151,19 @@ def _check_tensors(name: str, side: Side, num_classes: int) -> None:
             raise RuntimeError(f"kullback: {name} has shapes {shapes}, but num_classes is {num_classes}.")
         if len({x.dtype for x in side.data}) > 1:
             raise RuntimeError(f"kullback: {name} has tensors of different dtypes.")
+    elif isinstance(side.reading, TopKReading | DrawnReading):
+        ids, of_ids = side.data
+        if ids.shape != of_ids.shape or ids.dim() == 0 or not ids.shape[-1] >= 1:
+            raise RuntimeError(f"kullback: {name} has shapes {tuple(ids.shape)} and {tuple(of_ids.shape)}.")
+        if isinstance(side.reading, TopKReading) and ids.shape[-1] > num_classes:
+            raise RuntimeError(f"kullback: {name} lists {ids.shape[-1]} classes, but num_classes is {num_classes}.")
+        floating = (False, isinstance(side.reading, TopKReading))
+        for x, is_floating in zip(side.data, floating, strict=True):
+            if x.is_floating_point() != is_floating or x.is_complex() or x.dtype == torch.bool:
+                raise RuntimeError(f"kullback: {name} has dtype {x.dtype}, which its reading does not take.")
+            if is_floating and x.dtype not in DTYPES:
+                raise RuntimeError(f"kullback: {name} has dtype {x.dtype}, which has no kernel.")
+        return
     else:
         for x in floats:
             if x.dim() == 0 or x.shape[-1] != num_classes:

@@ -89,19 +89,25 @@ class _Compiled(NamedTuple):
         return cpu.total(parts, wanted, made), made
 
 
-def _served(terms: Sequence[Weighed], num_classes: int) -> list[cpu.Part] | None:
-    """The terms as the C++ engine takes them, or None where it does not."""
+def _served(
+    terms: Sequence[Weighed], num_classes: int, wanted: Sequence[Tensor] | None = None
+) -> list[cpu.Part] | None:
+    """The terms as the C++ engine takes them, or None where it does not; `wanted`: what gets a gradient, if known."""
+    moving = None if wanted is None else {id(x) for x in wanted}
     if len(terms) > cpu.MAX_TERMS:
         return None
     parts = []
     for term in terms:
-        if len(term.p.data) != 1 or len(term.q.data) != 1 or not choice.ordinary((*term.p.data, *term.q.data)):
+        if not choice.ordinary((*term.p.data, *term.q.data)):
             return None
         decision = choice.kept_decision(term.divergence, term.p, term.q, num_classes)
         served = decision.prepared[0]
         if decision.factor is None or not isinstance(served, cpu.Served):
             return None
-        parts.append(cpu.Part(served, term.p.data[0], term.q.data[0], _scaled(term.weights, decision.factor)))
+        listed = [x for side in (term.p, term.q) if len(side.data) > 1 for x in side.data]
+        if any(x.requires_grad if moving is None else id(x) in moving for x in listed):
+            return None  # these get their gradient by rows
+        parts.append(cpu.Part(served, *cpu.as_read(term.p, term.q), _scaled(term.weights, decision.factor)))
     return parts
 
 
@@ -164,7 +170,7 @@ def _chunk(
     terms: Sequence[Weighed], num_classes: int, scale: float, wanted: Sequence[Tensor], out: Sequence[Tensor | None]
 ) -> tuple[Tensor, Sequence[Tensor]]:
     """Each term's sum over a chunk, (K,), and scale · the gradient of all to each wanted tensor."""
-    parts = _served(terms, num_classes)
+    parts = _served(terms, num_classes, wanted)
     if parts is not None:
         return _Compiled(parts)(scale, wanted, out)
     free = {id(x): x.detach().requires_grad_() for x in wanted}

@@ -22,7 +22,7 @@ from .plug_in import (
     bootstrap_divergence,
 )
 from .resample import PermutationTest, bootstrap, permutation_test, subsample, subsample_stderr
-from .result import Corrected, Estimate, Interval
+from .result import Corrected, Estimate, Estimates, Interval
 from .variational import Classifier, DonskerVaradhanBound, NWJBound
 from .verb import kl
 
@@ -39,6 +39,7 @@ __all__ = [
     "DirichletPrior",
     "DonskerVaradhanBound",
     "Estimate",
+    "Estimates",
     "Interval",
     "Jackknife",
     "KLTest",

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from typing import Any, Literal, NamedTuple
 
+from torch import Tensor
+
 from kullback._errors import FormError
 
 from .number import Number
@@ -154,6 +156,47 @@ class Estimate(Number):
 
     def _spread(self) -> str:
         return f" ± {self.stderr:.3g}" if math.isfinite(self.stderr) and self.n else ""
+
+
+@dataclass(frozen=True, eq=False)
+class Estimates:
+    """A divergence estimated in every row, each with its standard error; tensors, through which no gradient flows.
+
+    Args:
+        raw: (...), the number that the method gives, unbiased, and below 0 now and then. Average these.
+        stderr: (...), the standard error of raw; NaN where a row cannot give one (one draw, an infinite value).
+        n: (...), draws of each row.
+        bias, method, unit: as of `Estimate`.
+
+    >>> import torch
+    >>> Estimates(torch.tensor([0.5, -0.1]), torch.tensor([0.1, 0.1]), torch.tensor([9, 9]), "none", "by hand").mean()
+    Estimate(0.2 ± 0.0707 nats)
+    """
+
+    raw: Tensor
+    stderr: Tensor
+    n: Tensor
+    bias: str
+    method: str
+    unit: str = "nats"
+
+    @property
+    def value(self) -> Tensor:
+        """raw, or 0 where raw is below, as a divergence is."""
+        return self.raw.clamp(min=0.0)
+
+    def mean(self) -> Estimate:
+        """The mean of all rows; their draws are independent."""
+        rows = self.raw.numel()
+        if rows == 0:
+            raise FormError("Estimates.mean: there are no rows.")
+        stderr = math.sqrt(float((self.stderr**2).sum())) / rows
+        return Estimate(float(self.raw.mean()), stderr, int(self.n.sum()), self.bias, self.method, unit=self.unit)
+
+    def to(self, base: float) -> "Estimates":
+        """The same estimates, held in nats, with logarithms to another base."""
+        of_one = Estimate(1.0, 0.0, 1, self.bias, self.method).to(base)
+        return replace(self, raw=self.raw * of_one.raw, stderr=self.stderr * of_one.raw, unit=of_one.unit)
 
 
 def brief(method: Any) -> str:

@@ -1,7 +1,7 @@
 """`estimate.kl`: which estimator serves what you hold."""
 
 import math
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias, cast, overload
 
 import torch
 from torch import Tensor
@@ -10,12 +10,14 @@ from torch.distributions import Distribution
 from kullback._errors import FormError
 from kullback.forms.empirical import Counts, LogRatios, Samples
 from kullback.forms.finite import FiniteForm, Probs
+from kullback.forms.sparse import Drawn
 
+from .drawn import kl_of_drawn
 from .mixtures import MixtureBound
 from .monte_carlo import K1, K2, K3, MonteCarlo, Regressed
 from .neighbours import NearestNeighbours, same_draws
 from .plug_in import MillerMadow, PlugIn
-from .result import Estimate
+from .result import Estimate, Estimates
 from .variational import Classifier, DonskerVaradhanBound, NWJBound
 
 Method: TypeAlias = (
@@ -46,6 +48,11 @@ _SERVES: dict[tuple[str, str], tuple[type, ...]] = {
 }
 
 
+@overload
+def kl(p: Drawn, q: FiniteForm, /, *, base: float = math.e) -> Estimates: ...
+
+
+@overload
 def kl(
     p: Side,
     q: Side | None = None,
@@ -54,7 +61,18 @@ def kl(
     method: Method | None = None,
     generator: torch.Generator | None = None,
     base: float = math.e,
-) -> Estimate:
+) -> Estimate: ...
+
+
+def kl(
+    p: Side | Drawn,
+    q: Side | FiniteForm | None = None,
+    /,
+    *,
+    method: Method | None = None,
+    generator: torch.Generator | None = None,
+    base: float = math.e,
+) -> Estimate | Estimates:
     """KL(p‖q) estimated, with its standard error, an interval, and a verdict.
 
     Args:
@@ -63,13 +81,14 @@ def kl(
             Samples and a torch distribution, in either order: NearestNeighbours;
             two torch distributions: MonteCarlo, MixtureBound;
             Counts and Counts, or Counts and Probs (V,) in either order: PlugIn (with MillerMadow);
-            LogRatios as p, and no q: K3, K1, K2, Regressed.
+            LogRatios as p, and no q: K3, K1, K2, Regressed;
+            Drawn as p and a form as q: the mean of log p - log q over the draws, without a method, row by row.
         method: a method, as a value: `NearestNeighbours(k=1)`.
         generator: the source of randomness of the methods that draw, which makes the call repeatable; PyTorch's own
             (`torch.manual_seed`) unless given.
         base: e gives nats, 2 gives bits.
 
-    Returns: `Estimate`, of numbers: no gradient flows through it.
+    Returns: `Estimate`, of numbers: no gradient flows through it. For Drawn `Estimates`, of one number a row.
     Raises: FormError: a pair that nothing here serves, a method that does not take it.
 
     >>> from kullback import Samples, estimate
@@ -79,6 +98,10 @@ def kl(
     >>> found.interval().low < 0.5 < found.interval().high
     True
     """
+    if isinstance(p, Drawn):
+        if method is not None:
+            raise FormError("estimate.kl: p is Drawn, which takes no method. Write estimate.kl(p, q).")
+        return kl_of_drawn(p, cast(FiniteForm, q)).to(base)
     pair = (_kind("p", p), "" if q is None else _kind("q", q))
     if pair not in _SERVES:
         raise FormError(_nothing_serves(pair))
@@ -109,7 +132,7 @@ def _kind(name: str, side: Any) -> str:
     for form in (Distribution, Samples, Counts, Probs, LogRatios):
         if isinstance(side, form):
             return form.__name__
-    if isinstance(side, FiniteForm):
+    if isinstance(side, FiniteForm | Drawn):
         return type(side).__name__
     kind = "a bare Tensor" if isinstance(side, Tensor) else f"a bare {type(side).__name__}"
     raise FormError(
@@ -124,7 +147,12 @@ def _nothing_serves(pair: tuple[str, str]) -> str:
         return "estimate.kl: LogRatios hold both sides. Write estimate.kl(LogRatios(log_p, log_q, drawn_from=...))."
     if not q:
         return f"estimate.kl: q is missing beside p, which is {p}. Write estimate.kl(p, q)."
-    exact = {"Logits", "LogProbs", "Probs", "Labels"}
+    if q == "Drawn":
+        return (
+            "estimate.kl: q is Drawn, but only what p was drawn from can be compared so. Write estimate.kl(q, p) if "
+            "the teacher's KL to the student is meant."
+        )
+    exact = {"Logits", "LogProbs", "Probs", "Labels", "TopK"}
     if p in exact and q in exact:
         return f"estimate.kl: {p} and {q} are known exactly, so there is nothing to estimate. Write kl(p, q)."
     if {p, q} == {"Samples", "Counts"}:

@@ -10,6 +10,7 @@ from torch.distributions import Distribution
 from kullback._errors import FormError
 
 from .finite import Array, FiniteForm, Probs, dense_tensor
+from .sparse import Drawn
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,6 +163,8 @@ def what_to_estimate(verb: str, p: Any, q: Any) -> str | None:
     >>> what_to_estimate("kl", Samples([1.0]), Samples([2.0]))
     'kl: p holds Samples and q Samples, of which a divergence can only be estimated. Write estimate.kl(p, q).'
     """
+    if isinstance(p, Drawn) or isinstance(q, Drawn):
+        return _of_drawn(verb, p, q)
     observed = [isinstance(side, Samples | Counts | LogRatios) for side in (p, q)]
     if not any(observed):
         return None
@@ -190,6 +193,16 @@ def what_to_estimate(verb: str, p: Any, q: Any) -> str | None:
     if all(isinstance(side, Counts | FiniteForm) for side in (p, q)):
         return said + "Beside Counts write one row of Probs, such as Probs(logits.softmax(-1))."
     return said + "Write Counts on both sides, of the same categories or bins (torch.bincount, torch.histogram)."
+
+
+def _of_drawn(verb: str, p: Any, q: Any) -> str:
+    said = f"{verb}: {'p' if isinstance(p, Drawn) else 'q'} holds Drawn, classes drawn from a distribution. "
+    if verb == "kl" and isinstance(p, Drawn):
+        return said + "KL(p‖q) can only be estimated of it. Write estimate.kl(Drawn(...), q)."
+    return (
+        said + "Of it there is an unbiased estimate of KL(p‖q) alone, p being what was drawn from, and none of "
+        "the reverse KL, of Jensen-Shannon or any other. Write estimate.kl(Drawn(...), q), or TopK(...) as p."
+    )
 
 
 def _event(side: Any) -> tuple[int, ...]:

@@ -259,7 +259,7 @@ class Probs(_Columns):
         object.__setattr__(self, "data", data)
         if self.validate and readable(data):
             seen = data.detach()
-            _refuse_row(
+            refuse_row(
                 seen < 0,
                 "Probs",
                 lambda at: f"holds the negative entry {seen[at].min().item():g}",
@@ -348,7 +348,7 @@ class Labels(FiniteForm):
         object.__setattr__(self, "smoothing", float(self.smoothing))
         if self.validate and readable(data):
             outside = (data < 0) | (data >= num_classes)
-            _refuse_row(
+            refuse_row(
                 outside.unsqueeze(-1),
                 "Labels",
                 lambda at: f"holds {data[at].item()}, but num_classes={num_classes} allows 0 to {num_classes - 1}",
@@ -458,10 +458,10 @@ def _check_rows_sum_to_one(owner: str, data: Tensor, sums: Tensor, found: str, i
             told += f"; it looks rounded to float32, where {owner}(x.float()) is right"
         return told
 
-    _refuse_row(off.unsqueeze(-1), owner, describe, instead)
+    refuse_row(off.unsqueeze(-1), owner, describe, instead)
 
 
-def _refuse_row(bad: Tensor, owner: str, describe: Any, instead: str) -> None:
+def refuse_row(bad: Tensor, owner: str, describe: Any, instead: str) -> None:
     """Raise for the first row of (..., V) that is `bad` anywhere."""
     if not bool(bad.any()):
         return

@@ -35,8 +35,9 @@ class LinearLogits(FiniteForm):
             the weight's gradient in float32. A number is kept to, and where those sums would take more than half of
             it, the parts of a weight's gradient are added up in its own dtype. `explain` says what will be used.
 
-    Under autocast, tensors are cast as `F.linear` would. A weight that is a DTensor is gathered once, when the form is
-    made. In half precision scores are rounded to their dtype, as a model's own are; sums are not.
+    Under autocast, tensors are cast as `F.linear` would. In half precision scores are rounded to their dtype, as a
+    model's own are; sums are not. With FSDP2 the head's weight is whole after the model's forward pass, if it belongs
+    to the root module's group.
 
     Gradients: to hidden states, weight and bias, on both sides, once and twice; the second derivative goes through the
     definition in float64, which holds the scores.
@@ -83,7 +84,14 @@ class LinearLogits(FiniteForm):
                         "bias=head.bias if it has one."
                     )
                 raise FormError(f"LinearLogits: {name} is a {type(x).__name__}, but a tensor is needed.")
-        return [_whole(x) for x in given.values()]
+            if hasattr(x, "full_tensor"):
+                raise FormError(
+                    f"LinearLogits: {name} is a DTensor, of which this rank holds a shard, beside plain hidden states. "
+                    "With FSDP2, leave the head in the root module's group (no fully_shard of its own): after the "
+                    "model's forward pass its weight is whole. With a vocabulary split over ranks, write "
+                    f"Sharded(LinearLogits(hidden, {name}.to_local()), ...)."
+                )
+        return list(given.values())
 
     @property
     def num_classes(self) -> int:  # type: ignore[override]
@@ -148,15 +156,10 @@ def _check(hidden: Tensor, weight: Tensor, *bias: Tensor) -> None:
 
 def _autocast(tensors: list[Tensor]) -> list[Tensor]:
     device = tensors[0].device.type
-    if not torch.is_autocast_enabled(device):
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
         return tensors
     dtype = torch.get_autocast_dtype(device)
     return [x if x.dtype == torch.float64 else x.to(dtype) for x in tensors]
-
-
-def _whole(x: Tensor) -> Tensor:
-    """A sharded parameter as one tensor on every rank; its gradient goes back to the shards."""
-    return x.full_tensor() if hasattr(x, "full_tensor") else x
 
 
 def _bytes(memory: Any) -> int:

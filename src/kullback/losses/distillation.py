@@ -6,12 +6,13 @@ from torch import Tensor
 
 from kullback._errors import FormError
 from kullback.forms.finite import FiniteForm, Labels
+from kullback.forms.sparse import Drawn
 from kullback.verbs import cross_entropy, kl
 
 from .average import Reduction, check_num_items, check_reduction
 from .base import LossOfParts
 from .inputs import a_divergence, flag, forms, integer, one_of, positive, share
-from .terms import Divergence, Term, mixed
+from .terms import Divergence, Term, from_teacher, mixed
 
 
 class DistillationParts(NamedTuple):
@@ -45,7 +46,9 @@ class Distillation(LossOfParts):
 
     Call with keywords only, so that the direction cannot be mistaken:
         student: (..., V) tensor of logits, or a form.
-        teacher: (..., V) tensor of logits, or a form (`Probs`, `LogProbs`); no gradient flows to it.
+        teacher: (..., V) tensor of logits, or a form (`Probs`, `LogProbs`, `TopK`); no gradient flows to it. For KL
+            also `Drawn`, with teacher_temperature=1, since it was drawn at a temperature: the soft term is then
+            unbiased in value and gradient, and may be negative.
         labels: (...) integers; needed unless w = 1. With w = 1 they only tell which rows to drop.
         mask: (...) bool, True keeps the row; dropped rows may hold NaN.
         num_items: rows of the soft term in the whole step, for gradient accumulation; see `average`.
@@ -99,7 +102,7 @@ class Distillation(LossOfParts):
         self,
         *,
         student: Tensor | FiniteForm,
-        teacher: Tensor | FiniteForm | None = None,
+        teacher: Tensor | FiniteForm | Drawn | None = None,
         labels: Tensor | None = None,
         mask: Tensor | None = None,
         num_items: int | Tensor | None = None,
@@ -117,7 +120,7 @@ class Distillation(LossOfParts):
         for count in (num_items, num_labels):
             check_num_items(count, self.reduction)
         given = {"student": student} if teacher is None else {"student": student, "teacher": teacher}
-        rows, (q, *others) = forms("Distillation", **given)
+        rows, (q, *others) = forms("Distillation", "teacher", **given)
         kept = labelled = rows.mask(mask)
         terms: dict[str, tuple[float, Term]] = {}
         if labels is not None:
@@ -130,7 +133,7 @@ class Distillation(LossOfParts):
             p = others[0].detach().tempered(self.teacher_temperature)
             scale = self.temperature**2 if self.t_squared else 1.0
             keep = labelled if self.unlabelled == "drop" else kept
-            soft = Term(rows, self.divergence, p, q.tempered(self.temperature), keep, num_items, scale)
+            soft = from_teacher(rows, self.divergence, p, q.tempered(self.temperature), keep, num_items, scale)
             terms["soft"] = self.soft_weight, soft
         loss, values = mixed(list(terms.values()), self.reduction)
         named = dict(zip(terms, values, strict=True))

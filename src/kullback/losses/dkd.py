@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 
 from kullback._errors import FormError
+from kullback.core.readings import Side
 from kullback.forms.finite import FiniteForm, Labels, Logits
+from kullback.forms.linear import LinearLogits
 from kullback.verbs import kl
 
 from .base import LossOfParts
@@ -103,10 +105,23 @@ class DKD(LossOfParts):
 
     def _split(self, form: FiniteForm, labels: Tensor, keep: Tensor) -> tuple[Logits, Logits]:
         """Target against the rest, and the rest among themselves, as logits at temperature T."""
-        tempered = form.tempered(self.temperature)
-        assert isinstance(tempered, Logits)
-        scores = emptied(tempered.expand(labels.shape), keep).double() / tempered.temperature
+        scores = self._scores(form, labels, keep)
         at = labels.unsqueeze(-1)
         rest = scores.scatter(-1, at, -math.inf)
         rest_together = torch.logsumexp(rest, -1, keepdim=True)
         return Logits(torch.cat([scores.gather(-1, at), rest_together], -1)), Logits(rest)
+
+    def _scores(self, form: FiniteForm, labels: Tensor, keep: Tensor) -> Tensor:
+        """log p at temperature T, up to a constant per row."""
+        # a class is left out of every row, so that all scores are needed at once
+        tempered = (form.logits() if isinstance(form, LinearLogits) else form).tempered(self.temperature)
+        if isinstance(tempered, Logits):
+            return emptied(tempered.expand(labels.shape), keep).double() / tempered.temperature
+        side = tempered.side(labels.shape)
+        if side.alone() is not None:
+            raise FormError(
+                f"DKD: a {type(form).__name__} with a bucket does not say how the other classes share the rest. Write "
+                "tail='even' or tail='renormalize'."
+            )
+        data = (emptied(x, keep) if x.is_floating_point() else x for x in side.data)
+        return Side(side.reading, tuple(data)).weights().log_w

@@ -5,12 +5,13 @@ from typing import Literal
 from torch import Tensor
 
 from kullback.forms.finite import FiniteForm
+from kullback.forms.sparse import Drawn
 from kullback.verbs import js, kl, skew
 
 from .average import Reduction, check_reduction
 from .base import Loss
 from .inputs import flag, forms, one_of, positive, share
-from .terms import Term, loss_of
+from .terms import from_teacher, loss_of
 
 
 class TwoModels(Loss):
@@ -28,14 +29,20 @@ class TwoModels(Loss):
         self,
         *,
         student: Tensor | FiniteForm,
-        teacher: Tensor | FiniteForm,
+        teacher: Tensor | FiniteForm | Drawn,
         mask: Tensor | None = None,
         num_items: int | Tensor | None = None,
     ) -> Tensor:
         """The loss; see the class."""
-        rows, (q, p) = forms(type(self).__name__, student=student, teacher=teacher)
+        rows, (q, p) = forms(type(self).__name__, "teacher", student=student, teacher=teacher)
         p, q = p.detach().tempered(self.temperature), q.tempered(self.temperature)
-        return loss_of(Term(rows, self._divergence, p, q, rows.mask(mask), num_items), self.reduction)
+        divergence = kl if self._is_kl else self._divergence
+        return loss_of(from_teacher(rows, divergence, p, q, rows.mask(mask), num_items), self.reduction)
+
+    @property
+    def _is_kl(self) -> bool:
+        """Whether the divergence is KL(teacher‖student)."""
+        return False
 
     def _divergence(self, p: FiniteForm, q: FiniteForm) -> Tensor:
         """One number per row; p the teacher, q the student."""
@@ -57,7 +64,8 @@ class GKD(TwoModels):
 
     Call with keywords only:
         student: (..., V) logits, or a form.
-        teacher: (..., V) logits, or a form; no gradient flows to it.
+        teacher: (..., V) logits, or a form; no gradient flows to it. `Drawn` at β = 0 with scaled=True: an unbiased
+            estimate, which may be negative.
         mask: (...) bool, True keeps the token; dropped tokens may hold NaN. There are no labels: where -100 marks what
             does not count, write mask=labels != -100.
         num_items: kept tokens in the whole step, for gradient accumulation.
@@ -88,6 +96,10 @@ class GKD(TwoModels):
         self._set("GKD", temperature, reduction)
         self.beta = share("GKD", "beta", beta)
         self.scaled = flag("GKD", "scaled", scaled)
+
+    @property
+    def _is_kl(self) -> bool:
+        return self.scaled and self.beta == 0.0
 
     def _divergence(self, p: FiniteForm, q: FiniteForm) -> Tensor:
         if not self.scaled:
@@ -138,6 +150,10 @@ class SkewKL(TwoModels):
         one_of("SkewKL", "direction", direction, ("forward", "reverse"))
         self.weight = share("SkewKL", "weight", weight)
         self.direction = direction
+
+    @property
+    def _is_kl(self) -> bool:
+        return self.weight == 0.0 and self.direction == "forward"
 
     def _divergence(self, p: FiniteForm, q: FiniteForm) -> Tensor:
         return skew(p, q, self.weight) if self.direction == "forward" else skew(q, p, self.weight)

@@ -20,6 +20,7 @@ import kullback.verbs
 from kullback._errors import FormError
 from kullback.divergences import Divergence
 from kullback.forms.finite import FiniteForm, Logits
+from kullback.forms.sparse import Drawn, Draws
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -93,9 +94,15 @@ def tensors(owner: str, **given: Tensor | None) -> Rows:
     return rows
 
 
-def forms(owner: str, **given: Any) -> tuple[Rows, list[FiniteForm]]:
-    """The arguments as forms over the same rows and classes: a tensor holds logits. The first says which rows."""
-    read = {name: as_form(owner, name, x) for name, x in given.items()}
+def forms(owner: str, drawn: str = "", /, **given: Any) -> tuple[Rows, list[FiniteForm]]:
+    """The arguments as forms over the same rows and classes: a tensor holds logits. The first says which rows.
+
+    drawn: the name of the one that may be `Drawn`, which is then `Draws`.
+    """
+    read = {
+        name: Draws(x) if name == drawn and isinstance(x, Drawn) else as_form(owner, name, x)
+        for name, x in given.items()
+    }
     (first_name, first), *others = read.items()
     rows = Rows(owner, first_name, first.batch_shape, first.device)
     for name, form in others:
@@ -113,11 +120,22 @@ def as_form(owner: str, name: str, x: Any) -> FiniteForm:
     """A tensor given to a loss by name holds logits; a form says itself what it holds."""
     if isinstance(x, FiniteForm):
         return x
+    if isinstance(x, Drawn):
+        raise FormError(only_kl_of_drawn(owner, name))
     a_tensor(owner, name, x, "a tensor of logits, or a form such as Probs(...)")
     try:
         return Logits(x)
     except FormError as error:
         raise FormError(f"{owner}: {name} is read as logits. {error}") from None
+
+
+def only_kl_of_drawn(owner: str, name: str) -> str:
+    """Why a loss does not take what was drawn from a teacher."""
+    return (
+        f"{owner}: {name} is Drawn, classes drawn from a teacher, of which KL(teacher‖student) alone has an unbiased "
+        "estimate: reverse KL, Jensen-Shannon and others have none. Write Distillation(...)(teacher=Drawn(...)) with "
+        "its divergence kl, GKD(beta=0, scaled=True), or TopK(...) as teacher."
+    )
 
 
 def a_tensor(owner: str, name: str, x: Any, needed: str = "a tensor") -> None:

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from kullback._errors import FormError
-from kullback.forms.finite import Labels
+from kullback.forms.finite import FiniteForm, Labels
 from kullback.verbs import kl
 
 from .base import Loss
-from .inputs import a_divergence, a_tensor, flag, forms, integer, one_of, share
+from .inputs import a_divergence, flag, forms, integer, one_of, share
 from .terms import Divergence, Term, loss_of
 
 
@@ -29,7 +29,7 @@ class LabelSmoothing(Loss):
             larger by the constant entropy of the smoothed label (fairseq, PyTorch). The gradients are the same.
 
     Call with:
-        x: (batch, seqlen, V) logits; any leading shape works.
+        x: (batch, seqlen, V) logits, or a form such as `LinearLogits`; any leading shape works.
         target: (batch, seqlen) integers.
         num_items: the denominator of the whole step instead (tokens or sentences, as `normalize_length` says).
 
@@ -72,9 +72,8 @@ class LabelSmoothing(Loss):
         self.divergence = a_divergence("LabelSmoothing", divergence)
         self._labels(torch.zeros(0, dtype=torch.long))  # the settings fit each other, or say so now
 
-    def forward(self, x: Tensor, target: Tensor, *, num_items: int | Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor | FiniteForm, target: Tensor, *, num_items: int | Tensor | None = None) -> Tensor:
         """The loss; see the class."""
-        a_tensor("LabelSmoothing", "x", x, "a tensor of logits")
         rows, (form,) = forms("LabelSmoothing", x=x)
         if form.num_classes != self.size:
             v = form.num_classes

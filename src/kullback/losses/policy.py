@@ -13,6 +13,7 @@ from kullback.verbs import kl
 from .average import Reduction, average, check_reduction
 from .base import LossOfParts
 from .inputs import Rows, emptied, forms, one_of, positive, tensors
+from .terms import Term, loss_of
 
 Value = Literal["k1", "k2", "k3", "exact"]
 Gradient = Literal["k1", "k2", "k3", "ratio_k1", "ratio_k2", "ratio_k3", "exact", "none"]
@@ -124,14 +125,15 @@ class PolicyKL(LossOfParts):
             "reference_log_prob": reference_log_prob,
             "behaviour_log_prob": behaviour_log_prob,
         }
-        rows, exact = self._exact(logits, reference_logits)
+        rows, both = self._exact(logits, reference_logits)
         if rows is not None:
             rows.fit(**sampled)
-        if exact is not None and rows is not None and {self.value, self.gradient} <= {"exact", "none"}:
-            keep, none = rows.mask(mask), exact.new_zeros(())
-            per_row = exact if self.gradient == "exact" else exact.detach()
-            loss = average(per_row, mask=keep, num_items=num_items, reduction=self.reduction)
+        if both is not None and rows is not None and {self.value, self.gradient} <= {"exact", "none"}:
+            policy, other = both if self.gradient == "exact" else (both[0].detach(), both[1])
+            loss = loss_of(Term(rows, kl, policy, other, rows.mask(mask), num_items), self.reduction)
+            none = loss.new_zeros(())
             return PolicyParts(loss, loss.detach(), none, none, none + 1.0)
+        exact = None if both is None else kl(*both)
         if log_prob is None or reference_log_prob is None:
             raise FormError(
                 f"PolicyKL: value={self.value!r} with gradient={self.gradient!r} needs log_prob= and "
@@ -162,15 +164,15 @@ class PolicyKL(LossOfParts):
 
     def _exact(
         self, logits: Tensor | FiniteForm | None, reference: Tensor | FiniteForm | None
-    ) -> tuple[Rows | None, Tensor | None]:
-        """The rows of the logits, if they are given, and the exact divergence, if it is asked for."""
+    ) -> tuple[Rows | None, tuple[FiniteForm, FiniteForm] | None]:
+        """The rows of the logits, if they are given, and both policies, if their exact divergence is asked for."""
         asked = "exact" in (self.value, self.gradient)
         if logits is None or reference is None:
             if asked:
                 raise FormError('PolicyKL: "exact" sums over the vocabulary. Write logits= and reference_logits=.')
             return None, None
         rows, (policy, other) = forms("PolicyKL", logits=logits, reference_logits=reference)
-        return rows, kl(policy, other.detach()) if asked else None
+        return rows, (policy, other.detach()) if asked else None
 
     def _slope(self, weight: Tensor, log_pi: Tensor, d: Tensor, exact: Tensor | None) -> Tensor:
         """Zeros that carry the gradient; like an infinite row of a verb, a row that is not finite carries none."""

@@ -7,19 +7,21 @@ import torch
 from torch import Tensor
 
 from kullback._errors import FormError
+from kullback.divergences import KL
 from kullback.forms.finite import FiniteForm
+from kullback.forms.sparse import Draws
 from kullback.terms import Term as WeighedTerm
 from kullback.terms import total_and_parts
-from kullback.verbs import row_of
+from kullback.verbs import cross_entropy, row_of
 
 from .average import Reduction, average, row_weights
-from .inputs import Rows
+from .inputs import Rows, only_kl_of_drawn
 
 Divergence = Callable[[FiniteForm, FiniteForm], Tensor]
 
 
 class Term(NamedTuple):
-    """scale · (mean of divergence(p, q) over the rows kept)."""
+    """scale · (mean of divergence(p, q), less `less`, a constant for each row, over the rows kept)."""
 
     rows: Rows
     divergence: Divergence
@@ -28,6 +30,7 @@ class Term(NamedTuple):
     keep: Tensor | None = None
     num_items: int | Tensor | None = None
     scale: float = 1.0
+    less: Tensor | None = None
 
     def value(self, reduction: Reduction = "mean") -> Tensor:
         """The term alone; "none" gives its rows, zero where they are dropped."""
@@ -49,7 +52,24 @@ class Term(NamedTuple):
                 f"{self.rows.owner}: divergence returned {shape if isinstance(shape, str) else tuple(shape)} for rows "
                 f"of shape {tuple(self.rows.shape)}. It must give one number per row; the loss averages them."
             )
-        return values
+        return values if self.less is None else values - self.less.to(values.dtype)
+
+
+def from_teacher(
+    rows: Rows,
+    divergence: Divergence,
+    p: FiniteForm,
+    q: FiniteForm,
+    keep: Tensor | None,
+    num_items: int | Tensor | None,
+    scale: float = 1.0,
+) -> Term:
+    """The term of a teacher p. Of classes that were drawn, only KL has an unbiased estimate: Σ share log p/q."""
+    if not isinstance(p, Draws):
+        return Term(rows, divergence, p, q, keep, num_items, scale)
+    if row_of(divergence) != KL:
+        raise FormError(only_kl_of_drawn(rows.owner, "teacher"))
+    return Term(rows, cross_entropy, p, q, keep, num_items, scale, less=p.surprise)
 
 
 def mixed(terms: Sequence[tuple[float, Term]], reduction: Reduction = "mean") -> tuple[Tensor, list[Tensor]]:
@@ -70,7 +90,19 @@ def mixed(terms: Sequence[tuple[float, Term]], reduction: Reduction = "mean") ->
         if row is not None
     ]
     loss, parts = total_and_parts(summed)
-    return loss, [part / weight for (weight, _), part in zip(terms, parts.unbind(), strict=True)]
+    values = list(parts.unbind())
+    for k, ((_, term), made) in enumerate(zip(terms, summed, strict=True)):
+        if term.less is not None:
+            constant = _weighted(term.less, made.weights).to(loss.dtype)
+            loss, values[k] = loss - constant, values[k] - constant
+    return loss, [value / weight for (weight, _), value in zip(terms, values, strict=True)]
+
+
+def _weighted(rows: Tensor, weights: Tensor | float) -> Tensor:
+    """Σ weights · rows; a row of weight 0 holds anything."""
+    if isinstance(weights, Tensor):
+        return torch.where(weights != 0, weights * rows, 0.0).sum()
+    return weights * rows.sum()
 
 
 def _apart(terms: Sequence[tuple[float, Term]], reduction: Reduction) -> tuple[Tensor, list[Tensor]]:
