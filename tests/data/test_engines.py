@@ -240,20 +240,23 @@ def test_a_large_table_takes_its_edges_from_a_sample_and_counts_every_row(monkey
 
     from kullback.data import engines
 
-    path = str(tmp_path / "large.parquet")
-    query = "SELECT range::DOUBLE AS x, -range AS y, CASE WHEN range % 200 = 0 THEN range END AS rare FROM range(40000)"
-    duckdb.sql(f"COPY ({query}) TO '{path}' (FORMAT parquet, ROW_GROUP_SIZE 4096)")
-    monkeypatch.setattr(engines, "EXACT_ROWS", 10_000)
-    monkeypatch.setattr(engines, "SAMPLE_ROWS", 5_000)
+    path, rows = str(tmp_path / "large.parquet"), 400_000
+    rare = "CASE WHEN range % 2000 = 0 THEN range END"
+    query = f"SELECT (range * 7919 % 400009)::DOUBLE AS x, -range AS y, {rare} AS rare FROM range({rows})"
+    duckdb.sql(f"COPY ({query}) TO '{path}' (FORMAT parquet, ROW_GROUP_SIZE 40960)")
+    monkeypatch.setattr(engines, "EXACT_ROWS", 100_000)
+    monkeypatch.setattr(engines, "SAMPLE_ROWS", 20_000)
     made = profile(path)
     assert made.columns["x"].bins.origin == "quantiles of a sample"
-    assert made.rows == 40_000
-    assert sum(made.columns["x"].counts) == 40_000
-    for name in ("x", "y"):
-        inside = np.array(made.columns[name].counts[1:-3])
-        assert len(inside) == 10
-        assert (abs(inside - 4000) < 4 * 40_000 * (0.25 / 5_000) ** 0.5).all()
-    assert made.columns["rare"].counts == (0, *[20] * 10, 0, 0, 39_800)  # too few in a sample: exact
+    assert made.rows == rows
+    inside = {name: np.array(made.columns[name].counts[1:-3]) for name in ("x", "y")}
+    for counts in inside.values():
+        assert len(counts) == 10
+        assert counts.sum() == rows
+    # x is as good as shuffled: four standard errors of a quantile. y is sorted, and blocks of it are drawn as wholes
+    assert (abs(inside["x"] - 40_000) < 4 * rows * (0.25 / 20_000) ** 0.5).all()
+    assert (inside["y"] > 4_000).all()
+    assert made.columns["rare"].counts == (0, *[20] * 10, 0, 0, rows - 200)  # too few in a sample: exact
     assert profile(path) == made
 
 

@@ -263,20 +263,22 @@ def _duckdb_quantiles(
     wanted = "[" + ", ".join(f"{level!r}" for level in levels) + "]"
     found: dict[str, list[float]] = {}
 
-    def ask(of: Any, some: Sequence[Column]) -> dict[str, int]:
+    def ask(of: Any, picked: Sequence[Column]) -> dict[str, int]:
         """Quantiles go to `found`; how many values they rest on."""
         parts = []
-        for one in some:
+        for one in picked:
             value = f"{one.alias}::DOUBLE"
-            parts.append(f"quantile_cont({value}, {wanted}) FILTER (isfinite({value})), count_if(isfinite({value}))")
+            parts.append(f"quantile_cont({value}, {wanted}) FILTER (isfinite({value})), sum(isfinite({value}))")
         (row,) = of.aggregate(", ".join(parts)).fetchall()
-        found.update({one.name: list(map(float, values or [])) for one, values in zip(some, row[::2], strict=True)})
-        return {one.name: int(n or 0) for one, n in zip(some, row[1::2], strict=True)}
+        found.update({one.name: list(map(float, values or [])) for one, values in zip(picked, row[::2], strict=True)})
+        return {one.name: int(n or 0) for one, n in zip(picked, row[1::2], strict=True)}
 
     if columns and sampled(source, rows):
-        # three times as fast as a reservoir; one sample serves all columns
-        share = f"{100.0 * SAMPLE_ROWS / rows!r}% (bernoulli, 1)"
-        held = ask(relation.query("t", f"SELECT * FROM t USING SAMPLE {share}"), columns)
+        # whole blocks of rows first, then single ones: a third of a reservoir's time. One sample serves all columns
+        blocks = min(1.0, 5.0 * SAMPLE_ROWS / rows)
+        some = f"SELECT * FROM t USING SAMPLE {100.0 * blocks!r}% (system, 1)"
+        share = f"{100.0 * SAMPLE_ROWS / rows / blocks!r}% (bernoulli, 2)"
+        held = ask(relation.query("t", f"SELECT * FROM ({some}) USING SAMPLE {share}"), columns)
         columns = [
             one for one in columns if held[one.name] < SAMPLE_ROWS // 20
         ]  # of these the sample saw next to nothing
