@@ -8,7 +8,7 @@
     python bench/drift.py watch           runs without drift that see an alarm
     python bench/drift.py scale           rows × columns of Parquet on DuckDB: time and memory beside bare SQL
 
-Every figure needs only numpy, polars and kullback, but for `evidently`.
+Every figure needs only numpy and kullback[data], but for `evidently`.
 """
 
 import argparse
@@ -22,39 +22,32 @@ from pathlib import Path
 import numpy as np
 
 DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "data.md"
-COLUMNS = 50  # compared at a time
 SHIFTS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.5)
 SIZES = (100, 1_000, 10_000, 100_000)
 
 
-def columns(kind, rows, sizes, rng, count, shift=0.0):
-    """A frame of `count` independent columns: Normal numbers, or Zipf categories (exponent 1.1)."""
-    import polars as pl
+def cut(before, after, asked):
+    """Two columns of numbers as counts in cells at quantiles of the first, as drift() counts them."""
+    from kullback.data.bins import Numbers, number_edges
+    from kullback.data.profiles import FEWEST, Counted
 
-    if kind == "numbers":
-        return pl.DataFrame({f"c{i}": rng.normal(shift, size=rows) for i in range(count)})
-    p = 1.0 / np.arange(1, sizes + 1) ** 1.1
-    edges = np.cumsum(p / p.sum())
-    return pl.DataFrame({f"c{i}": np.searchsorted(edges, rng.random(rows)) for i in range(count)}).select(
-        pl.all().cast(pl.String)
-    )
+    many = max(2, min(asked, len(before) // FEWEST))
+    low, *levels = np.quantile(before, np.arange(many) / many).tolist()
+    bins = Numbers(number_edges(levels, low, whole=False))
+    cells = len(bins.edges) + 1
+    inside = [np.bincount(np.searchsorted(bins.edges, x, "right"), minlength=cells) for x in (before, after)]
+    return [Counted(bins, (0, *counts.tolist(), 0, 0, 0)) for counts in inside]
 
 
 def counted(kind, n, m, asked, rng):
     """Two columns without drift, as counts in the cells of the first. What is counted is what drift() counts; tables of
     numbers and names are left out to save time (tests/data goes through them).
     """
-    from kullback.data.bins import Categories, Numbers, number_edges
-    from kullback.data.profiles import FEWEST, Counted
+    from kullback.data.bins import Categories
+    from kullback.data.profiles import Counted
 
     if kind == "numbers":  # the law of ranks is the same for every continuous variable
-        before, after = rng.random(n), rng.random(m)
-        many = max(2, min(asked, n // FEWEST))
-        low, *levels = np.quantile(before, np.arange(many) / many).tolist()
-        bins = Numbers(number_edges(levels, low, whole=False))
-        cells = len(bins.edges) + 1
-        inside = [np.bincount(np.searchsorted(bins.edges, x, "right"), minlength=cells) for x in (before, after)]
-        return [Counted(bins, (0, *counts.tolist(), 0, 0, 0)) for counts in inside]
+        return cut(rng.random(n), rng.random(m), asked)
     p = 1.0 / np.arange(1, asked + 1) ** 1.1
     x, y = (rng.multinomial(k, p / p.sum()) for k in (n, m))
 
@@ -155,26 +148,20 @@ def intervals(reps):
 
 def power(reps):
     """Share of comparisons that are flagged, n = m, Normal numbers in ten cells, at 5 %, no smallest effect."""
-    from kullback.data import profile
     from kullback.data.pairing import pair
-    from kullback.data.statistics import effects, homogeneity
+    from kullback.data.statistics import homogeneity, smoothed
 
     lines = ["| n = m | shift, σ | calibrated, 5 % | KL ≥ 0.1 | PSI ≥ 0.1 | PSI ≥ 0.2 |", "| --- " * 6 + "|"]
     for n in SIZES:
         for shift in SHIFTS:
-            rng = np.random.default_rng([n, int(100 * shift)])
-            hits, total = np.zeros(4), 0
-            while total < reps:
-                before = profile(columns("numbers", n, 0, rng, COLUMNS))
-                after = profile(columns("numbers", n, 0, rng, COLUMNS, shift), like=before)
-                for name in before.columns:
-                    cells = pair(before.columns[name], after.columns[name])
-                    found = effects(cells.x, cells.y)
-                    test, _ = homogeneity(cells.x, cells.y, seed=int(rng.integers(2**31)))
-                    kl, psi = found["kl"].raw, found["psi"].raw
-                    hits += [test.p_value <= 0.05, kl >= 0.1, psi >= 0.1, psi >= 0.2]
-                    total += 1
-            shares = " | ".join(f"{100 * h / total:.0f} %" for h in hits)
+            rng, hits = np.random.default_rng([n, int(100 * shift)]), np.zeros(4)
+            for _ in range(reps):
+                cells = pair(*cut(rng.normal(size=n), rng.normal(shift, size=n), 10))
+                test, _ = homogeneity(cells.x, cells.y, seed=int(rng.integers(2**31)))
+                p, q = smoothed(cells.x), smoothed(cells.y)
+                kl, psi = (p * np.log(p / q)).sum(), ((p - q) * np.log(p / q)).sum()
+                hits += [test.p_value <= 0.05, kl >= 0.1, psi >= 0.1, psi >= 0.2]
+            shares = " | ".join(f"{100 * h / reps:.0f} %" for h in hits)
             lines.append(f"| {n:,} | {shift:g} | {shares} |")
             print(lines[-1], flush=True)
     fill("power", lines)

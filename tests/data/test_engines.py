@@ -277,8 +277,9 @@ def test_quantiles_are_numpys(files, tables):
 def test_spark_agrees_to_the_last_digit(spark, files, expected):
     assert document(*files, spark="local[2]") == expected
     frames = [spark.read.parquet(path) for path in files]
-    assert document(*frames) == expected
-    assert document(frames[0], files[1]) == expected
+    found = drift(*frames, joint_of=JOINT).to_json()
+    del found["reference"], found["current"]
+    assert json.dumps(found, sort_keys=True) == json.dumps(json.loads(expected)[0], sort_keys=True)
     for bad, message in (
         ("/nowhere/none.parquet", "none.parquet: .*PATH_NOT_FOUND"),
         ("no_table", "no_table: .*TABLE_OR_VIEW_NOT_FOUND"),
