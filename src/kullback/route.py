@@ -15,6 +15,7 @@ from .divergences import KL, Divergence
 from .engines import choice
 from .forms.empirical import what_to_estimate
 from .forms.finite import FiniteForm
+from .forms.linear import LinearLogits
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ def route(divergence: Divergence, p: Any, q: Any, /, *, verb: str | None = None)
         gradient_to_p=_gradient(p),
         gradient_to_q=_gradient(q),
         result_dtype=str(dtype),
-        error="relative, below 1e-5" if dtype == torch.float32 else "relative, some units of 1e-16 a column",
+        error=_error(dtype, p, q),
         not_taken=not_taken + decision.not_taken,
     )
 
@@ -157,12 +158,23 @@ def _describe(form: FiniteForm) -> str:
     return f"{type(form).__name__} over V={form.num_classes}, batch {batch}, {data.dtype} on {data.device}"
 
 
+def _error(dtype: torch.dtype, *forms: FiniteForm) -> str:
+    said = "relative, below 1e-5" if dtype == torch.float32 else "relative, some units of 1e-16 a column"
+    made = next((form for form in forms if isinstance(form, LinearLogits)), None)
+    return said if made is None else f"{said}, for scores as {made.dtype} rounds them"
+
+
 def _gradient(form: FiniteForm) -> str:
     if not any(x.is_floating_point() for x in form.tensors):
         return "none, class indices are integers"
     if not form.requires_grad:
         return "none asked for (the tensor does not require grad)"
-    return f"to the {form.data.dtype} tensor inside {type(form).__name__}, written once"
+    floats = [x for x in form.tensors if x.is_floating_point()]
+    asking = [x for x in floats if x.requires_grad]
+    if len(floats) == 1:
+        return f"to the {asking[0].dtype} tensor inside {type(form).__name__}, written once"
+    shapes = ", ".join(str(tuple(x.shape)) for x in asking)
+    return f"to {len(asking)} of the tensors inside {type(form).__name__}: {shapes}, {asking[0].dtype}"
 
 
 def _bytes(count: int) -> str:
