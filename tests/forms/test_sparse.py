@@ -339,7 +339,9 @@ def test_different_v_and_unvalidated_ids():
     p = TopK([[0, 9]], [[-1.0, -2.0]], 4, tail="bucket", validate=False)
     with pytest.raises(FormError, match="V=4 but q has V=5"):
         kl(p, Logits(torch.zeros(1, 5)))
-    with pytest.raises((IndexError, RuntimeError), match=r"outside of 0 to 3|out of bounds"):  # never read out of bounds
+    with pytest.raises(
+        (IndexError, RuntimeError), match=r"outside of 0 to 3|out of bounds"
+    ):  # never read out of bounds
         kl(p, Logits(torch.zeros(1, 4)))
 
 
