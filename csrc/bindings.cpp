@@ -218,6 +218,7 @@ NB_MODULE(_cpu, m) {
       .def("sum_shard", &Call::sum_shard);
   m.def("total", &total_bound);
   m.attr("max_terms") = kMaxTerms;
+  m.attr("listed_head") = kListedHead;
   m.def("formulas", [] { return listed(kFormulas); });
   m.def("readings", [] { return listed(kReadings); });
   m.def("dtypes", [] { return listed(kDtypes); });

@@ -15,6 +15,8 @@ static inline int64_t size_of(Dtype dtype) { return dtype == Dtype::float64 ? 8 
 // has; of `coarse`, beside logits, they are one cell.
 enum class Reading : int { logits = 0, log_probs = 1, probs = 2, labels = 3, even = 4, coarse = 5 };
 
+constexpr int kListedHead = 2;  // numbers of a listed row before its ids: how many, and for how many there is room
+
 // The generators that generators.hpp lists, and core/reduction.py's other sum.
 #define KULLBACK_ENUMERATOR(name) name,
 enum class Formula : int { KULLBACK_GENERATORS(KULLBACK_ENUMERATOR) log_affinity };

@@ -105,8 +105,7 @@ int64_t first_label_out_of_range(const Job& job, int side) {
       at += (rest % job.shape[axis]) * job.sides[side].strides[axis];
       rest /= job.shape[axis];
     }
-    // a listed row: how many, then as many classes
-    const int64_t first = listed ? at + 1 : at, count = listed ? labels[at] : 1;
+    const int64_t first = listed ? at + kListedHead : at, count = listed ? labels[at] : 1;
     for (int64_t i = first; i < first + count; ++i)
       if (labels[i] < 0 || labels[i] >= job.num_columns) return row;
   }

@@ -73,6 +73,7 @@ class Call:
 _Term = tuple[Call, int, Sequence[int], int, Sequence[int], int, Sequence[int], int, int]
 
 max_terms: int
+listed_head: int
 
 def total(
     shape: Sequence[int], terms: Sequence[_Term], outputs: Sequence[tuple[str, int]], values: int, threads: int

@@ -158,7 +158,7 @@ def _different_v(p: int, q: int) -> str:
 
 def _describe(form: FiniteForm) -> str:
     batch, data = tuple(form.batch_shape), form.data
-    return f"{type(form).__name__} over V={form.num_classes}, batch {batch}, {data.dtype} on {data.device}"
+    return f"{type(form).__name__} over V={form.num_classes}, batch {batch}, {form.dtype} on {data.device}"
 
 
 def _error(dtype: torch.dtype, *forms: FiniteForm) -> str:
