@@ -234,6 +234,23 @@ def js_of(weight):
 
 
 @check(2)
+def many_short_rows_in_single_precision():
+    v = 100  # whole, too wide to go side by side; 63 and 37 columns would
+    p, q = normal(70, v, seed=34).float(), normal(70, v, seed=35).float().requires_grad_()
+    q.data[:, 70:] += 30.0  # the largest of all are on one rank
+    want = kl(Logits(p.double()), Logits(q.double()))
+    want.sum().backward()
+    for engine in ENGINES:
+        with use(engine):
+            part = here(q)
+            got = kl(sharded(Logits(here(p)), v), sharded(Logits(part), v))
+            got.sum().backward()
+            torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=0.0)
+            a, b = ends(v)
+            close(part.grad, q.grad[:, a:b], 1e-6)
+
+
+@check(2)
 def rows_longer_than_a_piece_and_of_all_dtypes():
     v = 40_000
     for dtype, tolerance in (

@@ -151,7 +151,7 @@ class _Defined:
         return torch.cat([m for m, _ in parts]), torch.cat([s for _, s in parts])
 
     def _blocks(self, p: Side, q: Side, *numbers: Tensor) -> Any:
-        return eager._blocks(self.call.num_classes, p, q, *numbers)
+        return eager.blocks(self.call.num_classes, p, q, *numbers)
 
     def sums(self, p: Side, q: Side, stats: Tensor) -> Tensor:
         blocks = self._blocks(p, q, *_normalizers(stats))
@@ -191,7 +191,7 @@ class _Defined:
                 state = Normalizer(value.unsqueeze(-1), torch.ones_like(value).unsqueeze(-1))
             parts.append(reduction.pull_back(total, quiet, pair, state, back, tuple(wanted), fine, alone))
         data = (*p.data, *q.data)
-        return tuple(eager._joined(part, x, False) for part, x in zip(zip(*parts, strict=True), data, strict=True))
+        return tuple(eager.joined(part, x, False) for part, x in zip(zip(*parts, strict=True), data, strict=True))
 
 
 def _normalizers(stats: Tensor) -> tuple[Tensor, ...]:
