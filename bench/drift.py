@@ -211,8 +211,9 @@ def watch(reps):
     for n, m, window in ((1_000, 50, 1), (1_000, 50, 7), (10_000, 500, 7), (100_000, 100, 1)):
         rng, runs = np.random.default_rng([n, m, window]), 0
         for r in range(reps):
-            if r % 50 == 0:  # a new reference, and its thresholds, now and then: they take longest
-                counts = {k: rng.multinomial(n, p) for k, (_, p) in ways.items()}
+            # every run has a reference of its own; thresholds, which take longest, are those of every hundredth
+            counts = {k: rng.multinomial(n, p) for k, (_, p) in ways.items()}
+            if r % 100 == 0:
                 base = Profile(n, {k: Counted(ways[k][0], tuple(c.tolist())) for k, c in counts.items()})
                 limits = thresholds(base, [m] * 60, window=window)
             alarm = False
