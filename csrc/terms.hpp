@@ -18,8 +18,8 @@ struct Listed {
 
 KULLBACK_INLINE Listed listed_at(const void* row) {
   const int64_t* at = static_cast<const int64_t*>(row);
-  const double* logs = reinterpret_cast<const double*>(at + 2 + at[1]);
-  return {at[0], at[1], at + 2, logs, logs[at[1]]};
+  const double* logs = reinterpret_cast<const double*>(at + kListedHead + at[1]);
+  return {at[0], at[1], at + kListedHead, logs, logs[at[1]]};
 }
 
 // The place of the first id that is >= `id`.

@@ -1,5 +1,6 @@
 """Classes drawn from a teacher: unbiased in value and gradient, with an honest standard error; all else refused."""
 
+import io
 import math
 
 import pytest
@@ -235,3 +236,22 @@ def test_padding_counts_for_nothing():
     found = estimate.kl(Drawn([[3, 9]], [[-0.5, -math.inf]], V, counts=[[2, 0]]), Logits(b))
     want = -0.5 - torch.log_softmax(b, -1)[0, 3]
     torch.testing.assert_close(found.raw[0], want, rtol=1e-12, atol=0)
+
+
+def test_rows_in_blocks_saved_and_moved():
+    """Many rows go some at a time; the helper's results are those of single rows."""
+    a = normal(5000, 700, seed=1)
+    kept = top_k(a, 3, tail="bucket")
+    assert torch.equal(kept.ids[4321], top_k(a[4321], 3, tail="bucket").ids)
+    torch.testing.assert_close(kept.left_out[4321], top_k(a[4321], 3, tail="bucket").left_out, rtol=1e-14, atol=0)
+    drawn = draw(a, 4, generator=generator())
+    want = torch.log_softmax(a, -1).gather(-1, drawn.ids)
+    torch.testing.assert_close(drawn.log_probs, want, rtol=1e-12, atol=1e-12)
+    assert (drawn.counts.sum(-1) == 4).all()
+    found = estimate.kl(drawn, Logits(a + 1.0))
+    assert found.raw.abs().max() < 1e-10
+    assert drawn.to(torch.float32).log_probs.dtype == torch.float32
+    file = io.BytesIO()
+    torch.save(drawn, file)
+    file.seek(0)
+    assert torch.equal(torch.load(file, weights_only=True).counts, drawn.counts)

@@ -25,6 +25,7 @@ from kullback import (
     top_k,
 )
 from kullback.divergences import TABLE
+from kullback.engines import cpu
 from kullback.testing import check_form
 
 TAILS = ("bucket", "even", "renormalize")
@@ -338,7 +339,9 @@ def test_different_v_and_unvalidated_ids():
     p = TopK([[0, 9]], [[-1.0, -2.0]], 4, tail="bucket", validate=False)
     with pytest.raises(FormError, match="V=4 but q has V=5"):
         kl(p, Logits(torch.zeros(1, 5)))
-    with pytest.raises(IndexError, match="outside of 0 to 3"):  # never read out of bounds
+    with pytest.raises(
+        (IndexError, RuntimeError), match=r"outside of 0 to 3|out of bounds"
+    ):  # never read out of bounds
         kl(p, Logits(torch.zeros(1, 4)))
 
 
@@ -425,6 +428,7 @@ def test_top_k_counts_what_it_leaves_out():
     assert not top_k(a.requires_grad_(), K, tail="even").requires_grad
 
 
+@pytest.mark.skipif(cpu.ABSENT is not None, reason=str(cpu.ABSENT))
 def test_explain_says_who_serves():
     p, x = top_k(teacher().float(), K, tail="bucket"), normal(4, V, seed=2).float()
     assert "TopK over V=23, batch (4,)" in str(explain(p, Logits(x)))

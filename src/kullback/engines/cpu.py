@@ -30,6 +30,7 @@ from .listed import LISTED, is_coarse, is_listed
 
 NAME = "cpu"
 
+_LISTED_HEAD = 2  # what a listed row says before its ids
 ABSENT: str | None = None
 try:
     from kullback import _cpu
@@ -37,7 +38,7 @@ except ImportError as error:  # built without a C++ compiler
     _cpu = None  # type: ignore[assignment]
     ABSENT = f"the C++ extension kullback._cpu is not installed ({error})"
 else:
-    if {*_cpu.formulas()} != {*generators.NAMED, "log_affinity"}:
+    if {*_cpu.formulas()} != {*generators.NAMED, "log_affinity"} or getattr(_cpu, "listed_head", 0) != _LISTED_HEAD:
         ABSENT = "the C++ extension kullback._cpu was built from other sources; install kullback anew"
 
 # Normalisers are single exponentials summed in double, which leaves an error δ in log Z. It costs a canonical sum δ²/2
@@ -100,7 +101,8 @@ class Served:
             return result
         return self.forward(x, y, factor, dtype, False)[0]
 
-    def __init__(self, call: Call) -> None:
+    def __init__(self, call: Call, shard: bool = False) -> None:
+        """shard: other ranks hold the rest of every row's columns, and labels may lie outside of those here."""
         total = name_of_sum(call.total)
         x, y = call.dtypes[0], call.dtypes[len(call.p.event_dims)]
         assert total is not None
@@ -113,7 +115,7 @@ class Served:
         self.labels = isinstance(call.p, LabelsReading), isinstance(call.q, LabelsReading)
         self.whole = _row_length(call.p, call.num_classes), _row_length(call.q, call.num_classes)
         sides = (_side(call.p, x), _side(call.q, y))
-        self.plan = _cpu.Call(total.name, total.number, edges, exact, *sides, call.num_classes)
+        self.plan = _cpu.Call(total.name, total.number, edges, exact, *sides, call.num_classes, shard)
 
     def forward(self, x: Tensor, y: Tensor, factor: float, dtype: torch.dtype, keep: bool) -> tuple[Tensor, Tensor]:
         """factor · value in a dtype, and what backward needs: n values, then n times `STATS` numbers."""
@@ -152,6 +154,28 @@ class Served:
                 torch.get_num_threads(),
             )  # fmt: skip
         return to_x, to_y
+
+    def normalize_shard(self, x: Tensor, y: Tensor, batch: torch.Size) -> tuple[Tensor, Tensor]:
+        """(m, Σ exp) of the columns here of both sides, (2, n) each."""
+        m, s = torch.empty((2, 2, batch.numel()), dtype=torch.float64)
+        if m.numel():
+            shape, (a, a_strides), (b, b_strides) = self._rows(batch, x, y)
+            self.plan.normalize_shard(
+                shape, a.data_ptr(), a_strides, b.data_ptr(), b_strides, m.data_ptr(), s.data_ptr(),
+                torch.get_num_threads(),
+            )  # fmt: skip
+        return m, s
+
+    def sum_shard(self, x: Tensor, y: Tensor, batch: torch.Size, stats: Tensor) -> Tensor:
+        """The state of the columns here, (3, n), given the normalisers of whole rows."""
+        states = torch.empty((3, batch.numel()), dtype=torch.float64)
+        if states.numel():
+            shape, (a, a_strides), (b, b_strides) = self._rows(batch, x, y)
+            self.plan.sum_shard(
+                shape, a.data_ptr(), a_strides, b.data_ptr(), b_strides, stats.data_ptr(), states.data_ptr(),
+                torch.get_num_threads(),
+            )  # fmt: skip
+        return states
 
     def _rows(
         self, batch: torch.Size, x: Tensor, y: Tensor

@@ -18,7 +18,7 @@ from kullback.engines.call import STATS, Call
 from kullback.engines.listed import is_coarse, parts
 
 from . import kernels
-from .launch import _blocks, _on, _power_of_two, _rows_of
+from .launch import as_rows, blocks_for, on_device, power_of_two
 
 NO_CLASS = 1 << 62
 
@@ -53,7 +53,7 @@ def _seen(call: Call, p: Side, q: Side) -> Seen:
     side, other = (q, p) if dense else (p, q)
     reading = side.reading
     assert isinstance(reading, LogitsReading)
-    x, stride = _rows_of(side.data[0], reading, call.num_classes)
+    x, stride = as_rows(side.data[0], reading, call.num_classes)
     count, ids, log_w, left = (t.reshape(-1, t.shape[-1]) for t in parts(other))
     kept = torch.arange(ids.shape[-1], device=ids.device) < count
     scores = x.gather(-1, ids).double()
@@ -67,10 +67,10 @@ def forward(call: Call, p: Side, q: Side, keep: bool) -> tuple[Tensor, Tensor]:
     found = torch.empty((n, 2), dtype=torch.float64, device=seen.x.device)
     listed = torch.where(seen.kept, seen.ids, NO_CLASS).contiguous()
     if n:
-        with _on(seen.x):
+        with on_device(seen.x):
             kernels.rest[(n,)](
                 seen.x, listed, found, v, listed.shape[-1], seen.stride, seen.scale,
-                UNIT=seen.scale == 1.0, BLOCK=min(_power_of_two(v), 512), num_warps=4,
+                UNIT=seen.scale == 1.0, BLOCK=min(power_of_two(v), 512), num_warps=4,
             )  # fmt: skip
     rest_top, rest_sum = found.unbind(-1)
     own = torch.where(seen.kept, seen.scores, -math.inf)
@@ -110,9 +110,9 @@ def backward(call: Call, p: Side, q: Side, values: Tensor, stats: Tensor, upstre
     out = torch.empty(data.shape, dtype=data.dtype, device=data.device)
     n, v = len(seen.x), call.num_classes
     if n:
-        block = min(_power_of_two(v), 512)
-        with _on(data):
-            kernels.spread[(n, _blocks(v, block))](
+        block = min(power_of_two(v), 512)
+        with on_device(data):
+            kernels.spread[(n, blocks_for(v, block))](
                 seen.x, torch.where(none, 0.0, rest_top).contiguous(), factor.contiguous(), out, v, seen.stride,
                 seen.scale, UNIT=seen.scale == 1.0, T=tl.float64 if data.dtype == torch.float64 else tl.float32,
                 BLOCK=block, num_warps=4,
