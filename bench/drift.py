@@ -7,6 +7,7 @@
     python bench/drift.py evidently       the same samples by Evidently, in an environment that has it
     python bench/drift.py watch           runs without drift that see an alarm
     python bench/drift.py scale           rows × columns of Parquet on DuckDB: time and memory beside bare SQL
+                                          (--rows 10000000, and 2000000)
 
 Every figure needs only numpy and kullback[data], but for `evidently`.
 """
@@ -255,7 +256,7 @@ def scale(rows, many=20, rounds=3):
     for k, r in middle.items():
         lines.append(f"| {k} | {r['cpu']:.1f} | {r['cpu'] / base:.2f} | {r['wall']:.1f} | {peaks[k]:.0f} |")
     lines += ["", f"{rows:,} rows × {many} columns a side, medians of {rounds}. {results['drift'][0]['note']}"]
-    fill("scale", lines)
+    fill(f"scale {rows:,}", lines)
 
 
 def one(what, folder, many):
