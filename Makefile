@@ -66,5 +66,5 @@ $(VENV)/.demo: $(BUILT_FROM)
 
 $(VENV)/.test: $(BUILT_FROM)
 	@echo "Installing kullback with all extras and the test tools into $(VENV); the first time takes some minutes."
-	$(BIN)/python -m pip install -q -e '.[data,distill,recipes,transport,triton,test,check]'
+	$(BIN)/python -m pip install -q -e '.[data,distill,lm,recipes,transport,triton,test,check]'
 	@touch $@
