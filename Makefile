@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 export PIP_CONSTRAINT = $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test quick check format docs sanitize fuzz bench clean
+.PHONY: demo test quick spark check format docs sanitize fuzz bench clean
 
 demo: $(VENV)/.demo  ## install, then distil a teacher into a small student on real data
 	@echo "Distilling on scikit-learn's digits: about a minute on two cores. The run folder it names holds report.html."
@@ -16,6 +16,8 @@ test: $(VENV)/.test  ## install with the test tools, then run the whole suite
 
 quick: $(VENV)/.test  ## the suite without its long proofs
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
+
+spark: $(VENV)/.spark  ## add PySpark (500 MB), which the tests of Spark need beside Java 17
 
 check: $(VENV)/.test  ## format, lint, types
 	$(BIN)/ruff format --check .
@@ -67,4 +69,9 @@ $(VENV)/.demo: $(BUILT_FROM)
 $(VENV)/.test: $(BUILT_FROM)
 	@echo "Installing kullback with all extras and the test tools into $(VENV); the first time takes some minutes."
 	$(BIN)/python -m pip install -q -e '.[data,distill,lm,recipes,transport,triton,test,check]'
+	@touch $@
+
+$(VENV)/.spark: $(VENV)/.test
+	@echo "Installing PySpark, the rest of the extra 'spark', into $(VENV)."
+	$(BIN)/python -m pip install -q pyspark
 	@touch $@

@@ -78,7 +78,7 @@ struct Call {
   Job job{};
 
   Call(const std::string& formula, double parameter, const EdgeCode& edges, bool exact_normalizer, const SideCode& p,
-       const SideCode& q, int64_t columns) {
+       const SideCode& q, int64_t columns, bool shard) {
     job.formula = find(kFormulas, formula);
     job.parameter = parameter;
     const auto& [p_zero, q_zero, plain_p, plain_q, slope_p, slope_q, log_q_slope] = edges;
@@ -88,6 +88,7 @@ struct Call {
     job.sides[1] = side_of(q);
     if (columns < 1) throw std::invalid_argument("kullback._cpu: at least one column");
     job.num_columns = columns;
+    job.shard = shard;
     job.scale = 1.0;
   }
 
@@ -136,6 +137,24 @@ struct Call {
     called.gradients[1] = at<void>(to_q);
     nb::gil_scoped_release release;
     kullback::backward(*chosen, called, threads);
+  }
+
+  void normalize_shard(const Ints& shape, uintptr_t p, const Ints& p_strides, uintptr_t q, const Ints& q_strides,
+                       uintptr_t max, uintptr_t sum, int threads) const {
+    if (!job.shard || max == 0 || sum == 0) throw std::invalid_argument("kullback._cpu: no shard, or nowhere to write");
+    const Job called = over(shape, p, p_strides, q, q_strides);
+    nb::gil_scoped_release release;
+    kullback::normalize_shard(*chosen, called, at<double>(max), at<double>(sum), threads);
+  }
+
+  void sum_shard(const Ints& shape, uintptr_t p, const Ints& p_strides, uintptr_t q, const Ints& q_strides,
+                 uintptr_t stats, uintptr_t states, int threads) const {
+    if (!job.shard || stats == 0 || states == 0)
+      throw std::invalid_argument("kullback._cpu: no shard, or nowhere to write");
+    Job called = over(shape, p, p_strides, q, q_strides);
+    called.stats = at<Stats>(stats);
+    nb::gil_scoped_release release;
+    kullback::sum_shard(*chosen, called, at<double>(states), threads);
   }
 
   static void check_labels(const Job& job) {
@@ -191,11 +210,15 @@ NB_MODULE(_cpu, m) {
   remember_forks();
   chosen = supported_kernels().front();
   nb::class_<Call>(m, "Call")
-      .def(nb::init<const std::string&, double, const EdgeCode&, bool, const SideCode&, const SideCode&, int64_t>())
+      .def(nb::init<const std::string&, double, const EdgeCode&, bool, const SideCode&, const SideCode&, int64_t,
+                    bool>())
       .def("forward", &Call::forward)
-      .def("backward", &Call::backward);
+      .def("backward", &Call::backward)
+      .def("normalize_shard", &Call::normalize_shard)
+      .def("sum_shard", &Call::sum_shard);
   m.def("total", &total_bound);
   m.attr("max_terms") = kMaxTerms;
+  m.attr("listed_head") = kListedHead;
   m.def("formulas", [] { return listed(kFormulas); });
   m.def("readings", [] { return listed(kReadings); });
   m.def("dtypes", [] { return listed(kDtypes); });

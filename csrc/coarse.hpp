@@ -60,8 +60,11 @@ static void coarse_cells(const Job& job, const Listed& l, const void* scores, co
   double *log_dense = b.log_w[dense], *log_listed = b.log_w[1 - dense];
 #pragma omp simd
   for (int i = 0; i < ids; ++i) log_dense[i] = (b.room[i] - m) * scale - log_sum;
-  if (ids < n) log_dense[ids] = rest_of(job, stats).log_w;
-  for (int i = 0; i < n; ++i) log_listed[i] = l.logs[from + i];
+  for (int i = 0; i < ids; ++i) log_listed[i] = l.logs[from + i];
+  if (ids < n) {
+    log_dense[ids] = rest_of(job, stats).log_w;
+    log_listed[ids] = l.rest;
+  }
   for (int side = 0; side < 2; ++side) {
     const double* log_w = b.log_w[side];
     double* w = b.w[side];
@@ -234,7 +237,7 @@ static double finish_coarse(const Job& job, int64_t row, const KeptExponentials&
   if (kept.exps != nullptr && kept.max > -kInf && kept.max < kInf) {
     const double rest =
         kept.sum - sum_kept_listed(l, kept.exps, kept.ranges, kept.power, kept.max, s.inverse_temperature);
-    if (rest > 1e-12 * kept.sum) {
+    if (rest > 1e-9 * kept.sum) {
       own.max = kept.max;
       own.log_sum = log(rest + sum_listed(s, l, scores, kept.max));
       other.max = log(rest) - own.log_sum;

@@ -15,6 +15,8 @@ static inline int64_t size_of(Dtype dtype) { return dtype == Dtype::float64 ? 8 
 // has; of `coarse`, beside logits, they are one cell.
 enum class Reading : int { logits = 0, log_probs = 1, probs = 2, labels = 3, even = 4, coarse = 5 };
 
+constexpr int kListedHead = 2;  // numbers of a listed row before its ids: how many, and for how many there is room
+
 // The generators that generators.hpp lists, and core/reduction.py's other sum.
 #define KULLBACK_ENUMERATOR(name) name,
 enum class Formula : int { KULLBACK_GENERATORS(KULLBACK_ENUMERATOR) log_affinity };
@@ -63,6 +65,7 @@ struct Job {
   int64_t upstream_strides[kMaxDims];
   void* gradients[2];     // (rows, columns) contiguous, of the dtype of their side; null where not wanted
   bool exact_normalizer;  // the sum is not flat at p = q, so that an error in log Z counts to first order
+  bool shard;             // others hold the rest of every row's columns: `stats` say more than the cells here do
 };
 
 static inline void store_value(const Job& job, int64_t row, double value) {
@@ -163,6 +166,9 @@ struct Kernels {
   void (*sum_piece)(const Job&, int64_t row, int64_t piece, const Stats*, float* kept, Piece&);
   double (*merge_sums)(const Job&, const Piece*, int64_t pieces, Stats*);  // the row's value
   void (*backward_piece)(const Job&, int64_t row, int64_t piece);
+  // the columns here of rows [first, last), stage by stage (csrc/shards.hpp)
+  void (*normalize_shard)(const Job&, int64_t first, int64_t last, float* kept, double* max, double* sum);
+  void (*sum_shard)(const Job&, int64_t first, int64_t last, double* states);
   // totals: whole rows, with Σ w·D of each term added to `sums`; and a row's pieces, stage by stage
   void (*plan_total)(const Total&, Plan&);
   void (*total_rows)(const Plan&, int64_t first, int64_t last, float* kept, double* sums);

@@ -1,5 +1,6 @@
 // Compiled once per instruction set, with KULLBACK_ISA naming it.
 #include "reduction.hpp"
+#include "shards.hpp"
 #include "total.hpp"
 
 #define KULLBACK_STRING_(x) #x
@@ -18,6 +19,8 @@ const Kernels kernels = {
     sum_piece,
     merge_sums,
     backward_piece,
+    normalize_shard,
+    sum_shard,
     plan_total,
     total_rows,
     total_weights,

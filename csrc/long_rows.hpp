@@ -78,8 +78,10 @@ static void sum_columns(const Job& job, const Row& r, int64_t from, int64_t coun
   if (kept != nullptr) {
     sum_kept(job, r, from, count, kept_at(job, kept, ahead), sums, sum_block);
   } else {
-    for (int64_t at = from; at < from + count; at += kBlock)
+    for (int64_t at = from; at < from + count; at += kBlock) {
+      if (ahead != nullptr) Ahead::step(*ahead);
       sum_block(at, int(from + count - at < kBlock ? from + count - at : kBlock));
+    }
   }
   piece.value = sums.value;
   piece.sum_x[0] = sums.x[0];

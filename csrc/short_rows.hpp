@@ -13,7 +13,7 @@ namespace KULLBACK_ISA {
 constexpr int kLanes = 64, kShort = 64;
 
 static bool side_by_side(const Job& job) {
-  return job.num_columns <= kShort && job.num_rows >= kLanes / 4 && logits_at_one_temperature(job) &&
+  return job.num_columns <= kShort && job.num_rows >= kLanes / 4 && !job.shard && logits_at_one_temperature(job) &&
          !double_throughout(job);
 }
 

@@ -7,17 +7,19 @@
 namespace kullback {
 namespace KULLBACK_ISA {
 
-// A listed row (engines/cpu.py: `listed_rows`): how many, ids in ascending order, log w of each, and log w of each other
-// class, or of all others together.
+// A listed row (engines/cpu.py: `listed_rows`): how many, and for how many there is room; ids in ascending order, log w of
+// each, and log w of each other class, or of all others together.
 struct Listed {
-  int64_t count;
+  int64_t count, room;
   const int64_t* ids;
   const double* logs;
+  double rest;
 };
 
 KULLBACK_INLINE Listed listed_at(const void* row) {
   const int64_t* at = static_cast<const int64_t*>(row);
-  return {at[0], at + 1, reinterpret_cast<const double*>(at + 1 + at[0])};
+  const double* logs = reinterpret_cast<const double*>(at + kListedHead + at[1]);
+  return {at[0], at[1], at + kListedHead, logs, logs[at[1]]};
 }
 
 // The place of the first id that is >= `id`.
@@ -76,7 +78,7 @@ static bool weigh(const Side& s, const void* row, int64_t label, int64_t from, i
     }
     case Reading::even: {
       const Listed listed = listed_at(row);
-      const double l = listed.logs[listed.count], each = exp_with_subnormals(l);
+      const double l = listed.rest, each = exp_with_subnormals(l);
 #pragma omp simd
       for (int i = 0; i < n; ++i) {
         log_w[i] = l;
@@ -111,7 +113,7 @@ static bool weigh(const Side& s, const void* row, int64_t label, int64_t from, i
 KULLBACK_INLINE bool gone(const Side& s, const void* row, int64_t label, int64_t from, int n) {
   if (s.reading == Reading::even) {
     const Listed listed = listed_at(row);
-    if (listed.logs[listed.count] != -kInf) return false;
+    if (listed.rest != -kInf) return false;
     const int64_t next = first_from(listed, from);
     return !(next < listed.count && listed.ids[next] < from + n);
   }

@@ -105,8 +105,7 @@ int64_t first_label_out_of_range(const Job& job, int side) {
       at += (rest % job.shape[axis]) * job.sides[side].strides[axis];
       rest /= job.shape[axis];
     }
-    // a listed row: how many, then as many classes
-    const int64_t first = listed ? at + 1 : at, count = listed ? labels[at] : 1;
+    const int64_t first = listed ? at + kListedHead : at, count = listed ? labels[at] : 1;
     for (int64_t i = first; i < first + count; ++i)
       if (labels[i] < 0 || labels[i] >= job.num_columns) return row;
   }
@@ -160,6 +159,18 @@ void backward(const Kernels& kernels, const Job& job, int threads) {
   }
   const int64_t pieces = (job.num_columns + kPiece - 1) / kPiece;
   each(job.num_rows * pieces, members, [&](int64_t i) { kernels.backward_piece(job, i / pieces, i % pieces); });
+}
+
+void normalize_shard(const Kernels& kernels, const Job& job, double* max, double* sum, int threads) {
+  const int64_t each_keeps = kernels.kept_floats(job);
+  each_share(job.num_rows, 1, team(threads, job.num_rows * job.num_columns), [&](int64_t first, int64_t last) {
+    kernels.normalize_shard(job, first, last, room_for(each_keeps), max, sum);
+  });
+}
+
+void sum_shard(const Kernels& kernels, const Job& job, double* states, int threads) {
+  each_share(job.num_rows, 1, team(threads, job.num_rows * job.num_columns),
+             [&](int64_t first, int64_t last) { kernels.sum_shard(job, first, last, states); });
 }
 
 void total(const Kernels& kernels, const Total& given, int threads) {

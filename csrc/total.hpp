@@ -107,7 +107,7 @@ static void plan_total(const Total& total, Plan& plan) {
       if (plan.routes[k] == Route::coarse && side == dense_side(job) && job.num_rows > 0) {
         size = (size + 1) / 2 * 2;  // doubles
         plan.kept_x[k][side] = size;
-        size += 4 * (listed_at(row_of(job, 1 - side, 0)).count + 1);
+        size += 4 * (listed_at(row_of(job, 1 - side, 0)).room + 1);
       }
       if (plan.routes[k] != Route::pair || total.terms[k].outputs[side] < 0) continue;
       plan.kept_x[k][side] = size;

@@ -8,6 +8,7 @@ from .forms.empirical import Counts, LogRatios, Samples
 from .forms.finite import Labels, Logits, LogProbs, Probs
 from .forms.linear import LinearLogits
 from .forms.points import Points
+from .forms.sharded import Sharded
 from .forms.sparse import Drawn, TopK, draw, top_k
 from .route import Route, explain
 from .terms import Term, total
@@ -29,6 +30,7 @@ __all__ = [
     "Probs",
     "Route",
     "Samples",
+    "Sharded",
     "Term",
     "ToleranceError",
     "TopK",

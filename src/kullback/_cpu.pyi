@@ -6,7 +6,37 @@ _Edges = tuple[float, float, float, float, float, float, bool]
 
 class Call:
     def __init__(
-        self, formula: str, parameter: float, edges: _Edges, exact_normalizer: bool, p: _Side, q: _Side, columns: int
+        self,
+        formula: str,
+        parameter: float,
+        edges: _Edges,
+        exact_normalizer: bool,
+        p: _Side,
+        q: _Side,
+        columns: int,
+        shard: bool,
+    ) -> None: ...
+    def normalize_shard(
+        self,
+        shape: Sequence[int],
+        p: int,
+        p_strides: Sequence[int],
+        q: int,
+        q_strides: Sequence[int],
+        max: int,
+        sum: int,
+        threads: int,
+    ) -> None: ...
+    def sum_shard(
+        self,
+        shape: Sequence[int],
+        p: int,
+        p_strides: Sequence[int],
+        q: int,
+        q_strides: Sequence[int],
+        stats: int,
+        states: int,
+        threads: int,
     ) -> None: ...
     def forward(
         self,
@@ -43,6 +73,7 @@ class Call:
 _Term = tuple[Call, int, Sequence[int], int, Sequence[int], int, Sequence[int], int, int]
 
 max_terms: int
+listed_head: int
 
 def total(
     shape: Sequence[int], terms: Sequence[_Term], outputs: Sequence[tuple[str, int]], values: int, threads: int

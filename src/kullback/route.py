@@ -12,9 +12,11 @@ from . import exact
 from ._errors import FormError
 from .core.readings import Side
 from .divergences import KL, Divergence
-from .engines import choice
+from .engines import choice, dtensors
 from .forms.empirical import what_to_estimate
 from .forms.finite import FiniteForm
+from .forms.linear import LinearLogits
+from .forms.sharded import check_split
 
 
 @dataclass(frozen=True)
@@ -84,8 +86,9 @@ def route(divergence: Divergence, p: Any, q: Any, /, *, verb: str | None = None)
         return exact.explain(divergence, p, q)
     left, right = sides(verb or divergence.family, p, q)
     batch_shape, num_classes = left.batch_shape, p.num_classes
+    left, right, _ = dtensors.local(left, right)
     decision = choice.decide(divergence, left, right, num_classes)
-    costs = [decision.engine.cost(call, left, right) for call in decision.calls]
+    costs = decision.costs(left, right)
     dtype = torch.float64 if torch.float64 in decision.calls[0].dtypes else torch.float32
     precision = "float64" if dtype == torch.float64 else costs[0].precision
     not_taken = (("estimate", "an exact method exists, and an exact call never falls back to an estimate"),)
@@ -103,7 +106,7 @@ def route(divergence: Divergence, p: Any, q: Any, /, *, verb: str | None = None)
         gradient_to_p=_gradient(p),
         gradient_to_q=_gradient(q),
         result_dtype=str(dtype),
-        error="relative, below 1e-5" if dtype == torch.float32 else "relative, some units of 1e-16 a column",
+        error=_error(dtype, p, q),
         not_taken=not_taken + decision.not_taken,
     )
 
@@ -113,6 +116,7 @@ def sides(verb: str, p: Any, q: Any) -> tuple[Side, Side]:
     if not (isinstance(p, FiniteForm) and isinstance(q, FiniteForm)):
         name, form = ("q", q) if isinstance(p, FiniteForm) else ("p", p)
         raise FormError(what_to_estimate(verb, p, q) or _no_form(verb, name, form))
+    check_split(verb, p, q)
     if p.num_classes != q.num_classes:
         raise FormError(_different_v(p.num_classes, q.num_classes))
     if p.data.device != q.data.device:
@@ -154,7 +158,13 @@ def _different_v(p: int, q: int) -> str:
 
 def _describe(form: FiniteForm) -> str:
     batch, data = tuple(form.batch_shape), form.data
-    return f"{type(form).__name__} over V={form.num_classes}, batch {batch}, {data.dtype} on {data.device}"
+    return f"{type(form).__name__} over V={form.num_classes}, batch {batch}, {form.dtype} on {data.device}"
+
+
+def _error(dtype: torch.dtype, *forms: FiniteForm) -> str:
+    said = "relative, below 1e-5" if dtype == torch.float32 else "relative, some units of 1e-16 a column"
+    made = next((form for form in forms if isinstance(form, LinearLogits)), None)
+    return said if made is None else f"{said}, for scores as {made.dtype} rounds them"
 
 
 def _gradient(form: FiniteForm) -> str:
@@ -162,7 +172,12 @@ def _gradient(form: FiniteForm) -> str:
         return "none, class indices are integers"
     if not form.requires_grad:
         return "none asked for (the tensor does not require grad)"
-    return f"to the {form.data.dtype} tensor inside {type(form).__name__}, written once"
+    floats = [x for x in form.tensors if x.is_floating_point()]
+    asking = [x for x in floats if x.requires_grad]
+    if len(floats) == 1:
+        return f"to the {asking[0].dtype} tensor inside {type(form).__name__}, written once"
+    shapes = ", ".join(str(tuple(x.shape)) for x in asking)
+    return f"to {len(asking)} of the tensors inside {type(form).__name__}: {shapes}, {asking[0].dtype}"
 
 
 def _bytes(count: int) -> str:

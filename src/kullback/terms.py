@@ -9,7 +9,7 @@ from torch import Tensor
 from ._errors import FormError
 from .divergences import Divergence
 from .engines import totals
-from .forms.finite import FiniteForm
+from .forms.finite import FiniteForm, is_dtensor
 from .route import sides
 
 
@@ -97,6 +97,12 @@ def _weigh(k: int, term: Term) -> totals.Weighed:
             raise FormError(
                 f"total: the weights of term {k} have shape {tuple(weights.shape)}, but there is one row for each of "
                 f"{tuple(p.batch_shape)}. Write weights.expand({tuple(p.batch_shape)}) if that is meant."
+            )
+        if weights.dim() and is_dtensor(weights) != is_dtensor(p.data[0]):
+            raise FormError(
+                f"total: either the weights of term {k} or its rows are a DTensor, but not both. Write "
+                "DTensor.from_local(weights, mesh, placements) if they are those of this rank's rows, or "
+                "distribute_tensor(weights, mesh, placements) if every rank holds them all."
             )
         weights = weights.to(torch.float64)
     else:

@@ -19,7 +19,8 @@ from torch import Tensor
 from . import divergences, exact
 from ._errors import FormError
 from .core.coarse import shared_out
-from .core.reduction import GeneratorSum, cells
+from .core.reduction import GeneratorSum, Pair, cells
+from .core.sharded import shard_of, weights_of_columns
 from .divergences import KL, Divergence
 from .engines import choice
 from .forms.density import Measured
@@ -259,7 +260,8 @@ def contributions(p: FiniteForm, q: FiniteForm, /, divergence: Divergence = KL, 
             Rényi's are not.
         base: e gives nats, 2 gives bits.
 
-    Returns: Tensor (..., V), >= 0 (cross-entropy: its textbook terms). For looking at: it carries no gradient.
+    Returns: Tensor (..., V), >= 0 (cross-entropy: its textbook terms). For looking at: it carries no gradient. Of
+        Sharded forms, those of the classes here: (..., width).
     Raises: FormError, also for a divergence that is no sum.
 
     >>> contributions(Probs([0.5, 0.5]), Probs([0.75, 0.25]))
@@ -274,7 +276,10 @@ def contributions(p: FiniteForm, q: FiniteForm, /, divergence: Divergence = KL, 
     unit = _log_base(base)
     left, right = sides("contributions", p, q)
     with torch.no_grad():
-        pair, alone = cells(left, right)
+        if (shard := shard_of(left.reading, right.reading)) is not None:
+            pair, alone = Pair(*(weights_of_columns(side, shard) for side in (left, right))), None
+        else:
+            pair, alone = cells(left, right)
         terms = linear[0].terms(pair).value
         if alone is not None:
             terms = shared_out(terms, alone)

@@ -1,7 +1,9 @@
 """A table with everything in it, the same in every engine."""
 
 import atexit
+import importlib.util
 import os
+import shutil
 import sys
 from datetime import datetime, timedelta, timezone
 from decimal import Decimal
@@ -18,6 +20,42 @@ def hush():
     """As the command does: DuckDB ends a process with a page about leaks of its own."""
     sys.stderr.flush()
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+
+
+def lacking(what, reason):
+    """Skip for want of it; fail where KULLBACK_HERE says that it is here."""
+    if what in os.environ.get("KULLBACK_HERE", "").split():
+        pytest.fail(f"{reason}; KULLBACK_HERE names {what}", pytrace=False)
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def java():
+    """What Spark needs."""
+    if shutil.which("java") is None and "JAVA_HOME" not in os.environ:
+        lacking("spark", "needs Java 17 for Spark (Debian: apt-get install openjdk-17-jre-headless)")
+    if importlib.util.find_spec("pyspark") is None:
+        lacking("spark", "needs kullback[spark]")
+
+
+@pytest.fixture(scope="session")
+def spark(java):
+    """A session on two threads."""
+    from kullback.data.engines import spark_session
+
+    session = spark_session("local[2]")
+    yield session
+    session.stop()
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """A browser without a window, as a command that the page's path completes."""
+    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if found is None:
+        lacking("browser", "needs a browser (Debian: apt-get install chromium)")
+    quiet = "--disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update"
+    return [found, "--headless", "--no-sandbox", *quiet.split(), "--disable-sync"]
 
 
 def everything(rows: int, seed: int, shift: float = 0.0):
@@ -42,6 +80,7 @@ def everything(rows: int, seed: int, shift: float = 0.0):
             "real": pa.array(real, pa.float64()),
             "real with nulls": pa.array(holes(real.tolist()), pa.float64()),
             "single": pa.array(real.astype(np.float32), pa.float32()),
+            "single, rounded": pa.array(real.round(1).astype(np.float32), pa.float32()),
             "whole": pa.array(rng.poisson(3 + shift, rows), pa.int64()),
             "whole with nulls": pa.array(holes(rng.integers(-5, 200, rows).tolist()), pa.int32()),
             "money": pa.array(

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -14,7 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from kullback import cli
-from kullback.data import drift
+from kullback.data import drift, profile
 from kullback.data.report import render
 
 
@@ -47,7 +46,7 @@ def test_exit_code_0_without_drift(folder):
 def test_exit_code_1_with_drift_and_a_folder_with_page_and_numbers(folder):
     result = call("before.csv", "after.csv", "--out", "found", "--joint", "age,site")
     assert result.exit_code == 1, result.output
-    assert re.search(r"^age .*DRIFT$", result.stdout, re.MULTILINE)
+    assert re.search(r"^age +DRIFT ", result.stdout, re.MULTILINE)
     assert sorted(p.name for p in (folder / "found").iterdir()) == ["drift.json", "report.html"]
     page = (folder / "found" / "report.html").read_text()
     assert len(page) < 60_000
@@ -132,6 +131,8 @@ def spoil(folder):
         '{"format": "kullback drift profile", "schema": 99, "rows": 1, "source": "", "engine": "", "columns": {}}'
     )
     (folder / "old.json").write_text(json.dumps(document))
+    profile("before.csv").write(folder / "kept.json")
+    profile("after.csv").write(folder / "other.json")
 
 
 BAD = [
@@ -154,6 +155,22 @@ BAD = [
     (["before.csv", "after.csv", "--by", "wage"], "there is no column 'wage' to group by"),
     (["before.csv", "after.csv", "--cluster", "wage"], "there is no column 'wage' to cluster by"),
     (["before.csv", "after.csv", "--joint", "age"], "--joint needs at least two columns"),
+    (["before.csv", "after.csv", "--joint", "age,wage"], "there is no column 'wage' (--joint)"),
+    (["before.csv", "after.csv", "--by", "site", "--cluster", "site"], "--by and --cluster are both 'site'"),
+    (["before.csv", "after.csv", "--by", "income"], "more than 100 different values to group by"),
+    (["kept.json", "after.csv", "--by", "site"], "--by needs the rows of both sides, and before.csv is a profile"),
+    (["kept.json", "after.csv", "--cluster", "site"], "--cluster needs the rows of both sides"),
+    (["kept.json", "after.csv", "--joint", "age,site"], "--joint needs the rows of both sides"),
+    (["before.csv", "kept.json"], "the current side is a profile and the reference, before.csv, a table"),
+    (["kept.json", "other.json"], "has other cells in the profile of after.csv than in that of before.csv"),
+    (["kept.json", "fewer.csv"], "fewer.csv: column 'income' of before.csv is missing there"),
+    (["kept.json", "text.csv"], "column 'age' holds numbers in before.csv and text in text.csv"),
+    (["profile", "text.csv", "--like", "kept.json", "--out", "p.json"], "holds numbers in before.csv and text"),
+    (
+        ["profile", "after.csv", "--like", "kept.json", "--columns", "wage", "--out", "p.json"],
+        "after.csv: there is no column 'wage'",
+    ),
+    (["profile", "kept.json", "other.json", "--out", "p.json"], "make all but the first profile with --like FIRST"),
     (["before.csv", "after.csv", "--alpha", "7"], "--alpha is 7"),
     (["before.csv", "after.csv", "--adjust", "bonferroni"], "--adjust is 'bonferroni'"),
     (["before.csv", "after.csv", "--measure", "tv"], "--measure is 'tv'"),
@@ -243,6 +260,22 @@ def test_nulls_that_come_up_are_drift(tmp_path):
     assert "null: 0 % against 100 %" in found.marks
 
 
+def test_what_is_constant_infinite_or_nan_is_named_with_its_mass():
+    rows = 1000
+    before = pl.DataFrame({"still": [7] * rows, "x": [float(i % 50) for i in range(rows)], "same": ["a"] * rows})
+    wild = [float("nan")] * 50 + [float("inf")] * 20 + [float("-inf")] * 10 + [float(i % 50) for i in range(rows - 80)]
+    after = pl.DataFrame({"still": [7] * 600 + [8] * 400, "x": wild, "same": ["a"] * rows})
+    found = drift(before, after)
+    assert "constant in the reference" in found["still"].marks
+    assert found["still"].drift
+    assert "NaN: 0 % against 5 %" in found["x"].marks
+    assert "infinite: 0 against 30 rows" in found["x"].marks
+    assert {c.label: c.current for c in found["x"].cells if c.reference == 0} == {"-inf": 10, "inf": 20, "NaN": 50}
+    assert found["same"].test is None
+    assert "one cell holds every row (a)" in found["same"].marks[0]
+    assert "constant in the current table" in drift(after, before)["still"].marks
+
+
 def test_a_column_without_values_has_the_kind_of_the_other_side(folder):
     """In CSV a column without values reads as text."""
     rows = "".join(f"{i % 7},{i % 2}\n" for i in range(200))
@@ -279,28 +312,72 @@ def test_the_demo_shows_real_data_within_a_minute(folder):
     assert (folder / "shown" / "report.html").stat().st_size < 90_000
 
 
+def packages(folder, monkeypatch, **files):
+    """Packages that hold nothing but these files, in place of those that are installed."""
+    from kullback.data import demo
+
+    for name, path in files.items():
+        (folder / name).mkdir()
+        (folder / name / "__init__.py").touch()
+        (folder / name / path).parent.mkdir(parents=True)
+    monkeypatch.setattr(sys, "path", [str(folder)])
+    monkeypatch.setattr(demo, "install", lambda of: f"pip install 'kullback[{of}]'")
+
+
+def test_the_demo_takes_the_census_where_nannyml_is_installed(folder, monkeypatch):
+    rng = np.random.default_rng(0)
+    path = "datasets/data/employment_MA_reference.pq"
+    with monkeypatch.context() as patched:
+        packages(folder, patched, nannyml=path)
+        for name, shift in (("reference", 0), ("analysis", 30)):
+            rows = 2000
+            columns = {"AGEP": 40 + shift, "SCHL": 12, "MAR": 3, "id": 9, "year": 9, "prediction": 2}
+            frame = {key: rng.poisson(mean, rows) for key, mean in columns.items()} | {"predicted_probability": 0.5}
+            frame |= {"employed": 1} if name == "reference" else {}
+            pl.DataFrame(frame).write_parquet(folder / "nannyml" / path.replace("reference", name))
+        result = call("--demo", "--json")
+    document = json.loads(result.stdout)
+    assert result.exit_code == 1
+    assert {one["column"]: one["drift"] for one in document["columns"]} == {"AGEP": True, "SCHL": False, "MAR": False}
+    assert document["joint"]["columns"] == ["AGEP", "SCHL", "MAR"]
+    assert "US Census Bureau" in document["notes"][-1]
+
+
+def test_the_demo_says_what_to_install_where_it_finds_no_data(folder, monkeypatch):
+    with monkeypatch.context() as patched:
+        packages(folder, patched)
+        result = call("--demo")
+    assert result.exit_code == 2
+    assert (
+        result.stderr == "kullback drift: --demo needs the data of vega_datasets; write: pip install 'kullback[data]'\n"
+    )
+
+
 def test_help_names_all_three(folder):
     text = call("--help").stdout
     assert all(word in text for word in ("tables", "profile", "watch"))
 
 
-def browser():
-    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if found is None:
-        pytest.skip("needs a browser (Debian: apt-get install chromium)")
-    quiet = "--disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update"
-    return [found, "--headless", "--no-sandbox", *quiet.split(), "--disable-sync"]
+def lightness(colour):
+    """Relative luminance of "rgb(r, g, b)", by WCAG."""
+    channels = [int(c) / 255 for c in re.findall(r"\d+", colour)[:3]]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return sum(weight * c for weight, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
 
 
-@pytest.mark.parametrize("width", [1280, 400])
-def test_the_page_opens_in_a_browser_and_fits(folder, width):
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (1280, "dark"), (400, "light"), (400, "dark")])
+def test_the_page_opens_in_a_browser_fits_and_can_be_read(folder, browser, width, scheme):
     """A script added for the test writes down what the browser laid out; the page itself has none."""
     page = render(drift("before.csv", "after.csv", joint_of=["age", "site"]))
     assert "<script" not in page
     probe = """<script>window.onload = () => { const wide = document.documentElement;
       const bars = [...document.querySelectorAll('.cells i')].filter(b => b.getBoundingClientRect().width > 1).length;
       const figures = document.querySelectorAll('figure').length;
-      document.title = [wide.scrollWidth <= wide.clientWidth, figures, bars].join() }</script>"""
+      const told = [...document.querySelectorAll('td')].filter(t => t.innerText == 'DRIFT');
+      const seen = told.length == 1 && told[0].getBoundingClientRect().right <= wide.clientWidth;
+      const ink = getComputedStyle(document.body).color, ground = getComputedStyle(document.body).backgroundColor;
+      document.title = JSON.stringify({fits: wide.scrollWidth <= wide.clientWidth, figures, bars, seen, ink, ground}) }
+      </script>"""
     inner = folder / "inner.html"
     inner.write_text(page.replace("</body>", probe + "</body>"))
     # headless windows are no narrower than 500: a frame is
@@ -311,19 +388,24 @@ def test_the_page_opens_in_a_browser_and_fits(folder, width):
     )
     with tempfile.TemporaryDirectory() as user:
         command = [
-            *browser(),
+            *browser,
             "--allow-file-access-from-files",
             f"--user-data-dir={user}",
             "--virtual-time-budget=4000",
+            f"--blink-settings=preferredColorScheme={0 if scheme == 'dark' else 1}",
         ]
         done = subprocess.run(
             [*command, "--window-size=1400,1000", "--dump-dom", outer.as_uri()],
             capture_output=True, text=True, timeout=180, check=True,
         )  # fmt: skip
-    fits, figures, bars = re.search(r"laid out: (\w+),(\d+),(\d+)", done.stdout).groups()
-    assert fits == "true", "the page is wider than its window"
-    assert int(figures) == 3
-    assert int(bars) >= 40
+    found = json.loads(re.search(r"laid out: ({.*?})", done.stdout)[1])
+    assert found["fits"], "the page is wider than its window"
+    assert found["seen"], "the decision is out of sight"
+    assert found["figures"] == 3
+    assert found["bars"] >= 40
+    ink, ground = lightness(found["ink"]), lightness(found["ground"])
+    assert (ground < 0.1) == (scheme == "dark")
+    assert (max(ink, ground) + 0.05) / (min(ink, ground) + 0.05) >= 7.0
 
 
 def test_the_process_says_one_line_and_nothing_of_duckdbs(folder):

@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 
 from kullback._errors import BadInput
-from kullback.data import Profile, drift, merge, profile
+from kullback.data import Profile, drift, merge, profile, watch
 
 
 def day(seed, rows=800, shift=0.0):
@@ -55,6 +55,26 @@ def test_a_profile_holds_no_row_and_is_a_few_kilobytes(tmp_path):
     edges = set(made.columns["x"].bins.edges)
     assert len(edges) == 9
     assert not edges & set(frame["x"].to_list())
+
+
+def test_columns_are_chosen_and_dropped_from_profiles_as_from_tables():
+    before, after = profile(day(1)), profile(day(2), like=profile(day(1)))
+    assert {one.name for one in drift(before, after, drop=["x", "n"]).columns} == {"kind", "flag"}
+    assert {one.name for one in drift(before, day(2), columns=["x", "n"]).columns} == {"x", "n"}
+    assert set(profile(day(2), like=before, drop=["n"]).columns) == {"x", "kind", "flag"}
+    assert set(profile(day(2), like=before, columns=["n"]).columns) == {"n"}
+    for refused in (
+        lambda: drift(before, after, drop=["wage"]),
+        lambda: profile(day(1), drop=["wage"]),
+        lambda: watch(before, day(1), time="n", every="1", drop=["wage"]),
+    ):
+        with pytest.raises(BadInput, match="--drop wage: there is no such column"):
+            refused()
+
+
+def test_grouping_columns_need_not_be_chosen():
+    found = drift(day(1), day(2), columns=["x"], by="kind", cluster="n")
+    assert {one.title for one in found.columns} == {f"x · {name}" for name in "abcd"}
 
 
 def test_other_cells_do_not_add_up():

@@ -223,6 +223,42 @@ def test_rows_that_belong_together_widen_errors_and_calm_the_test():
     assert np.median(width) > 1.5
 
 
+def test_clusters_within_groups_are_those_of_each_group_alone():
+    import polars as pl
+
+    rng = np.random.default_rng(7)
+
+    def side(seed):
+        rows = 900
+        return pl.DataFrame(
+            {
+                "kind": rng.choice(["u", "v", "w"], rows),
+                "session": rng.integers(0, 60, rows) + 1000.5 * seed,
+                "site": rng.choice(["north", "south", None], rows, p=[0.6, 0.3, 0.1]),
+            }
+        )
+
+    before, after = side(1), side(2)
+    both = drift(before, after, by="site", cluster="session")
+    assert [one.title for one in both.columns if one.title == "session"] == []
+    for name in ("north", "south", None):
+        there = pl.col("site").is_null() if name is None else pl.col("site") == name
+        alone = drift(before.filter(there), after.filter(there), cluster="session", columns=["kind", "session"])["kind"]
+        found = both[f"kind · {name or '(null)'}"]
+        assert found.test.law == "clusters"
+        assert found.test.statistic == alone.test.statistic
+        assert found.test.p_value == pytest.approx(alone.test.p_value, abs=0.08)  # other draws
+        assert found.effects["kl"].raw == pytest.approx(alone.effects["kl"].raw, rel=1e-12)
+    sizes = [
+        sum(
+            one.filter(pl.col("site").eq_missing(pl.lit(name)))["session"].n_unique()
+            for name in ("north", "south", None)
+        )
+        for one in (before, after)
+    ]
+    assert f"{sizes[0]} against {sizes[1]} clusters, permuted as wholes within groups" in both.notes
+
+
 def test_clusters_of_one_row_are_no_clusters():
     import polars as pl
 
@@ -260,6 +296,17 @@ def test_the_chain_rule_adds_up_and_finds_where_the_drift_is():
     counts = [np.array([{r[:3]: r[3] for r in t.rows()}.get(k, 0) for k in keys]) + 0.5 for (t,) in cells]
     p, q = (c / c.sum() for c in counts)
     assert found.raw == pytest.approx((p * np.log(p / q)).sum(), rel=1e-10)
+
+
+def test_cells_of_numbers_are_joined_until_five_current_rows_are_expected():
+    cells = Numbers(tuple(float(i) for i in range(1, 50)))
+    a, b = (Counted(cells, (0, *[k] * 50, 0, 0, 0)) for k in (20, 2))
+    found = pair(a, b)
+    assert all(y >= 5 for y in found.y)
+    assert 10 <= len(found.x) <= 25
+    assert found.marks == ("cells with few rows are joined with their neighbours",)
+    two = pair(Counted(Numbers((1.0,)), (0, 990, 10, 0, 0, 0)), Counted(Numbers((1.0,)), (0, 96, 4, 0, 0, 0)))
+    assert two.labels == ("< 1", "≥ 1")  # the last two stay
 
 
 def test_joining_cells_keeps_what_is_new_in_the_current_table():

@@ -61,6 +61,15 @@ def test_no_change_no_alarm_and_windows_slide(usual):
     assert by_number.kl == found.kl
 
 
+def test_weeks_begin_on_monday(usual):
+    data = stream(12, 50, 3)  # from a Friday on
+    found = watch(usual, data, time="when", every="week")
+    assert found.windows == ("2024-02-26", "2024-03-04", "2024-03-11")
+    assert found.rows == (150, 350, 100)
+    with pytest.raises(BadInput, match="1 periods of month, fewer than a window of 2"):
+        watch(usual, data, time="when", every="month", window=2)
+
+
 def test_duckdb_groups_as_polars_does(usual, tmp_path):
     data = stream(9, 100, 4, change_at=5)
     data.write_parquet(tmp_path / "s.parquet")
@@ -78,6 +87,20 @@ def test_a_stream_is_watched_batch_by_batch(usual):
     assert [alarm.column for alarm in alarms] == ["x"]
     assert alarms[0].window == "11"
     assert alarms[0].rows == 400
+
+
+def test_a_batch_that_the_profile_does_not_fit_is_refused(usual):
+    monitor = Monitor(usual, rows=200, run=5)
+    good = stream(1, 200, 1).select("x", "kind")
+    for batch, message in (
+        (good.drop("kind"), "there is no column 'kind'"),
+        (good.with_columns(x=pl.lit("a")), "column 'x' holds numbers in .* and text"),
+        (good.with_columns(kind=[["a"]] * 200), "column 'kind' holds List"),
+        (good.clear(), "batch 1: holds no rows"),
+    ):
+        with pytest.raises(BadInput, match=message):
+            monitor.update(batch)
+    assert monitor.update(good) == []
 
 
 @pytest.mark.parametrize(("n", "m", "window"), [(1000, 40, 1), (1000, 40, 5), (20_000, 300, 5)])

@@ -8,6 +8,7 @@ import torch
 from cases import call_of
 from kullback import Labels, Logits, LogProbs, Probs
 from kullback.core import reduction
+from kullback.core.coarse import refined
 from kullback.core.readings import LogitsReading, LogProbsReading, Side
 from kullback.divergences import TABLE
 from kullback.engines import cpu
@@ -59,27 +60,32 @@ def leaf(data):
 
 def compare(total, p, q, num_classes, seed=0):
     """Values and gradients of one sum from the engine and from core, or an assertion that says where they part."""
-    x, y = leaf(p.data), leaf(q.data)
-    dtypes = {data.dtype for data in (x, y) if data.is_floating_point()}
-    dtype = torch.float64 if torch.float64 in dtypes or not dtypes else torch.float32  # what the engine computes in
-    left, right = Side(p.reading, (x,)), Side(q.reading, (y,))
+    # listed classes get their gradient from core in any case
+    x, y = (tuple(leaf(x) if len(form.tensors) == 1 else x.detach() for x in form.tensors) for form in (p, q))
+    sides = [side for side in (x, y) if len(side) == 1 and side[0].is_floating_point()]
+    dtype = torch.float32 if sides and all(side[0].dtype != torch.float64 for side in sides) else torch.float64
+    left, right = Side(p.reading, x), Side(q.reading, y)
     truth = reduction.rows(total, left, right).detach()
     values = cpu.prepare(call_of(total, left, right, num_classes))(left, right)
     tiny = 1e-13 if "log_affinity" in str(total) else 1e-14 if dtype == torch.float64 else 2e-15
     torch.testing.assert_close(values.detach(), truth, rtol=VALUE[dtype], atol=tiny, equal_nan=True)
-    wanted = x.requires_grad, y.requires_grad
+    wanted = tuple(data.requires_grad for data in (*x, *y))
     if not any(wanted):
         return
     upstream = torch.randn(truth.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    leaves = [data for data in (x, y) if data.requires_grad]
+    leaves = [data for data in (*x, *y) if data.requires_grad]
     got = torch.autograd.grad(values, leaves, upstream)
     want = reduction.gradients(total, left, right, truth, upstream, wanted)
-    pair = reduction.Pair(p.detach().side(p.batch_shape).weights(), q.detach().side(q.batch_shape).weights())
+    pair, alone = reduction.cells(p.detach().side(p.batch_shape), q.detach().side(q.batch_shape))
     partials = total.partials(pair, total.of(pair))
+    if alone is not None:
+        fine = [form.detach().side(form.batch_shape).weights() for form in (p, q)]
+        partials = [refined(*each, alone) for each in zip(partials, fine, pair, strict=True)]
+        pair = fine
     conditions = [
         condition(form.reading, weights, partial, NORMALIZER[dtype]) * upstream.unsqueeze(-1).abs()
         for form, weights, partial, data in zip((p, q), pair, partials, (x, y), strict=True)
-        if data.requires_grad
+        if data[0].requires_grad
     ]
     for mine, theirs, parts in zip(got, [w.detach() for w in want if w is not None], conditions, strict=True):
         assert mine.dtype == theirs.dtype

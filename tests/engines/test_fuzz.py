@@ -22,7 +22,8 @@ if __name__ == "__main__":
 
 from agreement import SUMS, compare
 
-from kullback import Labels, Logits, LogProbs, Probs
+from cases import call_of
+from kullback import Labels, Logits, LogProbs, Probs, TopK
 from kullback.engines import cpu
 
 pytestmark = pytest.mark.skipif(cpu.ABSENT is not None, reason=str(cpu.ABSENT))
@@ -73,8 +74,15 @@ def rows(rng, g, batch, width, near=None):
 
 
 def form(rng, scores, dtype):
-    kind = rng.choice(("logits", "logits", "logits", "log_probs", "probs", "labels"))
+    kind = rng.choice(("logits", "logits", "logits", "log_probs", "probs", "labels", "top_k"))
     width = scores.shape[-1]
+    if kind == "top_k":
+        k, tail = rng.choice((1, 2, 7, width // 2, width - 1, width)), rng.choice(("bucket", "even", "renormalize"))
+        log_p, ids = torch.log_softmax(scores, -1).topk(max(1, min(k, width)), -1)
+        order = torch.randperm(ids.shape[-1], generator=torch.Generator().manual_seed(width))
+        temperature = 1.0 if tail == "bucket" else rng.choice((1.0, 0.5, 3.0))
+        ids, log_p = layout(rng, ids[..., order]), log_p[..., order].to(dtype)
+        return TopK(ids, log_p, width, tail=tail, temperature=temperature, validate=False)
     if kind == "labels":
         labels = scores.nan_to_num().argmax(-1) if scores.numel() else torch.zeros(scores.shape[:-1], dtype=torch.int64)
         smoothing, spread = rng.choice((0.0, 0.1, 1.0)), rng.choice(("all", "others"))
@@ -100,6 +108,9 @@ def one_call(name, seed):
     if rng.random() < 0.5 and isinstance(left, Logits):  # the commonest call of all: one dtype, one temperature
         scores = rows(rng, g, batch, width, near=near)
         right = Logits(layout(rng, scores.to(left.data.dtype)), left.reading.temperature)
+    sides = left.side(left.batch_shape), right.side(right.batch_shape)
+    if cpu.why_not(call_of(SUMS[name], *sides, width)) is not None:
+        right = Logits(rows(rng, g, batch, width, near=near).float())
     before = cpu.instruction_set(), torch.get_num_threads()
     try:
         cpu.use_instruction_set(rng.choice(cpu.instruction_sets()))

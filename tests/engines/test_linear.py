@@ -21,7 +21,7 @@ from kullback.engines import linear, use
 from kullback.engines.call import Call
 from kullback.engines.linear import Need, plan
 from kullback.engines.operators import ask
-from kullback.losses import Distillation
+from kullback.losses import GKD, Distillation, SkewKL
 
 MIB = 1 << 20
 
@@ -110,6 +110,15 @@ def test_two_terms_of_one_student_take_one_product_a_chunk_and_dropped_rows_none
     seen = products(lambda: total(terms).backward())
     # 60 rows count, 30 fit: two chunks of scores for either model, and of gradients for hidden states and weight
     assert sorted(seen) == sorted([(30, 50), (30, 50), (30, 8), (50, 8)] * 2)
+
+
+@pytest.mark.parametrize(
+    "loss", [GKD(0.3), GKD(1.0, scaled=True), GKD(0.3, scaled=True), SkewKL(direction="reverse")], ids=repr
+)
+def test_losses_of_two_models_make_four_products(loss):
+    (h, w), (ht, wt) = head(30, 8, 50), head(30, 12, 50, seed=1)
+    seen = products(lambda: loss(student=LinearLogits(h, w), teacher=LinearLogits(ht, wt)).backward())
+    assert sorted(seen) == sorted([(30, 50), (30, 50), (30, 8), (50, 8)])
 
 
 def test_a_frozen_head_has_no_gradient_made():

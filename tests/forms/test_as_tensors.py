@@ -6,7 +6,7 @@ import warnings
 import pytest
 import torch
 
-from kullback import FormError, Labels, Logits, LogProbs, Probs, contributions, divergences, js, kl, measure
+from kullback import FormError, Labels, Logits, LogProbs, Probs, contributions, divergences, js, kl, measure, top_k
 
 X = torch.randn(2, 3, 4)
 FORMS = {
@@ -14,6 +14,7 @@ FORMS = {
     "LogProbs": lambda: LogProbs(X.log_softmax(-1)),
     "Probs": lambda: Probs(X.softmax(-1)),
     "Labels": lambda: Labels(torch.tensor([[0, 1, 2], [3, 0, 1]]), 4, 0.1),
+    "TopK": lambda: top_k(X, 2, tail="bucket"),
 }
 
 

@@ -46,7 +46,7 @@ REFUSED = {
     ),
     "infinite probability": (lambda: Probs([[math.inf, 0.0]]), ["row 0 sums to inf"]),
     "empty V, probabilities": (lambda: Probs(torch.zeros(2, 0)), ["Probs", "(2, 0)", "V=0", "at least one class"]),
-    "empty V, scores": (lambda: Logits(torch.zeros(0)), ["Logits", "(0,)", "V=0"]),
+    "empty V, scores": (lambda: kl(Logits(torch.zeros(0)), Logits(torch.zeros(0))), ["Logits", "(0,)", "V=0"]),
     "a single number": (lambda: Logits(1.0), ["a single number", "(..., V)", "unsqueeze(-1)"]),
     "integers as scores": (
         lambda: Logits(torch.tensor([1, 2])),

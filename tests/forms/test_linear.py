@@ -346,5 +346,7 @@ def test_explain_says_who_computes_and_what_it_takes():
     assert route.engine == "linear"
     assert f"scores of {N} of {N} rows at a time" in route.manner
     assert "none asked for" in route.gradient_to_p
+    assert "3 of the tensors" in route.gradient_to_q
+    assert "float32 rounds them" in route.error
     assert dict(route.not_taken)["eager"]
     assert 0 < route.temporary_bytes < 8 << 20

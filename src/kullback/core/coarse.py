@@ -39,12 +39,15 @@ def refined(partial: Partial, fine: Weights, coarse: Weights, alone: Tensor) -> 
     What a class without mass sees, if the rest has some, is the slope of the textbook sum in the rest's mass.
     """
     slope = torch.as_tensor(partial.slope, dtype=fine.w.dtype, device=fine.w.device).expand_as(partial.dlog)
-    mass, rest = coarse.w[..., -1:], partial.dlog[..., -1:]
+    mass, log_mass, rest = coarse.w[..., -1:], coarse.log_w[..., -1:], partial.dlog[..., -1:]
+    none = log_mass == -torch.inf
+    # by logarithms: a rest too small for a number still has shares
+    share = torch.where(none, 0.0, torch.exp(fine.log_w - torch.where(none, 0.0, log_mass)))
     empty = mass == 0
-    per_mass = torch.where(empty, 0.0, rest / torch.where(empty, 1.0, mass))
+    per_mass = rest / torch.where(empty, 1.0, mass)
     of_rest = torch.where(empty, slope[..., -1:], per_mass - partial.plain)
     return Partial(
-        torch.where(alone, partial.dlog[..., :-1], per_mass * fine.w),
+        torch.where(alone, partial.dlog[..., :-1], rest * torch.where(alone, 0.0, share)),
         partial.total,
         partial.plain,
         torch.where(alone, slope[..., :-1], of_rest),

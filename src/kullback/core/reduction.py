@@ -183,24 +183,42 @@ def gradients(
     A row whose value is +inf has no direction of descent and sends back zeros; so does a row that holds
     NaN and whose upstream gradient is zero, which is how a mask drops it.
     """
-    silent = (value.abs() == math.inf) | (value.isnan() & (upstream == 0))
-    factor = torch.where(silent, 0.0, upstream).unsqueeze(-1)
+    silent = silenced_rows(value, upstream)
+    factor = torch.where(silent, 0.0, upstream)
     # silenced before the arithmetic, not after it: 0·inf would come back as NaN, here or in a second derivative
-    sides = _silenced(p, silent), _silenced(q, silent)
+    sides = silenced(p, silent), silenced(q, silent)
     pair, alone = cells(*sides)
-    partials = total.partials(pair, total.of(pair))
+    fine = pair if alone is None else Pair(*(side.weights() for side in sides))
+    return pull_back(total, sides, pair, total.of(pair), factor, wanted, fine, alone)
+
+
+def pull_back(
+    total: Sum[State],
+    sides: tuple[Side, Side],
+    pair: Pair,
+    state: State,
+    factor: Tensor,
+    wanted: tuple[bool, ...],
+    fine: Pair,
+    alone: Tensor | None,
+) -> tuple[Tensor | None, ...]:
+    """`gradients`, of rows among which none is silent, given their weights, their `cells` and the state of all."""
+    partials = total.partials(pair, state)
+    factor = factor.unsqueeze(-1)
     found: list[Tensor | None] = []
-    for side, seen, partial in zip(sides, pair, partials, strict=True):
-        weights = seen
-        if alone is not None:
-            weights = side.weights()
-            partial = coarse.refined(partial, weights, seen, alone)
-        back = side.reading.pull_back(side.data, weights, partial, factor)
+    for side, seen, weights, partial in zip(sides, pair, fine, partials, strict=True):
+        sent = partial if alone is None else coarse.refined(partial, weights, seen, alone)
+        back = side.reading.pull_back(side.data, weights, sent, factor)
         found += [None if g is None else g.to(x.dtype) for g, x in zip(back, side.data, strict=True)]
     return tuple(g if want else None for g, want in zip(found, wanted, strict=True))
 
 
-def _silenced(side: Side, silent: Tensor) -> Side:
+def silenced_rows(value: Tensor, upstream: Tensor) -> Tensor:
+    """Rows that send back zeros: infinite ones, and those with NaN that a mask drops."""
+    return (value.abs() == math.inf) | (value.isnan() & (upstream == 0))
+
+
+def silenced(side: Side, silent: Tensor) -> Side:
     """`side` with harmless zeros in the silent rows; class labels are harmless as they are."""
     data = (
         torch.where(silent.reshape(silent.shape + (1,) * dims), 0.0, x)

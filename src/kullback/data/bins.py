@@ -241,10 +241,14 @@ def from_json(value: dict[str, Any]) -> Bins:
 
 
 def _rounded(value: float, step: float) -> float:
+    """To few digits, less than a step down: up, and rows that share the value would fall below the edge."""
     if not (step > 0.0 and math.isfinite(step)):
         return value
     digits = -math.floor(math.log10(step))
-    return round(value, digits) if abs(digits) < 300 else value
+    if abs(digits) >= 300:
+        return value
+    near = round(value, digits)
+    return near if near <= value else round(value - 0.5 * 10.0**-digits, digits)
 
 
 def _intervals(edges: Sequence[float], whole: bool) -> list[str]:

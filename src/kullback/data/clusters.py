@@ -45,13 +45,5 @@ class Clustered:
 
 def clustered(left: Source, right: Source, column: str, bins: Mapping[str, Bins]) -> Clustered:
     """Count both sides by cluster. Raises: BadInput: too many clusters, or no such column."""
-    import narwhals as nw
-
-    from kullback._errors import BadInput
-
-    found = []
-    for side in (left, right):
-        if column not in side.columns:
-            raise BadInput(f"{side.label}: there is no column {column!r} to cluster by")
-        found.append(tally(side, bins, nw.col(side.columns[column].alias), MOST))
-    return Clustered(found[0], found[1], bins)
+    left_tally, right_tally = (tally(side, bins, side.key(column, "cluster"), MOST) for side in (left, right))
+    return Clustered(left_tally, right_tally, bins)

@@ -17,7 +17,7 @@ from typer.core import TyperGroup
 
 from kullback._errors import BadInput
 from kullback.kit.ending import ending
-from kullback.kit.files import check_file, dump_json, new_folder, write_bytes, write_json
+from kullback.kit.files import check_file, check_free, dump_json, new_folder, write_bytes, write_json
 from kullback.kit.progress import progress
 from kullback.kit.terminal import paragraph, show_table
 
@@ -117,8 +117,6 @@ def tables(
         if reference is None or current is None:
             raise BadInput("two tables are needed: kullback drift REFERENCE CURRENT; or write --demo")
         if out is not None:
-            from kullback.kit.files import check_free
-
             check_free(out)
         with progress("kullback drift", of="data") as job:
             found = compare_tables(

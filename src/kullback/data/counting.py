@@ -21,7 +21,7 @@ from .engines import Column, Source, collect, speaking
 
 Ints = npt.NDArray[np.int64]
 EXPRESSIONS = 1200  # in one query, at most; more are shared out over several scans
-SPARK_EXPRESSIONS = 100  # Spark's time to plan a query grows faster than the number of its expressions
+FEW_EXPRESSIONS = 100  # Spark's time to plan a query grows faster than the number of its expressions
 KEY = "kullback_key"
 
 
@@ -46,21 +46,21 @@ def tally(source: Source, bins: Mapping[str, Bins], key: Any = None, limit: int 
         limit: the most keys.
     Raises: BadInput: more keys than that; a table that changed between two queries.
     """
-    import narwhals as nw
 
     with speaking(source.label):
         frame = source.frame if key is None else source.frame.with_columns(key.alias(KEY))
         asked: list[tuple[str, list[Any]]] = [
-            (name, _conditions(source, source.columns[name], one))
+            (name, _conditions(source.columns[name], one, source.engine))
             for name, one in bins.items()
             if not isinstance(one, Categories)
         ]
-        most = SPARK_EXPRESSIONS if source.engine == "spark" else EXPRESSIONS
+        # pandas and arrow hold every condition of a grouped query as a column
+        held = key is not None and source.engine in ("pandas", "pyarrow")
+        most = FEW_EXPRESSIONS if source.engine == "spark" or held else EXPRESSIONS
         found, answers = None, {}
         for part in _parts(asked, most) or [[]]:
-            exprs = [nw.len().alias("n")]
-            exprs += [e.alias(f"e{i}_{j}") for i, (_, conditions) in enumerate(part) for j, e in enumerate(conditions)]
-            keys, table = _grouped(frame, exprs, key is not None, limit, source.label)
+            named = {f"e{i}_{j}": e for i, (_, conditions) in enumerate(part) for j, e in enumerate(conditions)}
+            keys, table = _grouped(source, frame, named, key is not None, limit)
             rows = table["n"]
             if found is None:
                 found = Tally(keys, rows)
@@ -136,7 +136,8 @@ def code(source: Source, column: Column, bins: Bins) -> Any:
             return nw.when(x.is_null()).then(len(edges) + 1).otherwise(value)
 
 
-def _conditions(source: Source, column: Column, bins: Bins) -> list[Any]:
+def _conditions(column: Column, bins: Bins, engine: str) -> list[Any]:
+    """What is asked of each row: null, then what the cells need."""
     import narwhals as nw
 
     x = nw.col(column.alias)
@@ -145,7 +146,7 @@ def _conditions(source: Source, column: Column, bins: Bins) -> list[Any]:
         case Numbers(edges=edges):
             whole = column.whole
             # to pandas NaN may be null as well; a value is counted once
-            is_nan = x.is_nan() & ~null if source.engine == "pandas" else x.is_nan()
+            is_nan = x.is_nan() & ~null if engine == "pandas" else x.is_nan()
             conditions = [x < edge for edge in edges] + ([] if whole else [is_nan, x == math.inf, x == -math.inf])
         case Times(edges=edges):
             zone = timezone.utc if column.zoned else None
@@ -154,7 +155,7 @@ def _conditions(source: Source, column: Column, bins: Bins) -> list[Any]:
             conditions = [x]
         case _:
             raise TypeError(bins)
-    return [source.total(null), *map(source.total, conditions)]
+    return [null, *conditions]
 
 
 def _cells(bins: Bins, answers: Ints, rows: Ints) -> Ints:
@@ -198,16 +199,23 @@ def _categories(source: Source, frame: Any, column: Column, bins: Categories, fo
 
 
 def _grouped(
-    frame: Any, exprs: list[Any], keyed: bool, limit: int | None, label: str
+    source: Source, frame: Any, asked: Mapping[str, Any], keyed: bool, limit: int | None
 ) -> tuple[list[Any], dict[str, Ints]]:
-    asked = frame.group_by(KEY).agg(*exprs) if keyed else frame.select(*exprs)
-    table = (asked if limit is None else asked.head(limit + 1)).collect("pyarrow").to_native()
+    """The keys, and how many rows of each meet each condition; "n" is how many there are."""
+    import narwhals as nw
+
+    if keyed:  # conditions as columns first: pandas and arrow sum nothing else by group
+        told = frame.select(KEY, *(source.addend(condition).alias(name) for name, condition in asked.items()))
+        counts = told.group_by(KEY).agg(nw.len().alias("n"), *(nw.col(name).sum() for name in asked))
+    else:
+        totals = (source.total(condition).alias(name) for name, condition in asked.items())
+        counts = frame.select(nw.len().alias("n"), *totals)
+    table = (counts if limit is None else counts.head(limit + 1)).collect("pyarrow").to_native()
     if limit is not None and len(table) > limit:
-        raise BadInput(f"{label}: more than {limit:,} different values to group by; choose a coarser column")
+        raise BadInput(f"{source.label}: more than {limit:,} different values to group by; choose a coarser column")
     keys = [_key(k) for k in table[KEY].to_pylist()] if keyed else [None]
     order = sorted(range(len(keys)), key=lambda i: (keys[i] is None, keys[i] if keys[i] is not None else 0))
-    counts = {name: _whole(table[name])[order] for name in table.column_names if name != KEY}
-    return [keys[i] for i in order], counts
+    return [keys[i] for i in order], {name: _whole(table[name])[order] for name in ("n", *asked)}
 
 
 def _whole(column: Any) -> Ints:

@@ -63,10 +63,29 @@ class Source:
     files: tuple[str, ...] = ()
 
     def total(self, condition: Any) -> Any:
-        """How often a condition holds, as an expression. Spark cannot add booleans up."""
+        """How often a condition holds, as an expression."""
+        return self.addend(condition).sum()
+
+    def addend(self, condition: Any) -> Any:
+        """A condition as something that can be summed. Spark and arrow cannot add booleans up."""
         import narwhals as nw
 
-        return (condition.cast(nw.Int64) if self.engine in ("spark", "pyarrow") else condition).sum()
+        return condition.cast(nw.Int64) if self.engine in ("spark", "pyarrow") else condition
+
+    def key(self, name: str, purpose: str) -> Any:
+        """A column to group by, as an expression; NaN is no value. Raises: BadInput: there is no such column."""
+        import narwhals as nw
+
+        if name not in self.columns:
+            raise BadInput(f"{self.label}: there is no column {name!r} to {purpose} by")
+        column = self.columns[name]
+        value = nw.col(column.alias)
+        return nw.when(~value.is_nan()).then(value) if column.kind == "number" and not column.whole else value
+
+    def only(self, name: str, value: Any) -> "Source":
+        """The rows with this value in a column; None is null."""
+        key = self.key(name, "group")
+        return replace(self, frame=self.frame.filter(key.is_null() if value is None else key == value))
 
     def recast(self, name: str, kind: Kind) -> bool:
         """Take a column without any value for one of another kind; whether it was one."""
@@ -241,19 +260,30 @@ def _duckdb_quantiles(
     source: Source, columns: Sequence[Column], levels: Sequence[float], rows: int
 ) -> dict[str, list[float]]:
     relation = source.frame.to_native()
-    if sampled(source, rows):
-        relation = relation.query("t", f"SELECT * FROM t USING SAMPLE reservoir({SAMPLE_ROWS} ROWS) REPEATABLE (1)")
     wanted = "[" + ", ".join(f"{level!r}" for level in levels) + "]"
     found: dict[str, list[float]] = {}
-    picked = [
-        (c.name, f"quantile_cont({c.alias}::DOUBLE, {wanted}) FILTER (isfinite({c.alias}::DOUBLE))") for c in columns
-    ]
-    # a sample is drawn once for all columns; whole columns are held one at a time
-    groups = [picked] if sampled(source, rows) else [[one] for one in picked]
-    for group in groups:
-        if group:
-            (row,) = relation.aggregate(", ".join(text for _, text in group)).fetchall()
-            found |= {name: [float(v) for v in values or []] for (name, _), values in zip(group, row, strict=True)}
+
+    def ask(of: Any, picked: Sequence[Column]) -> dict[str, int]:
+        """Quantiles go to `found`; how many values they rest on."""
+        parts = []
+        for one in picked:
+            value = f"{one.alias}::DOUBLE"
+            parts.append(f"quantile_cont({value}, {wanted}) FILTER (isfinite({value})), sum(isfinite({value}))")
+        (row,) = of.aggregate(", ".join(parts)).fetchall()
+        found.update({one.name: list(map(float, values or [])) for one, values in zip(picked, row[::2], strict=True)})
+        return {one.name: int(n or 0) for one, n in zip(picked, row[1::2], strict=True)}
+
+    if columns and sampled(source, rows):
+        # whole blocks of rows first, then single ones: a third of a reservoir's time. One sample serves all columns
+        blocks = min(1.0, 5.0 * SAMPLE_ROWS / rows)
+        some = f"SELECT * FROM t USING SAMPLE {100.0 * blocks!r}% (system, 1)"
+        share = f"{100.0 * SAMPLE_ROWS / rows / blocks!r}% (bernoulli, 2)"
+        held = ask(relation.query("t", f"SELECT * FROM ({some}) USING SAMPLE {share}"), columns)
+        columns = [
+            one for one in columns if held[one.name] < SAMPLE_ROWS // 20
+        ]  # of these the sample saw next to nothing
+    for column in columns:
+        ask(relation, [column])  # the values of a column have to be held: one at a time
     return found
 
 
@@ -279,7 +309,7 @@ def _plain(expression: Any, column: Column, dtype: Any, engine: str) -> Any:
     """Under its alias, in a type that all engines compare alike."""
     import narwhals as nw
 
-    if dtype == nw.Decimal:
+    if column.kind == "number" and not column.whole and dtype != nw.Float64:  # decimals; float32, as which edges differ
         expression = expression.cast(nw.Float64)
     elif column.kind == "category" and dtype != nw.String:
         expression = expression.cast(nw.String)
@@ -360,7 +390,7 @@ def _spark_read(text: str, place: Place) -> tuple[Any, str, str, tuple[str, ...]
         if suffix in (".csv", ".tsv"):
             reader = session.read.option("header", "true").option("inferSchema", "true")
             return reader.csv(text, sep="\t" if suffix == ".tsv" else ","), "spark", text, ()
-        if suffix in (".parquet", ".pq") or "/" in text or "://" in text:
+        if suffix in (".parquet", ".pq") or "/" in text or Path(text).is_dir():
             return session.read.parquet(text), "spark", text, ()
         return session.table(text), "spark", text, ()
 

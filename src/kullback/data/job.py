@@ -3,7 +3,7 @@
 import math
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from .clusters import Clustered, clustered
 from .engines import Kind, Place, Source, open_source
 from .joint import Joint, joint
 from .pairing import Paired, pair
-from .profiles import Counted, Profile, known, make, make_groups
+from .profiles import Counted, Profile, group_name, known, make, make_groups, same_cells
 from .statistics import ADJUST, MEASURES, Comparison, Effect, Test, cell_contributions, compare
 
 BINS, CATEGORIES = 10, 200
@@ -161,7 +161,7 @@ def drift(
     Args:
         reference, current: paths of CSV or Parquet files or folders, names of tables or queries (with `database` or
             `spark`), frames of pandas, polars, pyarrow, DuckDB or PySpark; the reference may be a `Profile`, or the
-            path of one (.json), and so may the current side.
+            path of one (.json), and then so may the current side, if it was made `like` it.
         columns, drop: compare these only; leave these out.
         by: compare within each value of this column.
         cluster: rows with the same value here belong together (a session, a patient): the test permutes whole clusters.
@@ -188,19 +188,15 @@ def drift(
     tell: Progress = progress or (lambda done, total, what: None)
     place = Place(database, spark)
     try:
-        left, right = opened(reference, place, columns, drop), opened(current, place, columns, drop)
-        for name in drop:
-            if name not in (*_names(left), *_names(right)):
-                raise BadInput(f"--drop {_quoted(name)}: there is no such column in {_label(left)} or {_label(right)}")
-        _comparable(left, right, columns)
+        used = [*columns, *(name for name in (by, cluster) if name)] if columns else ()
+        left, right = without(drop, *(opened(side, place, used, drop) for side in (reference, current)))
+        _fits(left, right, cluster=cluster, joint=joint_of, by=by)
+        _comparable(left, right)
         tell(0, 4, "reading the reference")
         if isinstance(left, Profile):
-            if cluster or joint_of or by:
-                asked = "--cluster" if cluster else "--joint" if joint_of else "--by"
-                raise BadInput(f"{asked} needs the rows of the reference, and {left.source} is a profile")
             references: dict[Any, Profile] = {None: left}
         else:
-            references = make_groups(left, bins=bins, categories=categories, by=_column(left, by), limit=GROUPS)
+            references = make_groups(left, bins=bins, categories=categories, by=by, limit=GROUPS)
         tell(1, 4, "reading the current table")
         whole = next(iter(references.values()))
         if isinstance(right, Profile):
@@ -209,9 +205,7 @@ def drift(
             shape = Profile(0, {k: v for k, v in whole.columns.items() if k in right.columns})
             if by:
                 shape = Profile(0, {**shape.columns, by: _placeholder(right, by)})
-            currents = make_groups(
-                right, bins=bins, categories=categories, like=shape, by=_column(right, by), limit=GROUPS
-            )
+            currents = make_groups(right, bins=bins, categories=categories, like=shape, by=by, limit=GROUPS)
         for side, counted in ((left, references), (right, currents)):
             if sum(one.rows for one in counted.values()) == 0:
                 raise BadInput(f"{_label(side)}: holds no rows")
@@ -255,12 +249,10 @@ def profile(
     place = Place(database, spark)
     try:
         source = open_source(data, place, columns or (list(like.columns) if like else ()), drop)
+        without(drop, source)
         if like is not None:
-            missing = [name for name in like.columns if name not in source.columns and name not in drop]
-            if missing:
-                raise BadInput(f"{source.label}: has no column {missing[0]!r} of the kind that the profile has")
-            for name, column in source.columns.items():
-                same_kind(name, like.columns[name].bins.kind, column.kind, like.source, source.label)
+            like = _cut(like, [name for name in columns or like.columns if name not in drop])
+            countable(source, like, list(like.columns))
         made = make(source, bins=bins, categories=categories, like=like)
     finally:
         place.close()
@@ -280,18 +272,20 @@ def _compared(
     cluster: str | None,
     joint_of: Sequence[str],
 ) -> Drift:
-    pairs: list[tuple[str | None, str, Counted, Counted]] = []
-    for key in [k for k in references if k in currents]:
+    shared = [key for key in references if key in currents]
+    names = [name for name in references[shared[0]].columns if name != cluster] if shared else []
+    tests = len(shared) * len(names)
+    found: list[ColumnDrift] = []
+    clusters = [0, 0]
+    for key in shared:
         a, b = references[key], currents[key]
-        group = None if by is None else str(a.group if a.group is not None else key)
-        pairs += [(group, name, a.columns[name], b.columns[name]) for name in a.columns if name in b.columns]
-    names = [name for name in dict.fromkeys(name for _, name, _, _ in pairs) if name != cluster]
-    together: Clustered | None = None
-    if cluster is not None:
-        assert isinstance(left, Source)
-        assert isinstance(right, Source)
-        together = clustered(left, right, cluster, {n: next(iter(references.values())).columns[n].bins for n in names})
-    found = [_one(group, name, a, b, rule, seed, together, len(pairs)) for group, name, a, b in pairs if name in names]
+        together = None
+        if cluster is not None:
+            sides = [side if by is None else side.only(by, key) for side in (left, right) if isinstance(side, Source)]
+            together = clustered(sides[0], sides[1], cluster, {name: a.columns[name].bins for name in names})
+            clusters = [sum(pair) for pair in zip(clusters, together.sizes, strict=True)]
+        group = None if by is None else group_name(key)
+        found += [_one(group, name, a.columns[name], b.columns[name], rule, seed, together, tests) for name in names]
     tested = [one for one in found if one.test is not None]
     if not tested:
         reason = found[0].marks[0] if found and found[0].marks else "the two share no column"
@@ -303,7 +297,7 @@ def _compared(
         one.drift = p <= rule.alpha and one.effects[rule.measure].value >= rule.smallest
     key = lambda one: (not one.drift, -one.effects[rule.measure].value if one.effects else math.inf)  # noqa: E731
     groups = {
-        str(k): (references[k].rows if k in references else 0, currents[k].rows if k in currents else 0)
+        group_name(k): (references[k].rows if k in references else 0, currents[k].rows if k in currents else 0)
         for k in dict.fromkeys([*references, *currents])
     }
     skipped = {
@@ -318,7 +312,7 @@ def _compared(
     total = (sum(a for a, _ in groups.values()), sum(b for _, b in groups.values()))
     return Drift(
         _label(left), _label(right), total, rule, sorted(found, key=key), skipped,
-        groups if by is not None else {}, split, by, cluster, _notes(found, groups if by else {}, rule, together),
+        groups if by is not None else {}, split, by, cluster, _notes(found, groups if by else {}, rule, clusters),
     )  # fmt: skip
 
 
@@ -354,7 +348,7 @@ def _one(
         )
         low = min(n, m)
         if low < 5 * len(paired.x):
-            marks.append("fewer than five rows a cell: the test is cautious, the interval rough; ask for fewer cells")
+            marks.append("fewer than five rows a cell: the intervals are rough; ask for fewer cells")
     parts = cell_contributions(paired.x, paired.y).tolist() if len(paired.x) else []
     cells = tuple(
         Cell(label, int(u), int(v), c) for label, u, v, c in zip(paired.labels, paired.x, paired.y, parts, strict=True)
@@ -402,7 +396,7 @@ def _remarks(bins: Bins, a: Counted, b: Counted, paired: Paired, n: int, m: int)
 
 
 def _notes(
-    found: Sequence[ColumnDrift], groups: Mapping[str, tuple[int, int]], rule: Rule, together: Clustered | None
+    found: Sequence[ColumnDrift], groups: Mapping[str, tuple[int, int]], rule: Rule, clusters: Sequence[int]
 ) -> tuple[str, ...]:
     notes = []
     draws = [one.test.draws for one in found if one.test is not None and one.test.draws]
@@ -411,35 +405,52 @@ def _notes(
     for name, (a, b) in groups.items():
         if not a or not b:
             notes.append(f"group {name} has {b or a:,} rows, all in the {'current' if b else 'reference'} table")
-    if together is not None:
-        notes.append(f"{together.sizes[0]:,} against {together.sizes[1]:,} clusters, permuted as wholes")
+    if any(clusters):
+        within = " within groups" if groups else ""
+        notes.append(f"{clusters[0]:,} against {clusters[1]:,} clusters, permuted as wholes{within}")
     return tuple(notes)
 
 
 def opened(data: Data, place: Place, columns: Sequence[str], drop: Sequence[str]) -> Source | Profile:
-    """A table ready to be counted, or a profile; of it the columns asked for."""
+    """A table ready to be counted, or a profile, from which nothing is dropped yet; of it the columns asked for."""
     if isinstance(data, Profile):
-        return _cut(data, columns, drop)
+        return _cut(data, columns)
     if isinstance(data, str | Path) and str(data).lower().endswith(".json"):
         if not Path(data).is_file():
             raise BadInput(f"{data}: there is no such file")
-        return _cut(Profile.read(Path(data)), columns, drop)
+        return _cut(Profile.read(Path(data)), columns)
     return open_source(data, place, columns, drop)
 
 
-def _cut(one: Profile, columns: Sequence[str], drop: Sequence[str]) -> Profile:
+def _cut(one: Profile, columns: Sequence[str]) -> Profile:
     for name in columns:
         if name not in one.columns:
             raise BadInput(f"{one.source}: the profile has no column {name!r}")
-    kept = {k: v for k, v in one.columns.items() if (not columns or k in columns) and k not in drop}
-    return Profile(one.rows, kept, one.source, one.engine)
+    return replace(one, columns={name: one.columns[name] for name in columns or one.columns})
+
+
+def without(drop: Sequence[str], *sides: Source | Profile) -> list[Source | Profile]:
+    """The sides, their profiles without these columns; tables were opened without them.
+
+    Raises: BadInput: a column that no side has.
+    """
+    for name in drop:
+        if not any(name in _names(side) for side in sides):
+            labels = " or ".join(dict.fromkeys(map(_label, sides)))
+            raise BadInput(f"--drop {_quoted(name)}: there is no such column in {labels}")
+    return [
+        replace(side, columns={k: v for k, v in side.columns.items() if k not in drop})
+        if isinstance(side, Profile)
+        else side
+        for side in sides
+    ]
 
 
 def _names(side: Source | Profile) -> tuple[str, ...]:
     return tuple(side.columns) if isinstance(side, Profile) else side.names
 
 
-def _comparable(left: Source | Profile, right: Source | Profile, asked: Sequence[str]) -> None:
+def _comparable(left: Source | Profile, right: Source | Profile) -> None:
     """Raises: BadInput: columns that only one side has, or that hold something else there; no columns."""
     for one, other in ((left, right), (right, left)):
         missing = [name for name in one.columns if name not in other.columns]
@@ -460,6 +471,36 @@ def _comparable(left: Source | Profile, right: Source | Profile, asked: Sequence
             isinstance(side, Source) and side.recast(name, kind) for side, kind in ((left, b), (right, a))
         ):
             same_kind(name, a, b, _label(left), _label(right))
+
+
+def _fits(left: Source | Profile, right: Source | Profile, **needs_rows: Any) -> None:
+    """Raises: BadInput: a profile where rows are needed, or two profiles of other cells."""
+    for side in (left, right):
+        for option, value in needs_rows.items():
+            if value and isinstance(side, Profile):
+                raise BadInput(f"--{option} needs the rows of both sides, and {side.source} is a profile")
+    if isinstance(right, Profile):
+        if not isinstance(left, Profile):
+            raise BadInput(
+                f"the current side is a profile and the reference, {left.label}, a table, whose cells are others; "
+                "profile the table --like that profile, and compare the two profiles"
+            )
+        for name, one in left.columns.items():
+            if not isinstance(one.bins, Categories) and not same_cells(one.bins, right.columns[name].bins):
+                raise BadInput(
+                    f"column {name!r} has other cells in the profile of {right.source} than in that of {left.source}; "
+                    "make one of them --like the other"
+                )
+
+
+def countable(source: Source, like: Profile, names: Sequence[str]) -> None:
+    """Raises: BadInput: a column that the cells of a profile do not fit."""
+    for name in names:
+        if name not in source.columns:
+            raise BadInput(
+                f"{source.label}: column {name!r} holds {source.skipped[name]}; write --drop {_quoted(name)}"
+            )
+        same_kind(name, like.columns[name].bins.kind, source.columns[name].kind, like.source, source.label)
 
 
 def same_kind(name: str, a: str, b: str, left: str, right: str) -> None:
@@ -484,14 +525,6 @@ def _quoted(name: str) -> str:
     return name if name.isidentifier() else f"'{name}'"
 
 
-def _column(source: Source, name: str | None) -> Any:
-    if name is None:
-        return None
-    if name not in source.columns:
-        raise BadInput(f"{source.label}: there is no column {name!r} to group by")
-    return source.columns[name]
-
-
 def _placeholder(source: Source, name: str) -> Counted:
     return Counted(Categories(()), (0, 0))
 
@@ -501,8 +534,8 @@ def _check(bins: int, categories: int, by: str | None, cluster: str | None, join
         raise BadInput(f"--bins is {bins}; write a number from 2 to 1000")
     if not 1 <= categories <= 10_000:
         raise BadInput(f"--categories is {categories}; write a number from 1 to 10000")
-    if by is not None and cluster is not None:
-        raise BadInput("--by and --cluster cannot be combined; select a group with a query, and write --cluster alone")
+    if by is not None and by == cluster:
+        raise BadInput(f"--by and --cluster are both {by!r}; each group would be one cluster")
     if len(joint_of) == 1:
         raise BadInput("--joint needs at least two columns")
 

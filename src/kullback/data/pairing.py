@@ -4,8 +4,9 @@ Which categories count by name depends on the pooled counts alone, so that under
 counts, the choice says nothing about who holds them. Choosing by the reference's counts would favour what the reference
 happens to hold much of, and flag columns of many rare categories without any drift.
 
-Between quantiles of the reference its counts are fixed, and a choice by pooled counts would be one by the current
-counts. There cells are joined only where the reference has fewer than 5 rows, which its own quantiles do not leave.
+Between quantiles of the reference its counts are fixed, which the permutation law does not know: with few rows a cell
+the test would flag too rarely. There cells are joined, by what the reference has alone, until each has 5 rows and lets
+5 current rows be expected; its own quantiles leave 20. What fills up where the reference has next to nothing stays.
 """
 
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from .profiles import Counted
 from .statistics import Floats
 
 FEWEST = 10  # pooled rows of a cell, below which it is joined with others
+SIDE = 5.0  # of numbers: rows of the reference in a cell, and current rows that it lets one expect
 
 
 @dataclass(frozen=True)
@@ -47,8 +49,7 @@ def pair(reference: Counted, current: Counted) -> Paired:
         return _categories(reference, current)
     x, y = np.array(reference.counts, dtype=np.float64), np.array(current.counts, dtype=np.float64)
     labels = reference.bins.labels
-    weights = np.maximum(x / 5.0, y / FEWEST) if isinstance(reference.bins, Numbers) else (x + y) / FEWEST
-    groups = _joined(reference.bins, weights, x + y)
+    groups = _joined(reference.bins, _weights(x, y) if isinstance(reference.bins, Numbers) else (x + y) / FEWEST, x + y)
     joined = tuple(
         "NaN or null" if {labels[i] for i in g} == {"NaN", "null"} else _span(labels, g, x + y, reference.bins)
         for g in groups
@@ -69,11 +70,24 @@ def pair(reference: Counted, current: Counted) -> Paired:
     )
 
 
+def _weights(x: Floats, y: Floats) -> Floats:
+    """Of cells between quantiles of the reference: from 1 on a cell stands alone."""
+    n, m = x.sum(), y.sum()
+    ratio = float(m / n) if n else 1.0
+    filled_up = (y >= FEWEST) & (y >= 5.0 * (x + 1.0) * ratio)
+    weights: Floats = np.where(filled_up, 1.0, x * min(1.0, ratio) / SIDE)
+    return weights
+
+
 def _joined(bins: Bins, enough: Floats, pooled: Floats) -> tuple[tuple[int, ...], ...]:
-    """The cells in groups: special cells alone, neighbours together until a group has enough; empty ones nowhere."""
+    """The cells in groups: special cells alone; neighbours together until each group has enough, or two are left; empty
+    ones nowhere.
+    """
     groups: list[list[int]] = [[i] for i in bins.ordered]
     weights = [float(enough[i]) for i in bins.ordered]
     while len(groups) > 1 and min(weights) < 1.0:
+        if len(groups) == 2 and all(pooled[g].any() for g in groups):
+            break
         i = weights.index(min(weights))
         # to the poorer neighbour, so that the rich keep their detail
         j = i + 1 if i == 0 or (i + 1 < len(weights) and weights[i + 1] < weights[i - 1]) else i - 1

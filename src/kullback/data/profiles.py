@@ -11,10 +11,10 @@ from kullback.kit.files import dump_json, write_bytes
 
 from .bins import Bins, Booleans, Categories, Numbers, as_moment, from_json, number_edges, time_edges, to_json
 from .counting import Tally, frequencies, most_frequent, tally
-from .engines import Column, Source, collect, quantiles, sampled, speaking
+from .engines import Source, collect, quantiles, sampled, speaking
 
 SCHEMA = 1
-FEWEST = 10  # rows of the reference in a cell between its own quantiles
+FEWEST = 20  # rows of the reference in a cell between its own quantiles
 FORMAT = "kullback drift profile"
 
 
@@ -57,7 +57,6 @@ class Profile:
     columns: Mapping[str, Counted]
     source: str = ""
     engine: str = ""
-    group: str | None = None
 
     def dumps(self) -> str:
         """As JSON, on few lines: one a column."""
@@ -129,7 +128,7 @@ def merge(profiles: Sequence[Profile]) -> Profile:
             names = sorted(set(other.columns) ^ set(first.columns))
             raise BadInput(f"the profiles of {first.source} and {other.source} differ in column {names[0]!r}")
         for name, one in first.columns.items():
-            if not _same(one.bins, other.columns[name].bins):
+            if not same_cells(one.bins, other.columns[name].bins):
                 raise BadInput(
                     f"column {name!r} has other cells in the profile of {other.source} than in that of {first.source}; "
                     "make all but the first profile with --like FIRST"
@@ -193,12 +192,11 @@ def make_groups(
     bins: int,
     categories: int,
     like: Profile | None = None,
-    by: Column | None = None,
+    by: str | None = None,
     limit: int = 100,
 ) -> dict[Any, Profile]:
-    """One profile a value of `by`, all with the same cells; a single one, under None, without."""
-    import narwhals as nw
-
+    """One profile a value of the column `by`, all with the same cells; a single one, under None, without."""
+    key = None if by is None else source.key(by, "group")
     unnamed: dict[str, int]
     if like is None:
         cells, unnamed = design(source, bins=bins, categories=categories)
@@ -206,11 +204,10 @@ def make_groups(
     else:
         cells = {name: like.columns[name].bins for name in source.columns}
         unnamed, news = _strangers(source, cells, categories)
-    if by is not None:
-        cells = {name: one for name, one in cells.items() if name != by.name}
-    counted = tally(source, cells, None if by is None else nw.col(by.alias), None if by is None else limit)
+    cells = {name: one for name, one in cells.items() if name != by}
+    counted = tally(source, cells, key, None if by is None else limit)
     source.check_unchanged()
-    return {key: _profile(source, cells, counted, i, unnamed, news, key) for i, key in enumerate(counted.keys)}
+    return {key: _profile(source, cells, counted, i, unnamed, news) for i, key in enumerate(counted.keys)}
 
 
 def known(source: Source, reference: Profile, current: Profile) -> Profile:
@@ -245,7 +242,6 @@ def _profile(
     i: int,
     unnamed: Mapping[str, int],
     news: Mapping[str, dict[str, int]],
-    key: Any,
 ) -> Profile:
     alone = len(counted.keys) == 1  # what is new was counted over all groups together
     columns = {
@@ -254,15 +250,15 @@ def _profile(
         )
         for name, one in cells.items()
     }
-    group = None if key is None and len(counted.keys) == 1 else _text(key)
-    return Profile(int(counted.rows[i]), columns, source.label, source.engine, group)
+    return Profile(int(counted.rows[i]), columns, source.label, source.engine)
 
 
-def _text(key: Any) -> str:
-    return "null" if key is None else str(key)
+def group_name(key: Any) -> str:
+    """A value of the column of groups, in words."""
+    return "(null)" if key is None else str(key)
 
 
-def _same(a: Bins, b: Bins) -> bool:
+def same_cells(a: Bins, b: Bins) -> bool:
     """Whether counts of the two mean the same; where edges come from does not matter."""
     return {**to_json(a), "origin": ""} == {**to_json(b), "origin": ""}
 

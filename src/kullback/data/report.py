@@ -20,15 +20,15 @@ def table_rows(found: Drift) -> list[list[str]]:
     """Header and one row a column: every effect with its interval would not fit, so the decisive one has its own."""
     measure = found.rule.measure
     others = [name for name in NAMES if name != measure]
-    header = ["column", NAMES[measure], f"{100 * found.rule.level:g} %", *(NAMES[o] for o in others), "p adj.", "drift"]
+    header = ["column", "drift", NAMES[measure], f"{100 * found.rule.level:g} %", *(NAMES[o] for o in others), "p adj."]
     rows = [header]
     for one in found.columns:
         if one.test is None:
-            rows.append([one.title, *["–"] * (len(header) - 2), "not compared"])
+            rows.append([one.title, "not compared", *["–"] * (len(header) - 2)])
             continue
         effect = one.effects[measure]
-        cells = [one.title, number(effect.value), interval(effect)]
-        rows.append([*cells, *(number(one.effects[o].value) for o in others), p_value(one), decision(one, found.rule)])
+        cells = [one.title, decision(one, found.rule), number(effect.value), interval(effect)]
+        rows.append([*cells, *(number(one.effects[o].value) for o in others), p_value(one)])
     return rows
 
 

@@ -19,15 +19,16 @@ import numpy as np
 import kullback
 from kullback._errors import BadInput
 
-from .bins import PERIODS, Bins
-from .counting import tally
+from .bins import PERIODS, Bins, as_moment, floor_time
+from .counting import Tally, tally
 from .engines import Column, Place, Source, open_source
-from .job import Cell, Data, opened, same_kind
+from .job import Cell, Data, countable, opened, without
 from .profiles import Counted, Profile, make
 from .statistics import Floats, cell_contributions, effects, statistic
 
 SIMULATIONS, MOST_SIMULATIONS = 2000, 20_000
-TRUNCATE = dict(zip(PERIODS, ("1m", "1h", "1d", "1w", "1mo", "1q", "1y"), strict=True))
+# narwhals knows no weeks: days are added up to them
+TRUNCATE = dict(zip(PERIODS, ("1m", "1h", "1d", "1d", "1mo", "1q", "1y"), strict=True))
 MOST_PERIODS = 10_000
 
 
@@ -140,6 +141,7 @@ class Monitor:
     def update(self, batch: Data) -> list[Alarm]:
         """Count a batch, and the alarms of the window that it completes."""
         source = open_source(batch, Place(), list(self.reference.columns))
+        countable(source, self.reference, list(self.reference.columns))
         counted = make(source, bins=2, categories=1, like=self.reference)
         if counted.rows == 0:
             raise BadInput(f"batch {self._seen + 1}: holds no rows")
@@ -189,22 +191,19 @@ def watch(
     _check(window, alpha, smallest)
     place = Place(database, spark)
     try:
-        left = opened(reference, place, columns, drop)
+        (left,) = without(drop, opened(reference, place, columns, drop))
         base = left if isinstance(left, Profile) else make(left, bins=10, categories=200)
         names = [name for name in base.columns if name != time]
         source = open_source(data, place, [*names, time], ())
-        missing = [name for name in names if name not in source.columns]
-        if missing:
-            raise BadInput(f"{source.label}: column {missing[0]!r} holds {source.skipped[missing[0]]}; write --drop")
         if not names:
             raise BadInput(f"{base.source}: has no column besides {time!r}")
-        for name in names:
-            same_kind(name, base.columns[name].bins.kind, source.columns[name].kind, base.source, source.label)
+        countable(source, base, names)
         if time not in source.columns:
             raise BadInput(f"{source.label}: column {time!r} holds no times")
         key = _period(nw.col(source.columns[time].alias), source, source.columns[time], every)
         bins: dict[str, Bins] = {name: base.columns[name].bins for name in names}
         counted = tally(source, bins, key, MOST_PERIODS)
+        counted = _weeks(counted) if every == "week" else counted
         source.check_unchanged()
     finally:
         place.close()
@@ -324,6 +323,15 @@ def _period(x: Any, source: Source, column: Column, every: str) -> Any:
             raise BadInput(f"--every is {every!r}; {column.name!r} holds whole numbers: write how many make a period")
         return (x // int(every)) * int(every)
     raise BadInput(f"{source.label}: column {column.name!r} holds neither times nor whole numbers")
+
+
+def _weeks(days: Tally) -> Tally:
+    """Days added up to weeks, which begin on Monday."""
+    weeks = [None if day is None else floor_time(as_moment(day), "week") for day in days.keys]
+    keys = list(dict.fromkeys(weeks))
+    starts = [weeks.index(key) for key in keys]
+    cells = {name: np.add.reduceat(counts, starts) for name, counts in days.cells.items()}
+    return Tally(keys, np.add.reduceat(days.rows, starts), cells)
 
 
 def _name(key: Any, every: str) -> str:

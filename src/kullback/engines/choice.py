@@ -12,14 +12,16 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from kullback.core.readings import Side
+from kullback.core.sharded import shard_of
 from kullback.divergences import Divergence
 
-from . import cpu, eager, linear, triton
-from .call import Call, Engine, Rows
+from . import cpu, dtensors, eager, linear, sharded, triton
+from .call import Call, Cost, Engine, Rows
 
-ENGINES: tuple[Engine, ...] = (cpu, triton, eager)
+ENGINES: tuple[Engine, ...] = (sharded, cpu, triton, eager)
 """Best first; the last one serves everything."""
-NAMES = tuple(engine.NAME for engine in ENGINES)
+NAMES = tuple(engine.NAME for engine in ENGINES[1:])
+"""Those that sum all columns, or those here of a sharded form."""
 
 _forced: str | None = None
 
@@ -40,12 +42,13 @@ def use(engine: str) -> Iterator[None]:
     global _forced
     if engine not in NAMES:
         raise ValueError(f"use: {engine!r} names no engine; write one of {', '.join(map(repr, NAMES))}.")
-    before, _forced = _forced, engine
+    before = _forced
+    _forced = sharded.only = engine
     forget()
     try:
         yield
     finally:
-        _forced = before
+        _forced = sharded.only = before
         forget()
 
 
@@ -67,14 +70,23 @@ class Decision:
     """Of the result."""
     not_taken: tuple[tuple[str, str], ...]
     prepared: tuple[Rows, ...] = ()
-    """`calls`, for whoever may call the engine bare."""
+    """`calls`, for whoever may call the engine bare; the sharded engine's are one."""
+
+    def costs(self, p: Side, q: Side) -> list[Cost]:
+        """What the sums will need, one by one or all that share their collectives."""
+        if self.engine is sharded:
+            return [sharded.Stages(self.calls).cost(p, q)]
+        return [self.engine.cost(call, p, q) for call in self.calls]
 
 
 def decide(divergence: Divergence, p: Side, q: Side, num_classes: int) -> Decision:
     """The best engine that serves every sum of a divergence on these two sides; no value is looked at."""
+    p, q, _ = dtensors.local(p, q)
     data = (*p.data, *q.data)
     dtypes, device = tuple(x.dtype for x in data), data[0].device.type
     calls = tuple(Call(total, p.reading, q.reading, dtypes, device, num_classes) for total in divergence.sums)
+    if shard_of(p.reading, q.reading) is not None and (why := _transformed(data)) is not None:
+        raise NotImplementedError(f"Sharded: a vocabulary that is split over ranks cannot be summed {why}.")
     made = tuple(inner for call in calls if (inner := linear.flat(call)) is not None)
     transformed = _transformed(data)
     reasons = {
@@ -84,8 +96,11 @@ def decide(divergence: Divergence, p: Side, q: Side, num_classes: int) -> Decisi
         for engine in ENGINES[:-1]
     }
     taken = next(engine for engine in ENGINES if reasons.get(engine.NAME) is None)
-    not_taken = [(name, reason or f"{taken.NAME} is faster") for name, reason in reasons.items() if name != taken.NAME]
-    if taken.NAME in reasons:
+    others = ((name, reason) for name, reason in reasons.items() if name not in (taken.NAME, sharded.NAME))
+    not_taken = [(name, reason or f"{taken.NAME} is faster") for name, reason in others]
+    if taken is sharded:
+        not_taken = [(name, "it sums whole rows") for name in NAMES]
+    elif taken.NAME in reasons:
         not_taken.append((ENGINES[-1].NAME, "slower; it serves second derivatives and torch.func"))
     engine: Engine = linear.Linear(taken) if made and transformed is None else taken
     factor = None if divergence.linear is None else divergence.linear[1]
@@ -96,6 +111,8 @@ def decide(divergence: Divergence, p: Side, q: Side, num_classes: int) -> Decisi
 def _not_forced(engine: Engine, device: str) -> str | None:
     if _forced is None and engine.NAME == triton.NAME and device == "cpu":
         return "the tensors are on cpu"  # interpreted kernels are for tests, which ask for them
+    if engine.NAME == sharded.NAME:
+        return None  # it asks the engine in force
     return f"engines.use({_forced!r}) is in force" if _forced not in (None, engine.NAME) else None
 
 
@@ -106,14 +123,24 @@ def _first(reasons: Iterator[str | None]) -> str | None:
 def measure(divergence: Divergence, p: Side, q: Side, num_classes: int, unit: float = 1.0) -> Tensor:
     """One number per row of sides that share their batch shape, over `unit`: float64 if a tensor is, else float32."""
     if torch.compiler.is_compiling() or not (ordinary(p[1]) and ordinary(q[1])) or traced():
+        p, q, whole = dtensors.local(p, q)
+        if whole is not None:
+            return whole(measure(divergence, p, q, num_classes, unit))
         decision = decide(divergence, p, q, num_classes)
         engine = decision.engine
-        value = divergence.finish(*(engine.traced_rows(call, p, q) for call in decision.calls))
+        if engine is sharded:
+            value = divergence.finish(*sharded.traced(decision.calls, p, q))
+        else:
+            value = divergence.finish(*(engine.traced_rows(call, p, q) for call in decision.calls))
         return (value if unit == 1.0 else value / unit).to(decision.dtype)
     decision = kept_decision(divergence, p, q, num_classes)
     if decision.factor is not None:
         return decision.prepared[0](p, q, decision.factor / unit, decision.dtype)
-    value = divergence.finish(*(rows(p, q) for rows in decision.prepared))
+    stages = decision.prepared[0]
+    if isinstance(stages, sharded.Stages):
+        value = divergence.finish(*stages.rows(p, q))
+    else:
+        value = divergence.finish(*(rows(p, q) for rows in decision.prepared))
     return (value if unit == 1.0 else value / unit).to(decision.dtype)
 
 
@@ -130,7 +157,11 @@ def kept_decision(divergence: Divergence, p: Side, q: Side, num_classes: int) ->
         if len(_kept) > 4096:
             _kept.clear()
         decision = decide(divergence, p, q, num_classes)
-        decision = replace(decision, prepared=tuple(decision.engine.prepare(call) for call in decision.calls))
+        if decision.engine is sharded:
+            prepared: tuple[Rows, ...] = (sharded.Stages(decision.calls),)
+        else:
+            prepared = tuple(decision.engine.prepare(call) for call in decision.calls)
+        decision = replace(decision, prepared=prepared)
         _kept[key] = decision
     return decision
 

@@ -6,7 +6,6 @@ derivative goes through the eager definition. Ordinary calls go straight to the 
 operator with a fake kernel instead (`torch.compile`, export, `make_fx`, `jit.trace`).
 """
 
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -15,7 +14,6 @@ from torch import Tensor
 
 from kullback.core import generators, reduction
 from kullback.core.readings import (
-    DrawnReading,
     LabelsReading,
     LogitsReading,
     LogProbsReading,
@@ -26,11 +24,13 @@ from kullback.core.readings import (
 )
 from kullback.core.reduction import GeneratorSum
 
-from . import eager, operators
+from . import eager, listed, operators
 from .call import BYTES_SAVED_PER_ROW, DTYPES, STATS, Call, Cost, name_of_sum, why_no_kernel
+from .listed import LISTED, is_coarse, is_listed
 
 NAME = "cpu"
 
+_LISTED_HEAD = 2  # what a listed row says before its ids
 ABSENT: str | None = None
 try:
     from kullback import _cpu
@@ -38,7 +38,7 @@ except ImportError as error:  # built without a C++ compiler
     _cpu = None  # type: ignore[assignment]
     ABSENT = f"the C++ extension kullback._cpu is not installed ({error})"
 else:
-    if {*_cpu.formulas()} != {*generators.NAMED, "log_affinity"}:
+    if {*_cpu.formulas()} != {*generators.NAMED, "log_affinity"} or getattr(_cpu, "listed_head", 0) != _LISTED_HEAD:
         ABSENT = "the C++ extension kullback._cpu was built from other sources; install kullback anew"
 
 # Normalisers are single exponentials summed in double, which leaves an error δ in log Z. It costs a canonical sum δ²/2
@@ -69,28 +69,7 @@ def why_not(call: Call) -> str | None:
         return ABSENT
     if call.device != "cpu":
         return f"the tensors are on {call.device}"
-    return why_no_kernel(call, (TopKReading, DrawnReading)) or _why_not_listed(call)
-
-
-def _why_not_listed(call: Call) -> str | None:
-    """Beside logits, any; beside another side, those that say what every class has; of what was drawn, one sum."""
-    p, q = call.p, call.q
-    if isinstance(q, DrawnReading) or (isinstance(p, DrawnReading) and str(call.total) != "cross_entropy"):
-        return "what was drawn has a kernel for the cross-entropy of another side alone"
-    if _is_coarse(p) != _is_coarse(q) and isinstance(q if _is_coarse(p) else p, LogitsReading):
-        return None
-    if _is_coarse(p) or _is_coarse(q):
-        return f"{type(p).__name__} beside {type(q).__name__} has no kernel, unless the tail is even"
-    return None
-
-
-def _is_listed(reading: Reading) -> bool:
-    return isinstance(reading, TopKReading | DrawnReading)
-
-
-def _is_coarse(reading: Reading) -> bool:
-    """Whether the classes that are not listed are one cell, as they may be where they have nothing: sums are linear."""
-    return isinstance(reading, DrawnReading) or (isinstance(reading, TopKReading) and reading.tail != "even")
+    return why_no_kernel(call, LISTED) or listed.why_not(call)
 
 
 def cost(call: Call, p: Side, q: Side) -> Cost:
@@ -101,7 +80,7 @@ def cost(call: Call, p: Side, q: Side) -> Cost:
         threads * (kept + (160 << 10)),
         p.batch_shape.numel() * BYTES_SAVED_PER_ROW + sum(_listed_bytes(side) for side in (p, q)),
         f"C++, {instruction_set()}, up to {threads} threads, rows in blocks that stay in cache"
-        + (", k + 1 cells in float64" if _is_coarse(p.reading) or _is_coarse(q.reading) else ""),
+        + (", k + 1 cells in float64" if is_coarse(p.reading) or is_coarse(q.reading) else ""),
         "float32 with float64 normalisers and sums",
     )
 
@@ -122,7 +101,8 @@ class Served:
             return result
         return self.forward(x, y, factor, dtype, False)[0]
 
-    def __init__(self, call: Call) -> None:
+    def __init__(self, call: Call, shard: bool = False) -> None:
+        """shard: other ranks hold the rest of every row's columns, and labels may lie outside of those here."""
         total = name_of_sum(call.total)
         x, y = call.dtypes[0], call.dtypes[len(call.p.event_dims)]
         assert total is not None
@@ -135,7 +115,7 @@ class Served:
         self.labels = isinstance(call.p, LabelsReading), isinstance(call.q, LabelsReading)
         self.whole = _row_length(call.p, call.num_classes), _row_length(call.q, call.num_classes)
         sides = (_side(call.p, x), _side(call.q, y))
-        self.plan = _cpu.Call(total.name, total.number, edges, exact, *sides, call.num_classes)
+        self.plan = _cpu.Call(total.name, total.number, edges, exact, *sides, call.num_classes, shard)
 
     def forward(self, x: Tensor, y: Tensor, factor: float, dtype: torch.dtype, keep: bool) -> tuple[Tensor, Tensor]:
         """factor · value in a dtype, and what backward needs: n values, then n times `STATS` numbers."""
@@ -175,6 +155,28 @@ class Served:
             )  # fmt: skip
         return to_x, to_y
 
+    def normalize_shard(self, x: Tensor, y: Tensor, batch: torch.Size) -> tuple[Tensor, Tensor]:
+        """(m, Σ exp) of the columns here of both sides, (2, n) each."""
+        m, s = torch.empty((2, 2, batch.numel()), dtype=torch.float64)
+        if m.numel():
+            shape, (a, a_strides), (b, b_strides) = self._rows(batch, x, y)
+            self.plan.normalize_shard(
+                shape, a.data_ptr(), a_strides, b.data_ptr(), b_strides, m.data_ptr(), s.data_ptr(),
+                torch.get_num_threads(),
+            )  # fmt: skip
+        return m, s
+
+    def sum_shard(self, x: Tensor, y: Tensor, batch: torch.Size, stats: Tensor) -> Tensor:
+        """The state of the columns here, (3, n), given the normalisers of whole rows."""
+        states = torch.empty((3, batch.numel()), dtype=torch.float64)
+        if states.numel():
+            shape, (a, a_strides), (b, b_strides) = self._rows(batch, x, y)
+            self.plan.sum_shard(
+                shape, a.data_ptr(), a_strides, b.data_ptr(), b_strides, stats.data_ptr(), states.data_ptr(),
+                torch.get_num_threads(),
+            )  # fmt: skip
+        return states
+
     def _rows(
         self, batch: torch.Size, x: Tensor, y: Tensor
     ) -> tuple[Sequence[int], tuple[Tensor, Sequence[int]], tuple[Tensor, Sequence[int]]]:
@@ -204,36 +206,27 @@ class Listed(Served):
 
 def as_read(p: Side, q: Side) -> tuple[Tensor, Tensor]:
     """The one tensor of either side that the extension reads."""
-    x, y = (listed_rows(side) if _is_listed(side.reading) else side.data[0] for side in (p, q))
+    x, y = (listed_rows(side) if is_listed(side.reading) else side.data[0] for side in (p, q))
     return x, y
 
 
-@torch.no_grad()
 def listed_rows(side: Side) -> Tensor:
-    """Rows of int64: how many, the ids in ascending order, log w of each, and of each other class, or of all others
-    together; the logarithms are float64 in the same eight bytes.
+    """Rows of int64: how many, for how many there is room, the ids in ascending order, log w of each, and of each other
+    class, or of all others together; the logarithms are float64 in the same eight bytes.
     """
-    reading, (ids, given) = side
-    if isinstance(reading, TopKReading):
-        mine, rest = reading.logs(given)
-        if reading.tail == "bucket":
-            rest = rest + math.log(max(reading.num_classes - ids.shape[-1], 1))
-    else:
-        mine = torch.log(given.double() / given.sum(-1, keepdim=True))
-        rest = torch.full_like(mine[..., :1], -math.inf)
-    ids, order = ids.long().sort(-1)
-    logs = torch.cat([mine.gather(-1, order), rest], -1)
-    return torch.cat([torch.full_like(ids[..., :1], ids.shape[-1]), ids, logs.view(torch.int64)], -1)
+    count, ids, mine, rest = listed.parts(side)
+    room = torch.full_like(count, ids.shape[-1])
+    return torch.cat([count, room, ids, torch.cat([mine, rest], -1).view(torch.int64)], -1)
 
 
 def _listed_bytes(side: Side) -> int:
     x = side.data[0]
-    return (16 * x.shape[-1] + 16) * side.batch_shape.numel() if _is_listed(side.reading) else 0
+    return (16 * x.shape[-1] + 24) * side.batch_shape.numel() if is_listed(side.reading) else 0
 
 
 def _row_length(reading: Reading, num_classes: int) -> list[int]:
     """What a row takes, in elements; nothing where each call has its own."""
-    return [] if _is_listed(reading) else [1 if isinstance(reading, LabelsReading) else num_classes]
+    return [] if is_listed(reading) else [1 if isinstance(reading, LabelsReading) else num_classes]
 
 
 def lie(data: Tensor, labels: bool, batch: torch.Size) -> Tensor:
@@ -251,8 +244,8 @@ def _side(reading: Reading, dtype: torch.dtype) -> tuple[str, str, float, float,
         return "labels", "", 1.0, *reading.on_off
     if isinstance(reading, LogitsReading):
         return "logits", DTYPES[dtype], reading.temperature, 0.0, 0.0
-    if _is_listed(reading):
-        return "coarse" if _is_coarse(reading) else "even", "", 1.0, 0.0, 0.0
+    if is_listed(reading):
+        return "coarse" if is_coarse(reading) else "even", "", 1.0, 0.0, 0.0
     return "log_probs" if isinstance(reading, LogProbsReading) else "probs", DTYPES[dtype], 1.0, 0.0, 0.0
 
 
@@ -265,8 +258,8 @@ def prepare(call: Call) -> Served:
     if found is None:
         if len(_prepared) > 4096:
             _prepared.clear()
-        listed = _is_listed(call.p) or _is_listed(call.q)
-        found = _prepared[call] = Listed(call) if listed else Served(call)
+        two = is_listed(call.p) or is_listed(call.q)
+        found = _prepared[call] = Listed(call) if two else Served(call)
     return found
 
 
@@ -320,7 +313,7 @@ def _listed_gradients(
 ) -> list[Tensor | None]:
     """The wanted gradients to every tensor: of listed classes, which are few, by the eager definition."""
     x, y = as_read(p, q)
-    dense = [not _is_listed(side.reading) for side in (p, q)]
+    dense = [not is_listed(side.reading) for side in (p, q)]
     asked = (dense[0] and wanted[0], dense[1] and wanted[len(p.data)])
     found: list[Tensor | None] = [None] * len(wanted)
     if any(asked):

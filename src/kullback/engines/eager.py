@@ -63,11 +63,11 @@ def gradients(
     call: Call, p: Side, q: Side, value: Tensor, upstream: Tensor, wanted: Sequence[bool]
 ) -> tuple[Tensor | None, ...]:
     """`reduction.gradients`, a block of rows at a time."""
-    blocks = _blocks(call.num_classes, p, q, value, upstream)
-    parts = [reduction.gradients(call.total, *sides, v, g, tuple(wanted)) for sides, (v, g) in blocks]
+    cut = blocks(call.num_classes, p, q, value, upstream)
+    parts = [reduction.gradients(call.total, *sides, v, g, tuple(wanted)) for sides, (v, g) in cut]
     dims = (*p.reading.event_dims, *q.reading.event_dims)
     pairs = zip(zip(*parts, strict=True), (*p.data, *q.data), dims, strict=True)
-    return tuple(_joined(part, x, shared is None) for part, x, shared in pairs)
+    return tuple(joined(part, x, shared is None) for part, x, shared in pairs)
 
 
 def traced_rows(call: Call, p: Side, q: Side) -> Tensor:
@@ -97,8 +97,8 @@ class _Rows(torch.autograd.Function):
         p, q = _sides(call, num_p, (a, b, c, d, e, f))
         if torch.compiler.is_compiling():
             return reduction.rows(call.total, p, q)
-        blocks = [reduction.rows(call.total, *sides) for sides, _ in _blocks(call.num_classes, p, q)]
-        return (torch.cat(blocks) if len(blocks) != 1 else blocks[0]).reshape(p.batch_shape)
+        parts = [reduction.rows(call.total, *sides) for sides, _ in blocks(call.num_classes, p, q)]
+        return (torch.cat(parts) if len(parts) != 1 else parts[0]).reshape(p.batch_shape)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -137,7 +137,7 @@ class _RowsBothModes(_Rows):
         return change
 
 
-def _blocks(
+def blocks(
     num_classes: int, p: Side, q: Side, *numbers: Tensor
 ) -> Iterator[tuple[tuple[Side, Side], tuple[Tensor, ...]]]:
     """Both sides and some numbers per row, block by block of rows; tensors that all rows share go along whole."""
@@ -162,7 +162,8 @@ def _flat(side: Side) -> list[tuple[Tensor, bool]]:
     return found
 
 
-def _joined(parts: tuple[Tensor | None, ...], x: Tensor, shared: bool) -> Tensor | None:
+def joined(parts: tuple[Tensor | None, ...], x: Tensor, shared: bool) -> Tensor | None:
+    """The gradient to a tensor from those of blocks: side by side, or added up where all rows share it."""
     found = [part for part in parts if part is not None]
     if not found:
         return None

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from kullback.core import reduction
 from kullback.core.readings import LinearReading, Reading, Side
+from kullback.core.sharded import shard_of
 
 from . import cpu, eager, operators, triton
 from .call import Call, Cost, Engine
@@ -73,6 +74,9 @@ class Product:
     softcap: float | None
     origin: tuple[Tensor, ...]
     """hidden, weight and bias as the side holds them."""
+    classes: int
+    """As many as memory is planned for: those of the weight, or of one rank where ranks share them out evenly. Chunks
+    are the same on every rank, for the ranks talk about each."""
 
     @property
     def key(self) -> tuple[object, ...]:
@@ -100,6 +104,11 @@ class Product:
         return gradient if self.scale == 1.0 else gradient.mul_(self.scale)
 
 
+def _share(reading: Reading, num_classes: int) -> int:
+    shard = shard_of(reading)
+    return num_classes if shard is None else shard.share
+
+
 def products_of(sides: Sequence[Side]) -> list[Product | None]:
     """The product behind each side, one object for all sides that share it."""
     found: dict[tuple[object, ...], Product] = {}
@@ -117,6 +126,7 @@ def products_of(sides: Sequence[Side]) -> list[Product | None]:
             reading.scale,
             reading.softcap,
             side.data,
+            _share(side.reading, weight.shape[0]),
         )
         result.append(found.setdefault(product.key, product))
     return result
@@ -258,18 +268,19 @@ class Chunks:
         """How `num_rows` rows are walked; gathers: they do not lie together."""
         needs = []
         for product in self.distinct:
-            row = product.weight.shape[0] * product.weight.element_size()
+            row = product.classes * product.weight.element_size()
             sends = self.sends(product)
             apart = row if sends and not (self.overwrite and product.softcap is None) else 0
-            sums = sum(4 * x.numel() for x in product.origin[1:] if id(x) in self.ids)
-            free = product.weight.nbytes if id(product.origin[1]) in self.ids else 0
+            sums = sum(4 * product.classes * x.shape[1:].numel() for x in product.origin[1:] if id(x) in self.ids)
+            free = row * product.weight.shape[1] if id(product.origin[1]) in self.ids else 0
             stays = self.stays(product)
             needs.append(Need(row, stays, apart, sums if stays else 0, free if stays else 0))
         others = 0
         for side, made in zip(self.sides, self.products, strict=True):
             if made is None:
                 for x, dims in zip(side.data, side.reading.event_dims, strict=True):
-                    event = x.shape[x.dim() - dims :].numel() * x.element_size() if dims is not None else 0
+                    cells = x.shape[x.dim() - dims :].numel() if dims is not None else 0
+                    event = (cells if shard_of(side.reading) is None else _share(side.reading, 0)) * x.element_size()
                     others += (event if gathers else 0) + (event if id(x) in self.ids and gathers else 0)
         return plan(needs, others, num_rows, self.memory)
 

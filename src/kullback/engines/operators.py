@@ -91,6 +91,8 @@ def define(
             found = [g if want else None for g, want in zip(gradients, wanted, strict=True)]
         empty: list[Any] = [None] * (_FLAT + 1)
         empty[2], empty[5] = found[: ctx.num_p], found[ctx.num_p :]
+        for k in (4, 7):  # PyTorch takes an empty list of numbers for one of tensors
+            empty[k] = None if ctx.asked[k] else []
         return tuple(empty)
 
     for key in device:

@@ -5,11 +5,9 @@ from torch import Tensor
 
 from kullback._errors import FormError
 from kullback.forms.finite import FiniteForm
-from kullback.forms.sparse import Drawn
+from kullback.forms.sparse import Drawn, weights_by_rows
 
 from .result import Estimates
-
-_CELLS = 1 << 20  # of log q at once
 
 
 def kl_of_drawn(p: Drawn, q: FiniteForm) -> Estimates:
@@ -40,17 +38,11 @@ def kl_of_drawn(p: Drawn, q: FiniteForm) -> Estimates:
     return Estimates(raw.reshape(rows), stderr.reshape(rows), n.reshape(rows), "none", "mean of log p - log q")
 
 
-@torch.no_grad()
 def _log_q(q: FiniteForm, ids: Tensor) -> Tensor:
-    """log q of the ids (N, n), a block of rows at a time."""
-    dims, rows = q.reading.event_dims, q.batch_shape.numel()
-    data = [
-        x if d is None else x.detach().reshape(rows, *x.shape[x.dim() - d :])
-        for x, d in zip(q.tensors, dims, strict=True)
-    ]
-    step, found = max(1, _CELLS // q.num_classes), [ids.new_zeros((0, ids.shape[-1]), dtype=torch.float64)]
-    for start in range(0, rows, step):
-        cut = slice(start, start + step)
-        block = tuple(x if d is None else x[cut] for x, d in zip(data, dims, strict=True))
-        found.append(q.reading.weights(block).log_w.gather(-1, ids[cut]))
+    """log q of the ids (N, n), some rows at a time."""
+    found, start = [], 0
+    for weights in weights_by_rows(q):
+        cut = ids[start : start + len(weights.w)]
+        found.append(weights.log_w.gather(-1, cut))
+        start += len(weights.w)
     return torch.cat(found)

@@ -7,6 +7,7 @@ not check again; the checks read the data, so they are skipped inside `torch.com
 
 import math
 import operator
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias, TypeVar
@@ -133,7 +134,7 @@ class FiniteForm:
 
 
 class _Columns(FiniteForm):
-    """A form whose data has one column a class."""
+    """A form whose data has one column a class; it may have none as a shard, which is no distribution by itself."""
 
     @property
     def num_classes(self) -> int:  # type: ignore[override]
@@ -145,6 +146,8 @@ class _Columns(FiniteForm):
 
     def side(self, batch_shape: torch.Size) -> Side:
         data = self.data
+        if data.shape[-1] == 0:
+            refuse_no_class(type(self).__name__, "x", data)
         if batch_shape != data.shape[:-1]:
             data = data.expand(*batch_shape, data.shape[-1])
         return Side(self.reading, (data,))
@@ -175,7 +178,7 @@ class Logits(_Columns):
     data: Tensor = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "data", floating_tensor("Logits", self.x))
+        object.__setattr__(self, "data", floating_tensor("Logits", self.x, or_empty=True))
         object.__setattr__(self, "temperature", positive_number("Logits", "temperature", self.temperature))
 
     @property
@@ -211,10 +214,10 @@ class LogProbs(_Columns):
     data: Tensor = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        data = floating_tensor("LogProbs", self.x)
+        data = floating_tensor("LogProbs", self.x, or_empty=not self.validate)
         object.__setattr__(self, "data", data)
         if self.validate and readable(data):
-            _check_rows_sum_to_one(
+            check_rows_sum_to_one(
                 "LogProbs",
                 data,
                 torch.exp(data.detach().double()).sum(-1),
@@ -255,7 +258,7 @@ class Probs(_Columns):
     data: Tensor = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        data = floating_tensor("Probs", self.x)
+        data = floating_tensor("Probs", self.x, or_empty=not self.validate)
         object.__setattr__(self, "data", data)
         if self.validate and readable(data):
             seen = data.detach()
@@ -265,7 +268,7 @@ class Probs(_Columns):
                 lambda at: f"holds the negative entry {seen[at].min().item():g}",
                 "Logits(x) if these are scores",
             )
-            _check_rows_sum_to_one(
+            check_rows_sum_to_one(
                 "Probs",
                 data,
                 seen.double().sum(-1),
@@ -414,7 +417,7 @@ def dense_tensor(owner: str, name: str, x: Any) -> Tensor:
     return x
 
 
-def floating_tensor(owner: str, x: Any, name: str = "x") -> Tensor:
+def floating_tensor(owner: str, x: Any, name: str = "x", *, or_empty: bool = False) -> Tensor:
     """`x` as a dense tensor (..., V) of floating numbers, V >= 1, or the error that says what it is instead."""
     data = dense_tensor(owner, name, x)
     if not data.is_floating_point():
@@ -429,22 +432,37 @@ def floating_tensor(owner: str, x: Any, name: str = "x") -> Tensor:
             f"{owner}: {name} is a single number, but a form holds (..., V). "
             f"Write {owner}({name}.unsqueeze(-1)) for V=1."
         )
-    if data.shape[-1] == 0:
-        raise FormError(
-            f"{owner}: {name} has shape {tuple(data.shape)}, so V=0; "
-            "a distribution needs at least one class (last axis)."
-        )
+    if data.shape[-1] == 0 and not or_empty:
+        refuse_no_class(owner, name, data)
     return data
 
 
+def refuse_no_class(owner: str, name: str, data: Tensor) -> None:
+    """The error for a tensor that has no column."""
+    raise FormError(
+        f"{owner}: {name} has shape {tuple(data.shape)}, so V=0; a distribution needs at least one class (last axis)."
+    )
+
+
+def is_dtensor(x: Tensor) -> bool:
+    """Whether it is a DTensor; `torch.distributed.tensor` is not imported for the question."""
+    if type(x) is Tensor:
+        return False
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(x, module.DTensor)
+
+
 def readable(data: Tensor) -> bool:
-    """Whether the values may be looked at: not while tracing, and not inside a functorch transform."""
-    if torch.compiler.is_compiling() or data.is_meta:
+    """Whether the values may be looked at: not while tracing, not inside a functorch transform, not a DTensor's, of
+    which each rank would see another part.
+    """
+    if torch.compiler.is_compiling() or data.is_meta or is_dtensor(data):
         return False
     return not torch._C._functorch.is_functorch_wrapped_tensor(data)
 
 
-def _check_rows_sum_to_one(owner: str, data: Tensor, sums: Tensor, found: str, instead: str) -> None:
+def check_rows_sum_to_one(owner: str, data: Tensor, sums: Tensor, found: str, instead: str) -> None:
+    """An error that names the first row whose sum, among `sums` (...), is not 1 up to √eps of the data's dtype."""
     tolerance = math.sqrt(torch.finfo(data.dtype).eps)
     off = ~((sums - 1.0).abs() <= tolerance)  # NaN counts as off
     rounded = math.sqrt(torch.finfo(torch.float32).eps)

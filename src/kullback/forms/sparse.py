@@ -5,7 +5,7 @@ What truncation means is the form's `tail`, which has no default: it changes the
 
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from kullback._errors import FormError
-from kullback.core.readings import DrawnReading, TopKReading, leftover
+from kullback.core.readings import DrawnReading, TopKReading, Weights, leftover
 
 from .finite import Array, FiniteForm, Logits, dense_tensor, floating_tensor, positive_number, readable, refuse_row
 
+_CELLS = 1 << 21  # of float64 weights at once
 Tail = Literal["bucket", "even", "renormalize"]
 TAILS = ("bucket", "even", "renormalize")
 
@@ -292,11 +293,14 @@ def top_k(logits: Tensor | FiniteForm, k: int, *, tail: Tail, temperature: float
     """
     form = _dense("top_k", logits, temperature)
     k = _count("top_k", "k", k, form.num_classes)
-    log_w = form.side(form.batch_shape).weights().log_w
-    log_probs, ids = log_w.topk(k, dim=-1)
-    left = torch.exp(log_w).scatter(-1, ids, 0.0).sum(-1)
-    kept = TopK(ids, log_probs.to(_wide(form)), form.num_classes, tail=tail, validate=False)
-    object.__setattr__(kept, "_left_out", left)
+    blocks = []
+    for w, log_w in weights_by_rows(form):
+        log_probs, ids = log_w.topk(k, dim=-1)
+        blocks.append((ids, log_probs.to(_wide(form)), w.scatter(-1, ids, 0.0).sum(-1)))
+    ids, log_probs, left = (torch.cat(parts) for parts in zip(*blocks, strict=True))
+    shape = (*form.batch_shape, k)
+    kept = TopK(ids.reshape(shape), log_probs.reshape(shape), form.num_classes, tail=tail, validate=False)
+    object.__setattr__(kept, "_left_out", left.reshape(form.batch_shape))
     return kept
 
 
@@ -321,28 +325,43 @@ def draw(
     """
     form = _dense("draw", logits, temperature)
     n = _count("draw", "n", n, math.inf)
-    weights = form.side(form.batch_shape).weights()
-    flat = weights.w.reshape(-1, form.num_classes)
-    if bool(flat.isnan().any()):
-        raise FormError("draw: a row holds NaN, from which nothing is drawn. Drop such rows first.")
-    found = torch.multinomial(flat, n, replacement=True, generator=generator) if len(flat) else flat.new_zeros(0, n)
-    ids, counts = _merged(found.long())
-    log_probs = weights.log_w.reshape(-1, form.num_classes).gather(-1, ids)
-    shape = (*form.batch_shape, ids.shape[-1])
-    kept = [x.reshape(shape) for x in (ids, log_probs.to(_wide(form)), counts)]
-    return Drawn(kept[0], kept[1], form.num_classes, counts=kept[2], validate=False)
+    blocks = []
+    for w, log_w in weights_by_rows(form):
+        if bool(w.isnan().any()):
+            raise FormError("draw: a row holds NaN, from which nothing is drawn. Drop such rows first.")
+        found = torch.multinomial(w, n, replacement=True, generator=generator) if len(w) else w.new_zeros(0, n)
+        drawn = found.long().sort(-1).values
+        blocks.append((drawn, log_w.gather(-1, drawn).to(_wide(form))))
+    drawn, log_probs = (torch.cat(parts) for parts in zip(*blocks, strict=True))
+    place, counts = _merged(drawn)
+    shape = (*form.batch_shape, place.shape[-1])
+    ids, log_probs, counts = (x.reshape(shape) for x in (drawn.gather(-1, place), log_probs.gather(-1, place), counts))
+    return Drawn(ids, log_probs, form.num_classes, counts=counts, validate=False)
 
 
-def _merged(found: Tensor) -> tuple[Tensor, Tensor]:
-    """(different values of each row of (N, n), how often each stands there), padded with the first value, 0 times."""
-    ordered = found.sort(-1).values
+def weights_by_rows(form: FiniteForm) -> Iterator[Weights]:
+    """The weights of a form, (n, V) in float64, some rows at a time, at least once."""
+    dims, rows = form.reading.event_dims, form.batch_shape.numel()
+    data = [
+        x if d is None else x.detach().reshape(rows, *x.shape[x.dim() - d :])
+        for x, d in zip(form.tensors, dims, strict=True)
+    ]
+    step = max(1, _CELLS // form.num_classes)
+    with torch.no_grad():
+        for start in range(0, max(rows, 1), step):
+            cut = slice(start, start + step)
+            yield form.reading.weights(tuple(x if d is None else x[cut] for x, d in zip(data, dims, strict=True)))
+
+
+def _merged(ordered: Tensor) -> tuple[Tensor, Tensor]:
+    """(a place of each different value in rows of (N, n), how often it stands there), padded by place 0, 0 times."""
     first = torch.ones_like(ordered, dtype=torch.bool)
     first[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
-    place = first.long().cumsum(-1) - 1
-    most = int(place.max()) + 1 if place.numel() else found.shape[-1]
-    counts = torch.zeros_like(ordered).scatter_add(-1, place, torch.ones_like(place))[:, :most]
-    values = torch.zeros_like(ordered).scatter(-1, place, ordered)[:, :most]
-    return torch.where(counts > 0, values, ordered[:, :1]), counts
+    value = first.long().cumsum(-1) - 1
+    most = int(value.max()) + 1 if value.numel() else 1
+    counts = torch.zeros_like(ordered).scatter_add(-1, value, torch.ones_like(value))[:, :most]
+    places = torch.arange(ordered.shape[-1], device=ordered.device).expand_as(ordered)
+    return torch.zeros_like(ordered).scatter(-1, value, places)[:, :most], counts
 
 
 def _dense(owner: str, logits: Any, temperature: float) -> FiniteForm:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from kullback._errors import FormError
 from kullback.forms.finite import FiniteForm, Labels
+from kullback.forms.sharded import Sharded
 from kullback.verbs import cross_entropy, kl
 
 from .average import average, check_num_items
@@ -87,6 +88,11 @@ class Consistency(Loss):
         """The rows that count and whose largest probability exceeds the threshold."""
         if self.threshold is None:
             return counted
+        if isinstance(target, Sharded):
+            raise FormError(
+                "Consistency: a threshold looks at the largest of all probabilities, of which each rank holds some. "
+                "Write threshold=None, or Logits of the whole."
+            )
         sure = target.probabilities().amax(-1) > self.threshold
         return sure if counted is None else sure & counted
 

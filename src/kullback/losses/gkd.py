@@ -1,6 +1,7 @@
 """Distilling sequence models: generalised knowledge distillation and skew KL."""
 
-from typing import Literal
+from functools import partial
+from typing import Literal, NamedTuple
 
 from torch import Tensor
 
@@ -11,7 +12,7 @@ from kullback.verbs import js, kl, skew
 from .average import Reduction, check_reduction
 from .base import Loss
 from .inputs import flag, forms, one_of, positive, share
-from .terms import from_teacher, loss_of
+from .terms import Divergence, from_teacher, loss_of
 
 
 class TwoModels(Loss):
@@ -36,17 +37,24 @@ class TwoModels(Loss):
         """The loss; see the class."""
         rows, (q, p) = forms(type(self).__name__, "teacher", student=student, teacher=teacher)
         p, q = p.detach().tempered(self.temperature), q.tempered(self.temperature)
-        divergence = kl if self._is_kl else self._divergence
-        return loss_of(from_teacher(rows, divergence, p, q, rows.mask(mask), num_items), self.reduction)
+        between = self._between(p, q)
+        keep = rows.mask(mask)
+        return loss_of(
+            from_teacher(rows, between.divergence, between.p, between.q, keep, num_items, between.factor),
+            self.reduction,
+        )
 
-    @property
-    def _is_kl(self) -> bool:
-        """Whether the divergence is KL(teacher‖student)."""
-        return False
-
-    def _divergence(self, p: FiniteForm, q: FiniteForm) -> Tensor:
-        """One number per row; p the teacher, q the student."""
+    def _between(self, teacher: FiniteForm, student: FiniteForm) -> "Between":
         raise NotImplementedError
+
+
+class Between(NamedTuple):
+    """factor · divergence(p, q): a verb, so that a total knows its row of the table."""
+
+    divergence: Divergence
+    p: FiniteForm
+    q: FiniteForm
+    factor: float = 1.0
 
 
 class GKD(TwoModels):
@@ -97,16 +105,11 @@ class GKD(TwoModels):
         self.beta = share("GKD", "beta", beta)
         self.scaled = flag("GKD", "scaled", scaled)
 
-    @property
-    def _is_kl(self) -> bool:
-        return self.scaled and self.beta == 0.0
-
-    def _divergence(self, p: FiniteForm, q: FiniteForm) -> Tensor:
-        if not self.scaled:
-            return js(p, q, weight=self.beta)
-        if self.beta in (0.0, 1.0):
-            return kl(p, q) if self.beta == 0.0 else kl(q, p)
-        return js(p, q, weight=self.beta) / (self.beta * (1.0 - self.beta))
+    def _between(self, teacher: FiniteForm, student: FiniteForm) -> Between:
+        if self.scaled and self.beta in (0.0, 1.0):
+            return Between(kl, teacher, student) if self.beta == 0.0 else Between(kl, student, teacher)
+        factor = 1.0 / (self.beta * (1.0 - self.beta)) if self.scaled else 1.0
+        return Between(partial(js, weight=self.beta), teacher, student, factor)
 
 
 class SkewKL(TwoModels):
@@ -151,9 +154,6 @@ class SkewKL(TwoModels):
         self.weight = share("SkewKL", "weight", weight)
         self.direction = direction
 
-    @property
-    def _is_kl(self) -> bool:
-        return self.weight == 0.0 and self.direction == "forward"
-
-    def _divergence(self, p: FiniteForm, q: FiniteForm) -> Tensor:
-        return skew(p, q, self.weight) if self.direction == "forward" else skew(q, p, self.weight)
+    def _between(self, teacher: FiniteForm, student: FiniteForm) -> Between:
+        sides = (teacher, student) if self.direction == "forward" else (student, teacher)
+        return Between(partial(skew, weight=self.weight), *sides)

@@ -19,7 +19,7 @@ from torch import Tensor
 import kullback.verbs
 from kullback._errors import FormError
 from kullback.divergences import Divergence
-from kullback.forms.finite import FiniteForm, Logits
+from kullback.forms.finite import FiniteForm, Logits, is_dtensor
 from kullback.forms.sparse import Drawn, Draws
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -33,12 +33,15 @@ class Rows:
     name: str
     shape: torch.Size
     device: torch.device
+    split: bool = False
+    """They are a DTensor's."""
 
     def fit(self, **tensors: Any) -> None:
         """Each tensor that is not None holds one value for each of these rows, or an error says what to write."""
         for name, x in tensors.items():
             if x is not None:
                 a_tensor(self.owner, name, x)
+                self._split(name, x)
                 self._same(name, x.shape, x.device, ())
 
     def mask(self, mask: Tensor | None, name: str = "mask") -> Tensor | None:
@@ -71,6 +74,15 @@ class Rows:
         keep = keep if mask is None else keep & mask
         return torch.where(keep, labels, 0), keep
 
+    def _split(self, name: str, x: Tensor) -> None:
+        if is_dtensor(x) != self.split:
+            plain, other = (name, self.name) if self.split else (self.name, name)
+            raise FormError(
+                f"{self.owner}: {other} is a DTensor but {plain} is a plain tensor, so nobody knows which rows it has. "
+                f"Write DTensor.from_local({plain}, mesh, placements) if it is what this rank holds, or "
+                f"distribute_tensor({plain}, mesh, placements) if every rank holds the whole."
+            )
+
     def _same(self, name: str, shape: torch.Size, device: torch.device, tail: tuple[int, ...]) -> None:
         """`tail`: the axes that `name` has after its rows, for the advice."""
         if shape != self.shape:
@@ -89,7 +101,7 @@ def tensors(owner: str, **given: Tensor | None) -> Rows:
     """The rows of the first tensor, which all the others that are not None hold too."""
     (name, first), *others = ((name, x) for name, x in given.items() if x is not None)
     a_tensor(owner, name, first)
-    rows = Rows(owner, name, first.shape, first.device)
+    rows = Rows(owner, name, first.shape, first.device, is_dtensor(first))
     rows.fit(**dict(others))
     return rows
 
@@ -104,7 +116,7 @@ def forms(owner: str, drawn: str = "", /, **given: Any) -> tuple[Rows, list[Fini
         for name, x in given.items()
     }
     (first_name, first), *others = read.items()
-    rows = Rows(owner, first_name, first.batch_shape, first.device)
+    rows = Rows(owner, first_name, first.batch_shape, first.device, is_dtensor(first.data))
     for name, form in others:
         if form.num_classes != first.num_classes:
             longer, v = max((first.num_classes, first_name), (form.num_classes, name))[1], first.num_classes
@@ -112,6 +124,7 @@ def forms(owner: str, drawn: str = "", /, **given: Any) -> tuple[Rows, list[Fini
                 f"{owner}: {first_name} has V={v} but {name} has V={form.num_classes}. If {longer}'s vocabulary is "
                 f"padded, write {longer}[..., :{min(v, form.num_classes)}]."
             )
+        rows._split(name, form.data)
         rows._same(name, form.batch_shape, form.device, (form.num_classes,))
     return rows, list(read.values())
 

@@ -64,10 +64,10 @@ def from_teacher(
     num_items: int | Tensor | None,
     scale: float = 1.0,
 ) -> Term:
-    """The term of a teacher p. Of classes that were drawn, only KL has an unbiased estimate: Σ share log p/q."""
-    if not isinstance(p, Draws):
+    """The term of a teacher, mostly p. Of drawn classes only KL has an unbiased estimate: Σ share log p/q."""
+    if not isinstance(p, Draws) and not isinstance(q, Draws):
         return Term(rows, divergence, p, q, keep, num_items, scale)
-    if row_of(divergence) != KL:
+    if row_of(divergence) != KL or not isinstance(p, Draws):
         raise FormError(only_kl_of_drawn(rows.owner, "teacher"))
     return Term(rows, cross_entropy, p, q, keep, num_items, scale, less=p.surprise)
 

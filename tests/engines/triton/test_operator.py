@@ -124,8 +124,8 @@ def test_the_plan_picks_it_by_device(monkeypatch):
 def test_labels_make_no_dense_row(monkeypatch):
     """The kernel is handed the class indices as they are, one a row."""
     handed = []
-    rows_of = launch._rows_of
-    monkeypatch.setattr(launch, "_rows_of", lambda *a: handed.append(rows_of(*a)) or handed[-1])
+    rows_of = launch.as_rows
+    monkeypatch.setattr(launch, "as_rows", lambda *a: handed.append(rows_of(*a)) or handed[-1])
     _, y = pair()
     labels = Labels([0, 3, 9], 10, 0.1)
     with engines.use("triton"):

@@ -1,4 +1,4 @@
-"""`core.reduction`, transcribed: one forward kernel and one backward kernel.
+"""`core.reduction`, transcribed: one forward kernel and one backward kernel; and what listed classes need beside.
 
 A program owns ROWS rows and walks over their columns, BLOCK at a time. Cells are of type T, float32 or float64; what is
 per row is float64.
@@ -7,7 +7,7 @@ per row is float64.
 import triton
 import triton.language as tl
 
-from .arithmetic import add, row_constant
+from .arithmetic import FAR, add, exp_of, row_constant, scaled, split
 from .normalizer import merged, normalizer, see
 from .readings import LOGITS, cells, load, pull_back, rows_of
 
@@ -205,3 +205,52 @@ def backward(
             )
             gradient = tl.where(silent, 0.0, gradient)
             tl.store(to_y_ptr + row * V + column, _rounded(gradient, to_y_ptr.dtype.element_ty), mask=cell_ok)
+
+
+# ---------------------------------------------------------------- listed classes beside logits (listed.py)
+
+
+@triton.jit
+def rest(x_ptr, ids_ptr, out_ptr, V, K, x_stride, scale: tl.float64, UNIT: tl.constexpr, BLOCK: tl.constexpr):
+    """(max, Σ exp((x - max)·scale)) of the classes of a row that are not listed, in float64; ids ascend."""
+    row = tl.program_id(0).to(tl.int64)
+    scale_hi, scale_lo = split(row_constant(scale), tl.float64)
+    m = tl.full((1, BLOCK), float("-inf"), tl.float64)
+    s = tl.zeros((1, BLOCK), tl.float64)
+    low = tl.zeros((1, BLOCK), tl.float64)
+    place = row * K
+    last = place + K
+    for start in range(0, V, BLOCK):
+        column = start + tl.arange(0, BLOCK)[None, :]
+        x = tl.load(x_ptr + row * x_stride + column, mask=column < V, other=float("-inf")).to(tl.float64)
+        listed = tl.load(ids_ptr + place, mask=place < last, other=1 << 62)
+        while listed < start + BLOCK:
+            x = tl.where(column == listed, float("-inf"), x)
+            place += 1
+            listed = tl.load(ids_ptr + place, mask=place < last, other=1 << 62)
+        m, s, low = see(m, s, low, x, scale_hi, scale_lo, UNIT)
+    top, total = merged(m, s, low, scale_hi, scale_lo, UNIT)
+    at = tl.zeros((1, 1), tl.int64)
+    tl.store(out_ptr + 2 * row + at, top)
+    tl.store(out_ptr + 2 * row + 1 + at, tl.where((top == float("-inf")) & (total == total), 0.0, total))
+
+
+@triton.jit
+def spread(
+    x_ptr, top_ptr, factor_ptr, out_ptr, V, x_stride, scale: tl.float64,
+    UNIT: tl.constexpr, T: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """factor · exp((x - top)·scale) of every class; listed ones, of which x may be above top, are overwritten later."""
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)[None, :]
+    at = tl.zeros((1, 1), tl.int64)
+    top = tl.load(top_ptr + row + at)
+    factor = tl.load(factor_ptr + row + at)
+    x = tl.load(x_ptr + row * x_stride + column, mask=column < V, other=float("-inf")).to(tl.float64)
+    gap = tl.where(x > top, 0.0, x - top)
+    gap = tl.where(gap < FAR, FAR, gap)
+    scale_hi, scale_lo = split(row_constant(scale), T)
+    hi, lo = split(gap, T)
+    hi, lo = scaled(hi, lo, scale_hi, scale_lo, UNIT)
+    sent = tl.where(factor == 0.0, 0.0, factor.to(T) * exp_of(hi, lo))
+    tl.store(out_ptr + row * V + column, _rounded(sent, out_ptr.dtype.element_ty), mask=column < V)

@@ -49,7 +49,7 @@ def tile(num_classes: int, setting: dict[str, Any], *dtypes: torch.dtype) -> Til
     """
     half = all(dtype in (torch.bfloat16, torch.float16) for dtype in dtypes)
     cells = 256 if setting["T"] == tl.float64 else 1024 if half and setting["SAME"] else 512
-    columns = min(_power_of_two(num_classes), cells)
+    columns = min(power_of_two(num_classes), cells)
     return Tile(max(1, 128 // columns), columns)
 
 
@@ -70,11 +70,11 @@ def forward(call: Call, x: Tensor, y: Tensor, keep: bool) -> tuple[Tensor, Tenso
     stats = x.new_empty((*batch, STATS) if keep else (0,), dtype=torch.float64)
     n = values.numel()
     if n:
-        (a, a_stride), (b, b_stride) = _rows_of(x, left, num_classes), _rows_of(y, right, num_classes)
+        (a, a_stride), (b, b_stride) = as_rows(x, left, num_classes), as_rows(y, right, num_classes)
         setting = settings(call)
         size = tile(num_classes, setting, x.dtype, y.dtype)
-        with _on(x):
-            kernels.forward[(_blocks(n, size.rows),)](
+        with on_device(x):
+            kernels.forward[(blocks_for(n, size.rows),)](
                 a, b, values, stats, n, num_classes, a_stride, b_stride, *scalars(left), *scalars(right),
                 KEEP=keep, ROWS=size.rows, BLOCK=size.columns, **size.options,
                 **{name: setting[name] for name in FORWARD},
@@ -91,12 +91,12 @@ def backward(
     to_y = torch.empty(y.shape if wanted[1] else (0,), dtype=y.dtype, device=y.device)
     n = values.numel()
     if n and any(wanted):
-        (a, a_stride), (b, b_stride) = _rows_of(x, left, num_classes), _rows_of(y, right, num_classes)
+        (a, a_stride), (b, b_stride) = as_rows(x, left, num_classes), as_rows(y, right, num_classes)
         u = upstream.reshape(-1)
         setting = settings(call)
         size = tile(num_classes, setting, x.dtype, y.dtype)
-        grid = (_blocks(n, size.rows), _blocks(num_classes, size.columns * size.span))
-        with _on(x):
+        grid = (blocks_for(n, size.rows), blocks_for(num_classes, size.columns * size.span))
+        with on_device(x):
             kernels.backward[grid](
                 a, b, values.contiguous(), stats.contiguous(), u, to_x, to_y,
                 n, num_classes, a_stride, b_stride, u.stride(0), *scalars(left), *scalars(right),
@@ -164,7 +164,7 @@ def scalars(reading: Reading) -> tuple[float, float, float, float, float]:
     return 1.0 / reading.temperature if isinstance(reading, LogitsReading) else 1.0, 0.0, 0.0, 0.0, 0.0
 
 
-def _rows_of(data: Tensor, reading: Reading, num_classes: int) -> tuple[Tensor, int]:
+def as_rows(data: Tensor, reading: Reading, num_classes: int) -> tuple[Tensor, int]:
     """The data as one axis of rows, and their stride; copied only where no stride will do."""
     if isinstance(reading, LabelsReading):
         flat = data.reshape(-1).to(torch.int64)
@@ -175,13 +175,16 @@ def _rows_of(data: Tensor, reading: Reading, num_classes: int) -> tuple[Tensor, 
     return flat, flat.stride(0)
 
 
-def _on(x: Tensor) -> Any:
+def on_device(x: Tensor) -> Any:
+    """Where kernels of this tensor are launched."""
     return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
 
 
-def _blocks(n: int, size: int) -> int:
+def blocks_for(n: int, size: int) -> int:
+    """How many blocks of a size cover n."""
     return -(-n // size)
 
 
-def _power_of_two(n: int) -> int:
+def power_of_two(n: int) -> int:
+    """The smallest that is >= n."""
     return 1 << max(n - 1, 0).bit_length()

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from kullback.core.readings import Side
-from kullback.engines import operators
+from kullback.engines import eager, listed, operators
 from kullback.engines.call import BYTES_SAVED_PER_ROW, Call, Cost, Rows, why_no_kernel
+from kullback.engines.listed import LISTED, is_coarse, is_listed
 
 NAME = "triton"
 OLDEST = (3, 4)  # before it, float64 arguments reach a kernel as float32
@@ -24,7 +25,14 @@ def why_not(call: Call) -> str | None:
     """Why the Triton engine cannot serve a call, or None. Triton is looked up once per process, and not imported."""
     if call.device != "cuda" and not (call.device == "cpu" and interpreted()):
         return f"the tensors are on {call.device}"
-    return _absent() or why_no_kernel(call)
+    return _absent() or why_no_kernel(call, LISTED) or _why_not_listed(call)
+
+
+def _why_not_listed(call: Call) -> str | None:
+    for reading in (call.p, call.q):
+        if is_listed(reading) and not is_coarse(reading):
+            return "a tail of even shares has no kernel"
+    return listed.why_not(call)
 
 
 def cost(call: Call, p: Side, q: Side) -> Cost:
@@ -87,6 +95,10 @@ def _forward(call: Call, p: Side, q: Side, keep: bool) -> tuple[Tensor, Tensor]:
     from . import launch
 
     launch.check_device(p.data[0])
+    if is_coarse(call.p) or is_coarse(call.q):
+        from . import listed as coarse
+
+        return coarse.forward(call, p, q, keep)
     return launch.forward(call, p.data[0], q.data[0], keep)
 
 
@@ -95,7 +107,19 @@ def _backward(
 ) -> tuple[Tensor, ...]:
     from . import launch
 
-    return launch.backward(call, p.data[0], q.data[0], values, stats, upstream, wanted)
+    if not is_coarse(call.p) and not is_coarse(call.q):
+        return launch.backward(call, p.data[0], q.data[0], values, stats, upstream, wanted)
+    from . import listed as coarse
+
+    data, at = (*p.data, *q.data), len(p.data) if is_coarse(call.p) else 0
+    found = [x.new_empty(0) for x in data]
+    if wanted[at]:
+        found[at] = coarse.backward(call, p, q, values, stats, upstream)
+    left = [want and k != at for k, want in enumerate(wanted)]
+    if any(left):  # log-probabilities of listed classes
+        by_core = eager.gradients(call, p, q, values, upstream, left)
+        found = [g if more is None else more for g, more in zip(found, by_core, strict=True)]
+    return tuple(found)
 
 
 # "CPU" is for Triton's interpreter (TRITON_INTERPRET=1), which the tests use; nothing chooses it by itself
