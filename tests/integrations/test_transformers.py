@@ -16,7 +16,7 @@ import tiny
 import transformers
 
 from kullback import FormError, Logits, TopK
-from kullback.integrations.transformers import DistillationMixin, DistillationTrainer
+from kullback.integrations.transformers import DistillationMixin
 from kullback.losses import DKD, GKD, Distillation, RDrop, SkewKL
 
 
@@ -328,7 +328,9 @@ def test_a_model_that_cannot_leave_its_scores_out_makes_them():
     torch.manual_seed(0)
     student, teacher = Headless(tiny.model().config).float(), tiny.model(seed=2)
     (loss, *_), _ = tiny.reference(student, teacher, tiny.texts(8))
-    with pytest.raises(FormError, match=r"fused=True, but Headless.forward has no argument logits_to_keep.*fused=False"):
+    with pytest.raises(
+        FormError, match=r"fused=True, but Headless.forward has no argument logits_to_keep.*fused=False"
+    ):
         tiny.trainer(student, teacher, fused=True)
     logged, _ = tiny.stepped(student, teacher, tiny.texts(8))
     assert logged["loss"] == pytest.approx(loss, rel=1e-6)
@@ -457,7 +459,10 @@ def test_vocabularies_are_compared_by_token_not_by_size():
     same, swapped = tokenizer(words), tokenizer(["?", "b", "a", *words[3:]])
     lower = tokenizer(words)
     lower.backend_tokenizer.normalizer = __import__("tokenizers").normalizers.Replace("naïve", "a b")
-    for other, error in ((swapped, r"differ in 2 tokens; 'a' has id 1 in the student's and 2"), (lower, "split a sample")):
+    for other, error in (
+        (swapped, r"differ in 2 tokens; 'a' has id 1 in the student's and 2"),
+        (lower, "split a sample"),
+    ):
         with pytest.raises(FormError, match=error):
             tiny.trainer(tiny.model(), tiny.model(seed=2), processing_class=same, teacher_tokenizer=other)
     with pytest.raises(FormError, match=r"num_classes=60 leaves out tokens.*Write num_classes=61"):

@@ -158,7 +158,9 @@ def stepped(student, teacher, data=None, **given):
     before = {n: p.detach().clone() for n, p in student.named_parameters()}
     made = trainer(student, teacher, data, **given)
     made.train()
-    return made.state.log_history[0], {n: before[n].double() - p.detach().double() for n, p in student.named_parameters()}
+    return made.state.log_history[0], {
+        n: before[n].double() - p.detach().double() for n, p in student.named_parameters()
+    }
 
 
 def ratio(step, gradients):

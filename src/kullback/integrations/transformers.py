@@ -1,7 +1,7 @@
 """Distillation in the `Trainer` of Hugging Face transformers."""
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -19,12 +19,11 @@ from .heads import ASKED, Head, cut, head_of, prove
 from .vocabulary import same_vocabulary, size_of
 
 transformers: Any = extra("transformers", of="lm")
-extra("accelerate", of="lm")
+extra("accelerate", of="lm")  # without which transformers has no Trainer
 
 OWNER = "DistillationTrainer"
 IGNORED = -100  # what marks a position without a label in every collator, and what the Trainer does not count
-SAMPLES = ("labels", "shift_labels")
-Teacher = Callable[[dict[str, Any]], Tensor | FiniteForm | Drawn]
+LABELS = ("labels", "shift_labels")
 
 
 class _Step(NamedTuple):
@@ -86,7 +85,7 @@ class DistillationMixin:
                 "kullback.losses between a student and a teacher."
             )
         kwargs["compute_loss_func"] = self._loss_of
-        self.loss = Distillation() if loss is None else loss
+        self.loss: Any = Distillation() if loss is None else loss
         self._accepted = _accepted(self.loss)
         self.fused, self.num_classes, self.teacher_columns = fused, num_classes, tuple(teacher_columns)
         if num_classes is not None and (isinstance(num_classes, bool) or not isinstance(num_classes, int)):
@@ -144,7 +143,9 @@ class DistillationMixin:
             )
         for whose, model in both.items():
             if not hasattr(model, "get_output_embeddings"):
-                raise FormError(f"{OWNER}: the {whose} is a {type(model).__name__}, but a model of transformers is needed.")
+                raise FormError(
+                    f"{OWNER}: the {whose} is a {type(model).__name__}, but a model of transformers is needed."
+                )
             if model.config.is_encoder_decoder:
                 raise FormError(
                     f"{OWNER}: the {whose}, a {type(model).__name__}, has an encoder and a decoder, whose labels are "
@@ -209,8 +210,8 @@ class DistillationMixin:
         inner = self.accelerator.unwrap_model(model, keep_torch_compile=False)
         head = None if self._whole else self._head("student", inner)
         self._step = _Step(head, labels, keep, self._ask_teacher(inputs))
-        hidden_from_student = {"shift_labels", *self.teacher_columns}
-        inputs = {name: x for name, x in inputs.items() if name not in hidden_from_student}
+        withheld = {"shift_labels", *self.teacher_columns}
+        inputs = {name: x for name, x in inputs.items() if name not in withheld}
         try:
             return super().compute_loss(  # type: ignore[misc]
                 model, inputs | (ASKED if head else {}), return_outputs, num_items_in_batch
@@ -231,7 +232,7 @@ class DistillationMixin:
                 "them are needed: write return output.logits."
             )
         self.teacher.eval()
-        given = {name: x for name, x in inputs.items() if name not in (*SAMPLES, *self.teacher_columns)}
+        given = {name: x for name, x in inputs.items() if name not in (*LABELS, *self.teacher_columns)}
         head = self._head("teacher", self.teacher)
         with self.accelerator.autocast():
             outputs = self.teacher(**given, use_cache=False, **(ASKED if head else {}))
@@ -270,7 +271,9 @@ class DistillationMixin:
         means.add(tokens=keep.sum(), **measured)
         return loss
 
-    def _one_vocabulary(self, student: FiniteForm, teacher: FiniteForm | Drawn) -> tuple[FiniteForm, FiniteForm | Drawn]:
+    def _one_vocabulary(
+        self, student: FiniteForm, teacher: FiniteForm | Drawn
+    ) -> tuple[FiniteForm, FiniteForm | Drawn]:
         n, sizes = self.num_classes, (student.num_classes, teacher.num_classes)
         if n is None:
             if sizes[0] == sizes[1]:
@@ -278,13 +281,13 @@ class DistillationMixin:
             tokenizer = getattr(self, "processing_class", None)
             real = f"num_classes={size_of(tokenizer)}" if hasattr(tokenizer, "get_vocab") else "num_classes=V"
             raise FormError(
-                f"{OWNER}: the student scores {sizes[0]} classes and the teacher {sizes[1]}. If both have one tokenizer "
-                f"and the rest is padding, say how many tokens are real: write {real}."
+                f"{OWNER}: the student scores {sizes[0]} classes and the teacher {sizes[1]}. If both have one "
+                f"tokenizer and the rest is padding, say how many tokens are real: write {real}."
             )
         if not 1 <= n <= min(sizes):
             raise FormError(
-                f"{OWNER}: num_classes={n}, but the student scores {sizes[0]} classes and the teacher {sizes[1]}. Write "
-                f"a number from 1 to {min(sizes)}."
+                f"{OWNER}: num_classes={n}, but the student scores {sizes[0]} classes and the teacher {sizes[1]}. "
+                f"Write a number from 1 to {min(sizes)}."
             )
         return cut(student, n), teacher if isinstance(teacher, Drawn) else cut(teacher, n)
 
@@ -308,7 +311,9 @@ class DistillationMixin:
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in found.items()})
         return output
 
-    def prediction_step(self, model: Any, inputs: dict[str, Any], prediction_loss_only: bool, *args: Any, **kw: Any) -> Any:
+    def prediction_step(
+        self, model: Any, inputs: dict[str, Any], prediction_loss_only: bool, *args: Any, **kw: Any
+    ) -> Any:
         """Whole logits only where predictions are asked for."""
         if prediction_loss_only:
             _next_labels(inputs)
@@ -387,8 +392,8 @@ def _accepted(loss: Any) -> set[str]:
     names = set(inspect.signature(call).parameters) if callable(call) and not inspect.isclass(loss) else set()
     if missing := {"student", "teacher", "mask", "num_items"} - names:
         raise FormError(
-            f"{OWNER}: loss is {loss!r}, which takes no {', '.join(sorted(missing))}. Write loss=Distillation(), GKD(), "
-            "SkewKL() or DKD(), or a callable of the same arguments."
+            f"{OWNER}: loss is {loss!r}, which takes no {', '.join(sorted(missing))}. Write loss=Distillation(), "
+            "GKD(), SkewKL() or DKD(), or a callable of the same arguments."
         )
     if getattr(loss, "reduction", "mean") != "mean":
         raise FormError(
