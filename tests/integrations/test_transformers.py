@@ -16,6 +16,7 @@ import tiny
 import transformers
 
 from kullback import FormError, Logits, TopK
+from kullback.integrations.heads import head_of
 from kullback.integrations.transformers import DistillationMixin
 from kullback.losses import DKD, GKD, Distillation, RDrop, SkewKL
 
@@ -93,6 +94,28 @@ def test_a_callable_teacher_returns_logits_or_a_form():
         assert tiny.ratio(step, gradients) == pytest.approx(1.0, abs=1e-6)
 
 
+class Strict(transformers.LlamaForCausalLM):
+    """A model that takes no argument whose name it does not know."""
+
+    def forward(
+        self,
+        input_ids=None,
+        attention_mask=None,
+        labels=None,
+        output_hidden_states=None,
+        logits_to_keep=0,
+        use_cache=None,
+    ):
+        asked = {"output_hidden_states": output_hidden_states, "logits_to_keep": logits_to_keep}
+        return super().forward(input_ids=input_ids, attention_mask=attention_mask, labels=labels, **asked)
+
+
+def strict(seed):
+    made = Strict(tiny.model().config)
+    made.load_state_dict(tiny.model(seed=seed).state_dict())
+    return made
+
+
 def test_columns_of_the_teacher_do_not_reach_the_student():
     model = tiny.model(seed=2)
     seen = []
@@ -102,7 +125,7 @@ def test_columns_of_the_teacher_do_not_reach_the_student():
         return model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits
 
     trainer = tiny.trainer(
-        tiny.model("gpt2", seed=1),  # its forward takes no names that it does not know
+        strict(seed=1),
         teacher,
         tiny.texts(8),
         args=tiny.settings(remove_unused_columns=False),
@@ -131,6 +154,15 @@ def test_half_precision_is_within_its_rounding():
 def test_gradient_checkpointing_changes_nothing():
     (loss, *_), gradients = tiny.reference(tiny.model(seed=1), tiny.model(seed=2), tiny.texts(8))
     args = tiny.settings(activation_checkpointing=True)
+    logged, step = tiny.stepped(tiny.model(seed=1), tiny.model(seed=2), tiny.texts(8), args=args, fused=True)
+    assert logged["loss"] == pytest.approx(loss, rel=1e-6)
+    assert tiny.ratio(step, gradients) == pytest.approx(1.0, abs=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # Dynamo looks
+def test_a_compiled_model_is_asked_through_its_wrapper():
+    (loss, *_), gradients = tiny.reference(tiny.model(seed=1), tiny.model(seed=2), tiny.texts(8))
+    args = tiny.settings(torch_compile=True, torch_compile_backend="eager")
     logged, step = tiny.stepped(tiny.model(seed=1), tiny.model(seed=2), tiny.texts(8), args=args, fused=True)
     assert logged["loss"] == pytest.approx(loss, rel=1e-6)
     assert tiny.ratio(step, gradients) == pytest.approx(1.0, abs=1e-6)
@@ -227,12 +259,14 @@ def test_metrics_of_predictions_get_whole_logits():
 def test_evaluation_within_training_leaves_its_means_alone():
     student, teacher = tiny.model(seed=1), tiny.model(seed=2)
     (_, soft, _), _ = tiny.reference(student, teacher, tiny.texts(8))
-    args = tiny.settings(eval_strategy="steps", eval_steps=1, eval_on_start=True)
-    logs = tiny.trainer(student, teacher, tiny.texts(8), args=args, eval_dataset=tiny.texts(3, seed=5))
-    logs.train()
-    first = next(entry for entry in logs.state.log_history if "loss" in entry)
-    assert first["soft"] == pytest.approx(soft, rel=1e-6)
-    assert sum("eval_kl" in entry for entry in logs.state.log_history) == 2
+    args = tiny.settings(eval_strategy="steps", eval_steps=1, logging_steps=2, max_steps=2, learning_rate=0.0)
+    rows = tiny.texts(3, seed=5)
+    made = tiny.trainer(student, teacher, tiny.texts(8), args=args, eval_dataset=rows)
+    made.train()
+    (logged,) = (entry["soft"] for entry in made.state.log_history if "soft" in entry)
+    assert logged == pytest.approx(soft, rel=1e-6)
+    evaluated = [entry["eval_soft"] for entry in made.state.log_history if "eval_soft" in entry]
+    assert evaluated == pytest.approx([wanted_of_evaluation(student, teacher, rows)["soft"].item()] * 2, rel=1e-6)
 
 
 def test_a_step_without_a_counted_token_moves_nothing():
@@ -261,9 +295,8 @@ def test_labels_that_a_collator_shifted_are_taken_as_they_are():
         batch = tiny.collate(rows)
         return batch | {"shift_labels": torch.nn.functional.pad(batch["labels"][:, 1:], (0, 1), value=-100)}
 
-    (loss, *_), _ = tiny.reference(tiny.model(seed=1), tiny.model(seed=2), tiny.texts(8))
     args = tiny.settings(remove_unused_columns=False)
-    trainer = tiny.trainer(tiny.model("gpt2", seed=1), tiny.model(seed=2), tiny.texts(8), args=args)
+    trainer = tiny.trainer(strict(seed=1), tiny.model(seed=2), tiny.texts(8), args=args)
     (loss, *_), _ = tiny.reference(trainer.model, tiny.model(seed=2), tiny.texts(8))
     trainer.data_collator = collate
     trainer.train()
@@ -284,6 +317,17 @@ def test_padded_vocabularies_are_cut_to_the_real_tokens():
     for given, words in ((None, r"64 classes and the teacher 61.*write num_classes=V"), (62, "from 1 to 61")):
         with pytest.raises(FormError, match=words):
             tiny.stepped(student, teacher, rows, num_classes=given)
+
+
+@pytest.mark.parametrize(
+    ("settings", "scale"),
+    [({"lm_head_multiplier": 0.5}, 0.5), ({"logit_scale": 0.25}, 0.25), ({"logits_scaling": 4.0}, 0.25), ({}, 1.0)],
+)
+def test_the_config_says_how_scores_are_scaled(settings, scale):
+    model = tiny.model()
+    for name, value in settings.items():
+        setattr(model.config, name, value)
+    assert head_of(model).scale == scale
 
 
 class Louder(transformers.LlamaForCausalLM):

@@ -11,6 +11,7 @@ from transformers import (
     Gemma3TextConfig,
     GPT2Config,
     GraniteConfig,
+    HyperCLOVAXConfig,
     LlamaConfig,
     Qwen2Config,
     Qwen3Config,
@@ -42,6 +43,7 @@ CONFIGS = {
     "gemma2": lambda **kw: Gemma2Config(**SIZE | {"head_dim": 8, "final_logit_softcapping": 3.0} | kw),
     "gemma3": lambda **kw: Gemma3TextConfig(**SIZE | {"head_dim": 8, "final_logit_softcapping": 3.0} | kw),
     "granite": lambda **kw: GraniteConfig(**SIZE | {"logits_scaling": 2.5} | kw),
+    "hyperclovax": lambda **kw: HyperCLOVAXConfig(**SIZE | {"logits_scaling": 2.5} | kw),
     "cohere": lambda **kw: CohereConfig(**SIZE | {"logit_scale": 0.25} | kw),
     "gpt2": lambda **kw: GPT2Config(
         **{"vocab_size": V, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64, "initializer_range": 0.3}

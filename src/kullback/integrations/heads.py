@@ -12,7 +12,7 @@ from kullback.forms.linear import LinearLogits
 
 # what asks a model for its last hidden state, and for the scores of one position, by which the rest is checked
 ASKED = {"output_hidden_states": -1, "logits_to_keep": 1}
-MULTIPLY = ("logit_scale", "lm_head_multiplier", "output_multiplier")
+MULTIPLY = ("logit_scale", "lm_head_multiplier")  # Cohere, Falcon-H1
 
 
 class Head(NamedTuple):
@@ -46,6 +46,7 @@ def head_of(model: Any) -> Head | str:
     for setting in MULTIPLY:
         scale *= _number(config, setting, 1.0)
     scaling = _number(config, "logits_scaling", 1.0)
+    # HyperCLOVA X multiplies by what Granite divides by
     scale = scale * scaling if config.model_type.startswith("hyperclovax") else scale / scaling
     softcap = getattr(config, "final_logit_softcapping", None)
     return Head(head, scale, None if softcap is None else float(softcap))

@@ -257,6 +257,7 @@ class DistillationMixin:
         given = {"student": student, "teacher": teacher, "mask": keep, "labels": labels}
         given = {name: x for name, x in given.items() if name in self._accepted} | {"num_items": items}
         named: dict[str, Tensor | None] = {}
+        loss: Tensor
         if hasattr(self.loss, "parts"):
             parts = self.loss.parts(**given)
             named, loss = parts._asdict(), parts.loss
