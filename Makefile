@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 export PIP_CONSTRAINT = $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test quick spark check format docs sanitize fuzz bench clean
+.PHONY: demo test quick spark check format docs sanitize wheel fuzz bench clean
 
 demo: $(VENV)/.demo  ## install, then distil a teacher into a small student on real data
 	@echo "Distilling on scikit-learn's digits: about a minute on two cores. The run folder it names holds report.html."
@@ -33,6 +33,8 @@ format: $(VENV)/.test
 docs: $(VENV)/.test  ## regenerate every figure and table that documents quote
 	$(BIN)/python docs/learn/figures.py
 	$(BIN)/python bench/accuracy.py
+	$(BIN)/python docs/check.py
+	$(BIN)/python bench/coding.py
 
 sanitize: $(VENV)/.test  ## the extension's tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	rm -rf build/sanitize && $(PYTHON) -m venv build/sanitize/venv
@@ -44,6 +46,9 @@ sanitize: $(VENV)/.test  ## the extension's tests under AddressSanitizer and Und
 		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 OMP_NUM_THREADS=2 KULLBACK_SANITIZED=1 \
 		build/sanitize/venv/bin/python -m pytest -q tests/engines --ignore tests/engines/triton \
 		-p no:cacheprovider -m "not slow" -k "not eager and not memory and not fork and not compile and not opcheck and not transforms"
+
+wheel:  ## sdist and wheel in dist; the wheel is tested in an empty environment without a compiler
+	PYTHON=$(PYTHON) .ci/wheel
 
 fuzz: $(VENV)/.test  ## a minute of random calls of the C++ engine against core; SECONDS=600 for longer
 	$(BIN)/python tests/engines/test_fuzz.py --seconds $(or $(SECONDS),60)
@@ -68,7 +73,7 @@ $(VENV)/.demo: $(BUILT_FROM)
 
 $(VENV)/.test: $(BUILT_FROM)
 	@echo "Installing kullback with all extras and the test tools into $(VENV); the first time takes some minutes."
-	$(BIN)/python -m pip install -q -e '.[data,distill,lm,recipes,transport,triton,test,check]'
+	$(BIN)/python -m pip install -q -e '.[code,data,distill,lm,recipes,transport,triton,test,check]'
 	@touch $@
 
 $(VENV)/.spark: $(VENV)/.test

@@ -7,6 +7,7 @@
     python bench/drift.py evidently       the same samples by Evidently, in an environment that has it
     python bench/drift.py watch           runs without drift that see an alarm
     python bench/drift.py scale           rows × columns of Parquet on DuckDB: time and memory beside bare SQL
+                                          (--rows 10000000, and 2000000)
 
 Every figure needs only numpy and kullback[data], but for `evidently`.
 """
@@ -211,8 +212,9 @@ def watch(reps):
     for n, m, window in ((1_000, 50, 1), (1_000, 50, 7), (10_000, 500, 7), (100_000, 100, 1)):
         rng, runs = np.random.default_rng([n, m, window]), 0
         for r in range(reps):
-            if r % 50 == 0:  # a new reference, and its thresholds, now and then: they take longest
-                counts = {k: rng.multinomial(n, p) for k, (_, p) in ways.items()}
+            # every run has a reference of its own; thresholds, which take longest, are those of every hundredth
+            counts = {k: rng.multinomial(n, p) for k, (_, p) in ways.items()}
+            if r % 100 == 0:
                 base = Profile(n, {k: Counted(ways[k][0], tuple(c.tolist())) for k, c in counts.items()})
                 limits = thresholds(base, [m] * 60, window=window)
             alarm = False
@@ -254,7 +256,7 @@ def scale(rows, many=20, rounds=3):
     for k, r in middle.items():
         lines.append(f"| {k} | {r['cpu']:.1f} | {r['cpu'] / base:.2f} | {r['wall']:.1f} | {peaks[k]:.0f} |")
     lines += ["", f"{rows:,} rows × {many} columns a side, medians of {rounds}. {results['drift'][0]['note']}"]
-    fill("scale", lines)
+    fill(f"scale {rows:,}", lines)
 
 
 def one(what, folder, many):

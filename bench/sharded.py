@@ -2,10 +2,11 @@
 
     python bench/sharded.py [--rows 256] [--classes 32000] [--rounds 15]
 
-Forward and backward to the second argument, float32, one thread a rank. Each round runs, in turn, the half alone on
-rank 0 while the other waits, and both ranks on their halves; reported are medians of wall time, of processor time of
-the slower rank, and their ratios. With fewer free cores than ranks wall time says how they share them; processor time
-says what is computed.
+Forward and backward to the second argument, float32, one thread a rank. Each round runs, in turn, one half alone on
+rank 0 while the other rank waits, each rank's half as if it were whole (nothing is sent, but the ranks share the
+processor's caches and memory), and both as shards of one vocabulary; reported are medians of wall time and of processor
+time of the slower rank, and ratios to the first and to the second. With fewer free cores than ranks wall time says how
+the ranks share them.
 """
 
 import argparse
@@ -46,21 +47,22 @@ def rank_main(rank, world, store, rows, classes, rounds):
         step()
         return time.perf_counter() - wall, time.process_time() - used
 
-    alone, together = [], []
+    alone, each, together = [], [], []
     for _ in range(rounds + 2):
         dist.barrier()
         alone.append(timed(half) if rank == 0 else (0.0, 0.0))
-        dist.barrier()
-        together.append(timed(both))
-    found = torch.tensor([alone[2:], together[2:]], dtype=torch.float64)
+        for seen, step in ((each, half), (together, both)):
+            dist.barrier()
+            seen.append(timed(step))
+    found = torch.tensor([alone[2:], each[2:], together[2:]], dtype=torch.float64)
     dist.all_reduce(found, dist.ReduceOp.MAX)
     if rank == 0:
         print(explain(whole(p), whole(q)).manner)
-        medians = [[statistics.median(found[k, :, i].tolist()) for i in (0, 1)] for k in (0, 1)]
         for i, name in enumerate(("wall", "processor")):
-            one, two = medians[0][i], medians[1][i]
+            one, two, split = (statistics.median(found[k, :, i].tolist()) for k in range(3))
             print(
-                f"{name:9}  half alone {1e3 * one:7.2f} ms   {world} ranks {1e3 * two:7.2f} ms   ratio {two / one:.2f}"
+                f"{name:9}  one half alone {1e3 * one:6.2f} ms   a half on each {1e3 * two:6.2f} ms   "
+                f"shards {1e3 * split:6.2f} ms   ratios {split / one:.2f} {split / two:.2f}"
             )
     dist.destroy_process_group()
 

@@ -22,9 +22,9 @@ LAYERS = (
     ("extend", "testing"),
     ("estimate",),
     ("losses", "torch_compat"),
-    ("recommend", "coding", "metrics"),
+    ("recommend", "metrics"),
     ("kit",),
-    ("compare", "data", "distill", "integrations", "models", "recipes"),
+    ("check", "coding", "compare", "data", "distill", "integrations", "models", "recipes"),
     ("cli", "__main__"),
 )
 APPLICATIONS = LAYERS[-2]

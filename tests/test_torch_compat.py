@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 
+from kullback._errors import FormError
 from kullback.torch_compat import KLDivLoss, kl_div
 
 SHAPES = [
@@ -167,3 +168,62 @@ def test_compiles_whole():
 def test_an_unknown_reduction_is_refused():
     with pytest.raises(ValueError, match=r"not a valid value for reduction.*batchmean"):
         kl_div(torch.zeros(2), torch.ones(2), reduction="average")
+
+
+def with_a_zero(x):
+    return x.index_fill(-1, torch.tensor(1), -math.inf)
+
+
+CHECKED = {
+    "fine": (lambda x, y: (x.log_softmax(-1), y.softmax(-1), False), None),
+    "fine in logarithms": (lambda x, y: (x.log_softmax(-1), y.log_softmax(-1), True), None),
+    "fine with zeros": (lambda x, y: (with_a_zero(x).log_softmax(-1), y.softmax(-1), False), None),
+    "a class left out of input": (lambda x, y: (x.log_softmax(-1)[..., :-1], y[..., :-1].softmax(-1), False), None),
+    "probabilities as input": (lambda x, y: (x.softmax(-1), y.softmax(-1), False), "KLB003.*probabilities .row 0"),
+    "logits as input": (lambda x, y: (x + 3, y.softmax(-1), False), "KLB003: input holds no log-probabilities"),
+    "nan in input": (lambda x, y: (x.log_softmax(-1) * math.nan, y.softmax(-1), False), "KLB003"),
+    "log-probabilities as target": (lambda x, y: (x.log_softmax(-1), y.log_softmax(-1), False), "KLB004.*target=True"),
+    "logits as target": (lambda x, y: (x.log_softmax(-1), y, False), "KLB004: target holds a negative number in row 0"),
+    "weights as target": (lambda x, y: (x.log_softmax(-1), y.exp() + 1, False), "KLB004: target is no distribution"),
+    "probabilities as log_target": (lambda x, y: (x.log_softmax(-1), y.softmax(-1), True), "KLB004.*log_target=False"),
+    "one row of many": (
+        lambda x, y: (torch.cat([x[:3].log_softmax(-1), x[3:]]), y.softmax(-1), False), "KLB003.*exp of row 3 "
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CHECKED)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_the_check_is_off_unless_asked_for_and_then_says_what_is_wrong(name, dtype):
+    make, message = CHECKED[name]
+    generator = torch.Generator().manual_seed(1)
+    x, y = (torch.randn(4, 7, generator=generator, dtype=torch.float64) for _ in range(2))
+    log_q, p, log_target = make(x, y)
+    log_q, p = log_q.to(dtype), p.to(dtype)
+    options = {"reduction": "batchmean", "log_target": log_target}
+    kl_div(log_q, p, **options)
+    if message is None:
+        checked = kl_div(log_q, p, **options, check=True)
+        torch.testing.assert_close(checked, kl_div(log_q, p, **options), equal_nan=True, rtol=0, atol=0)
+        KLDivLoss(**options, check=True)(log_q, p)
+        return
+    for call in (lambda: kl_div(log_q, p, **options, check=True), lambda: KLDivLoss(**options, check=True)(log_q, p)):
+        with pytest.raises(FormError, match=message):
+            call()
+
+
+def test_the_check_leaves_values_and_gradients_alone():
+    log_q, p = rows((4, 7), (4, 7), torch.float64, False)
+    log_q = log_q.log_softmax(-1).requires_grad_()
+    kl_div(log_q, p, reduction="batchmean", check=True).backward()
+    torch.testing.assert_close(log_q.grad, -p / 4)
+
+
+def test_empty_batches_and_single_numbers_pass():
+    kl_div(torch.zeros(0, 4), torch.zeros(0, 4), reduction="sum", check=True)
+    kl_div(torch.tensor(0.0), torch.tensor(1.0), reduction="sum", check=True)
+
+
+def test_the_module_keeps_its_setting():
+    assert not KLDivLoss(reduction="sum").check
+    assert pickle.loads(pickle.dumps(KLDivLoss(reduction="sum", check=True))).check

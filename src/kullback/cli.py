@@ -4,7 +4,6 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from kullback.kit.ending import STOPPED, ending, fail
-from kullback.kit.extras import install
 from kullback.kit.terminal import spell_out
 
 if TYPE_CHECKING:
@@ -12,10 +11,12 @@ if TYPE_CHECKING:
 
 
 def app() -> "typer.Typer":
-    """The command line; made on call, because it needs packages that `import kullback` does not."""
+    """The command line; made on call, because `import kullback` does without the packages it needs."""
     import typer
     from typer.core import TyperGroup
 
+    from .check.command import check
+    from .coding.command import code
     from .compare.command import kl
     from .data.command import drift
     from .distill.command import distill
@@ -43,6 +44,8 @@ def app() -> "typer.Typer":
     )
     commands.command()(distill)
     commands.command()(kl)
+    commands.command()(check)
+    commands.command()(code)
     commands.add_typer(drift, name="drift")
     register_recipes(commands)
 
@@ -73,7 +76,7 @@ def main() -> None:
         except ModuleNotFoundError as error:
             if (error.name or "").partition(".")[0] == "kullback":
                 raise
-            fail("kullback", f"the package {error.name!r} is not installed; write: {install('distill')}")
+            fail("kullback", f"the package {error.name!r} is not installed; write: pip install {error.name}")
         commands()
 
 

@@ -320,7 +320,7 @@ def test_the_operators_refuse_what_does_not_fit():
         ({"q_numbers": [-1.0]}, "temperature is above 0"),
         ({"q_numbers": []}, "has 1 numbers, not 0"),
         ({"p": [torch.tensor([0, 1, 2, 3, 4, 9])], "p_reading": "labels_all", "p_numbers": [0.0]}, "class of row 5"),
-        ({"p": [torch.tensor([-1, 1, 2, 3, 4, 8])], "p_reading": "labels_all", "p_numbers": [0.0]}, "label of row 0"),
+        ({"p": [torch.tensor([-1, 1, 2, 3, 4, 8])], "p_reading": "labels_all", "p_numbers": [0.0]}, "class of row 0"),
     ]
     for change, said in wrong:
         arguments = [change.get(name, value) for name, value in zip(names, good, strict=True)]

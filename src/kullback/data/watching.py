@@ -246,7 +246,8 @@ def thresholds(
     for name, column in reference.columns.items():
         counts = np.array(column.counts, dtype=np.float64)
         # what the reference never saw may still be seen: Jeffreys' ½ for its cells together
-        p = (counts + 0.5) / (counts + 0.5).sum()
+        p = np.where(counts > 0.0, counts, 0.5 / max((counts == 0.0).sum(), 1))
+        p /= p.sum()
         rng = np.random.default_rng([seed, zlib.crc32(name.encode()), len(sizes), window])
         tops = np.concatenate(
             [_tops(p, int(counts.sum()), sizes, window, n, rng) for n in _blocks(runs, sizes, len(p))]

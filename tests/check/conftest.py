@@ -1,0 +1,1 @@
+collect_ignore = ["corpus"]  # code to be read, not run
