@@ -77,7 +77,7 @@ $(VENV)/.demo: $(BUILT_FROM)
 
 $(VENV)/.test: $(BUILT_FROM)
 	@echo "Installing kullback with all extras and the test tools into $(VENV); the first time takes some minutes."
-	$(BIN)/python -m pip install -q -e '.[code,data,distill,recipes,transport,triton,test,check]'
+	$(BIN)/python -m pip install -q -e '.[code,data,distill,lm,recipes,transport,triton,test,check]'
 	@touch $@
 
 $(VENV)/.spark: $(VENV)/.test

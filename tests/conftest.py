@@ -12,6 +12,7 @@ sys.path[:0] = [
     str(TESTS),
     str(TESTS / "oracles"),
     str(TESTS / "engines"),
+    str(TESTS / "integrations"),
 ]  # so that tests can say `from cases import ...`
 
 from cases import ENGINES  # noqa: E402

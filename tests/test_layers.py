@@ -47,6 +47,10 @@ HEAVY = (
     "narwhals",
     "pyarrow",
     "pyspark",
+    "transformers",
+    "accelerate",
+    "tokenizers",
+    "peft",
 )
 
 

@@ -361,3 +361,11 @@ def test_on_two_ranks_with_ddp_and_fsdp2_gradients_are_those_of_one_process(tmp_
     assert sorted(what for what, _ in said) == sorted(["ddp", "fsdp2 inside", "fsdp2 outside", "refused"] * 2)
     for what, found in said:
         assert found == "True" if what == "refused" else float(found) < 1e-6, what
+
+
+def test_what_was_made_under_autocast_is_tempered_outside_of_it():
+    hidden, weight = torch.randn(3, 4), torch.randn(5, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        form = LinearLogits(hidden, weight)
+    halves = LinearLogits(hidden.bfloat16(), weight.bfloat16())
+    assert torch.equal(form.tempered(2.0).probabilities(), halves.tempered(2.0).probabilities())

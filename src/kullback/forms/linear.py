@@ -70,6 +70,7 @@ class LinearLogits(FiniteForm):
             object.__setattr__(self, "softcap", positive_number("LinearLogits", "softcap", self.softcap))
         if self.memory is not None:
             object.__setattr__(self, "memory", _bytes(self.memory))
+        object.__setattr__(self, "hidden", hidden)
         object.__setattr__(self, "data", hidden)
         object.__setattr__(self, "weight", weight)
         object.__setattr__(self, "bias", bias[0] if bias else None)
