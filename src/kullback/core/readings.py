@@ -22,6 +22,12 @@ class Weights(NamedTuple):
     log_w: Tensor
 
 
+def of_probabilities(w: Tensor) -> Weights:
+    """Weights of probabilities in float64; the gradient of log w is 0 where there is no mass."""
+    zero = w == 0
+    return Weights(w, torch.where(zero, -math.inf, torch.log(torch.where(zero, 1.0, w))))
+
+
 class Partial(NamedTuple):
     """One side's derivatives of a divergence, in the coordinates that readings need.
 
@@ -182,9 +188,7 @@ class ProbsReading:
 
     def weights(self, data: tuple[Tensor, ...]) -> Weights:
         (x,) = data
-        w = x.double()
-        zero = w == 0
-        return Weights(w, torch.where(zero, -math.inf, torch.log(torch.where(zero, 1.0, w))))
+        return of_probabilities(x.double())
 
     def pull_back(
         self, data: tuple[Tensor, ...], weights: Weights, partial: Partial, upstream: Tensor
@@ -301,9 +305,9 @@ class DrawnReading:
     def weights(self, data: tuple[Tensor, ...]) -> Weights:
         ids, counts = data[0], data[1].double()
         shares = counts / counts.sum(-1, keepdim=True)
-        w = shares.new_zeros((*shares.shape[:-1], self.num_classes)).scatter_add(-1, ids.long(), shares)
-        zero = w == 0
-        return Weights(w, torch.where(zero, -math.inf, torch.log(torch.where(zero, 1.0, w))))
+        return of_probabilities(
+            shares.new_zeros((*shares.shape[:-1], self.num_classes)).scatter_add(-1, ids.long(), shares)
+        )
 
     def pull_back(
         self, data: tuple[Tensor, ...], weights: Weights, partial: Partial, upstream: Tensor

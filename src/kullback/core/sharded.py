@@ -25,6 +25,7 @@ from .readings import (
     Side,
     TopKReading,
     Weights,
+    of_probabilities,
 )
 
 
@@ -97,9 +98,7 @@ class Here:
         counts = data[1].double()
         shares = counts / counts.sum(-1, keepdim=True)
         none = shares.new_zeros((*shares.shape[:-1], self.width + 1))
-        w = none.scatter_add(-1, self._columns(data[0]), shares)[..., :-1]
-        zero = w == 0
-        return Weights(w, torch.where(zero, -math.inf, torch.log(torch.where(zero, 1.0, w))))
+        return of_probabilities(none.scatter_add(-1, self._columns(data[0]), shares)[..., :-1])
 
     def alone(self, data: tuple[Tensor, ...]) -> Tensor | None:
         """The classes here that are told apart from all others; None: every one."""
