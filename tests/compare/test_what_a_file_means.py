@@ -175,6 +175,14 @@ def test_columns_of_an_array_are_chosen_by_number(here):
     assert "an array has columns 1 to 3" in refused("a.npy", "a.npy", "--columns", "4")
 
 
+@pytest.mark.parametrize("text", ["1e308;1e308\n", "x,y\n1e308,1e308\n1e308,2.5\n", "a,1e308\nb,1e308\n"])
+def test_numbers_whose_sum_overflows_warn_nobody(here, text):
+    (here / "huge.csv").write_text(text)
+    found = run("huge.csv", "huge.csv")  # an answer or a refusal; a warning is an error here
+    assert found.exit_code in (0, 2), found.output
+    assert found.exception is None or isinstance(found.exception, SystemExit)
+
+
 # W12, C6, C8: distributions as text
 
 

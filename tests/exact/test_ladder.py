@@ -3,6 +3,7 @@
 import math
 import time
 
+import mpmath
 import pytest
 import torch
 import torch.distributions as td
@@ -476,3 +477,18 @@ def test_explain_names_the_method():
     assert kb.explain(td.Gamma(1.0, 1.0), td.Gamma(2.0, 1.0)).method == "closed form, Gamma‖Gamma"
     assert "support" in kb.explain(td.Normal(0.0, 1.0), td.Uniform(0.0, 1.0)).method
     assert CLOSED_FORMS.find("kl", td.Normal(0.0, 1.0), td.StudentT(3.0)) is None
+
+
+@pytest.mark.parametrize("order", [0.1, 0.5, 0.9])
+def test_widths_whose_ratio_overflows_have_their_affinity(order):
+    """Hellinger of N(1e-300, 1e-300) and N(0, 1e308) was -1e152: e^y of the squared ratio, cut at e^700."""
+    p, q = td.Normal(t(1e-300), t(1e-300)), td.Normal(t(0.0), t(1e308))
+    with mpmath.workdps(50):
+        b, c, a, gap = mpmath.mpf("1e-300"), mpmath.mpf("1e308"), mpmath.mpf(order), mpmath.mpf("1e-300")
+        mixed = (1 - a) * b**2 + a * c**2
+        log_sum = -a * (1 - a) * gap**2 / (2 * mixed) - mpmath.log(mixed / (b ** (2 * (1 - a)) * c ** (2 * a))) / 2
+        want = float(log_sum / (a - 1))
+    assert kb.renyi(p, q, order).item() == pytest.approx(want, rel=1e-12)
+    assert kb.renyi(q, p, 1 - order).item() == pytest.approx(float(want * (1 - order) / order), rel=1e-12)
+    assert kb.hellinger(p, q).item() == 1.0
+    assert kb.hellinger(q, p).item() == 1.0

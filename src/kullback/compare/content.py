@@ -198,7 +198,7 @@ def _guess(file: str, values: Floats, names: tuple[str, ...] | None, digits: flo
             "--as samples"
         )
     if sums == "near":
-        total = float(np.atleast_2d(values).sum(-1).flat[0])
+        total = float(_sum(np.atleast_2d(values), -1).flat[0])
         raise _unclear(
             file, f"no number is below 0 and their sum, {total:g}, is near 1", "probs --rescale, samples, counts"
         )
@@ -207,12 +207,18 @@ def _guess(file: str, values: Floats, names: tuple[str, ...] | None, digits: flo
     return "samples", "columns under names" if names else "the numbers are not all whole, and do not sum to 1"
 
 
+def _sum(values: Floats, axis: int | None = None, *, keepdims: bool = False) -> Any:
+    """The sum; infinite, without a warning, where numbers are as large as numbers get."""
+    with np.errstate(over="ignore"):
+        return values.sum(axis, keepdims=keepdims)
+
+
 def _looks(values: Floats, digits: float) -> str:
     """Whether each row could be probabilities: "exact", "near" or ""."""
     rows = np.atleast_2d(values)
     if rows.shape[1] < 2 or not bool((rows >= 0).all()):
         return ""
-    off = float(np.abs(rows.sum(-1) - 1.0).max())
+    off = float(np.abs(_sum(rows, -1) - 1.0).max())
     return "exact" if off <= digits else "near" if off <= NEAR_ONE else ""
 
 
@@ -255,10 +261,10 @@ def _beside_names(file: str, numbers: Floats, column: str) -> tuple[Kind, str]:
     if sums == "exact":
         return "probs", "numbers beside names, none below 0, that sum to 1"
     if sums == "near":
-        raise _unclear(file, f"the numbers of column {column} sum to {numbers.sum():g}, near 1", "probs --rescale")
+        raise _unclear(file, f"the numbers of column {column} sum to {_sum(numbers):g}, near 1", "probs --rescale")
     raise BadInput(
         f"{file}: column {column} holds neither whole numbers (counts) nor numbers that sum to 1 (probabilities): the "
-        f"sum is {numbers.sum():g}; write --as probs --rescale for weights, or --as logits"
+        f"sum is {_sum(numbers):g}; write --as probs --rescale for weights, or --as logits"
     )
 
 
@@ -301,9 +307,9 @@ def _checked(
             raise BadInput(
                 f"{file}: holds {odd:g}, but counts are whole numbers; write --as probs, --as samples or --as logits"
             )
-        if not 0.0 < values.sum() < LARGEST_COUNT:
+        if not 0.0 < _sum(values) < LARGEST_COUNT:
             raise BadInput(
-                f"{file}: the counts sum to {values.sum():g}; at least 1 and fewer than 2^53 observations are needed"
+                f"{file}: the counts sum to {_sum(values):g}; at least 1 and fewer than 2^53 observations are needed"
             )
     if kind == "probs":
         values, notes = _summing_to_one(file, values, rescale, digits)
@@ -315,7 +321,7 @@ def _checked(
 
 
 def _summing_to_one(file: str, values: Floats, rescale: bool, digits: float) -> tuple[Floats, tuple[str, ...]]:
-    sums = values.sum(-1, keepdims=True)
+    sums = _sum(values, -1, keepdims=True)
     worst = float(sums.flat[np.abs(sums - 1.0).argmax()])
     if worst == 1.0:
         return values, ()

@@ -169,17 +169,20 @@ def vonmises_vonmises(p: VonMises, q: VonMises) -> Tensor:
 def normal_affinity(p: Normal, q: Normal, order: float) -> Tensor:
     """-½ a(1-a) Δ²/s² - ½ log(s² / (σp^2(1-a) σq^2a)), s² = (1-a) σp² + a σq²; +inf where s² <= 0"""
     (m, b), (n, c) = doubles(p, "loc", "scale"), doubles(q, "loc", "scale")
-    mixed = (1.0 - order) * b * b + order * c * c
+    unit = torch.maximum(b, c)  # squares of widths may over- and underflow
+    mixed = (1.0 - order) * (b / unit) ** 2 + order * (c / unit) ** 2
     outside = mixed <= 0.0
     ratio = torch.where(outside, 0.0, 2.0 * log_ratio(c, b))
-    square = (m - n) ** 2 / torch.where(outside, 1.0, mixed)
+    square = ((m - n) / unit) ** 2 / torch.where(outside, 1.0, mixed)
     return infinite_where(outside, -0.5 * order * (1.0 - order) * square - 0.5 * jensen_gap(order, ratio))
 
 
 def jensen_gap(order: float, y: Tensor) -> Tensor:
     """log(1 - a + a e^y) - a y, >= 0 for a in [0, 1], flat at y = 0."""
-    grown = torch.log1p(order * torch.expm1(y.clamp(max=700.0)))
-    near = y.abs() < 1.0
+    near, far = y.abs() < 1.0, y > 100.0
+    grown = torch.log1p(order * torch.expm1(torch.where(far, 0.0, y)))
+    if order > 0.0:  # where e^y might overflow; for a below 0 the logarithm has no real value there
+        grown = torch.where(far, y + torch.log(order + (1.0 - order) * torch.exp(-y.clamp(min=0.0))), grown)
     t = torch.where(near, y, 0.0)
     close = order * rise(t) - rise(torch.log1p(order * torch.expm1(t)))
     return torch.where(near, close, grown - order * y)
