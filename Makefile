@@ -45,7 +45,7 @@ sanitize: $(VENV)/.test  ## the extension's tests under AddressSanitizer and Und
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
 		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 OMP_NUM_THREADS=2 KULLBACK_SANITIZED=1 \
 		build/sanitize/venv/bin/python -m pytest -q tests/engines --ignore tests/engines/triton \
-		-p no:cacheprovider -m "not slow" -k "not eager and not memory and not fork and not compile and not opcheck and not transforms"
+		-p no:cacheprovider -m "not slow" -k "not eager and not memory and not fork and not compile and not opcheck and not transforms and not two_ranks and not explain_predicts"
 
 wheel:  ## sdist and wheel in dist; the wheel is tested in an empty environment without a compiler
 	PYTHON=$(PYTHON) .ci/wheel

@@ -44,7 +44,8 @@ class LogSum:
 
     def __call__(self, x: Tensor, log_sum: Tensor) -> Tensor:
         near = log_sum.abs() < 0.5
-        return torch.where(near, torch.log1p(self.scale * torch.where(near, x, 0.0)), log_sum) / (self.order - 1.0)
+        log = torch.where(near, torch.log1p(self.scale * torch.where(near, x, 0.0)), log_sum)
+        return log / (self.order - 1.0) + 0.0  # 0 / -1 is -0
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from kullback import divergences, kl
 from kullback.cli import app
-from kullback.compare import choices
+from kullback.compare import choices, content
 from kullback.forms.finite import Logits, Probs
 
 pytest.importorskip("matplotlib")
@@ -181,6 +181,24 @@ def test_numbers_whose_sum_overflows_warn_nobody(here, text):
     found = run("huge.csv", "huge.csv")  # an answer or a refusal; a warning is an error here
     assert found.exit_code in (0, 2), found.output
     assert found.exception is None or isinstance(found.exception, SystemExit)
+
+
+def test_what_a_table_holds_may_be_written_to(here):
+    """PyTorch warns of arrays that are read-only, as those of Parquet are."""
+    pl.DataFrame({"x": [1.5, 2.5, 3.25]}).write_parquet(here / "x.parquet")
+    held = content.read("x.parquet", content.Wanted("samples", (), None, False))
+    assert held.values.numpy().flags.writeable
+
+
+def test_a_prior_that_overflows_is_refused_in_the_commands_words(here):
+    (here / "p.csv").write_text("k,count\na,4\nb,7\n")
+    assert "--prior is '1e308'" in refused("p.csv", "p.csv", "--prior", "1e308")
+    assert "above 0 and below 2^53" in refused("p.csv", "p.csv", "--prior", "0")
+
+
+@pytest.mark.parametrize("order", ["0.892", "0.01", "2.5"])
+def test_no_divergence_is_printed_as_minus_zero(here, order):
+    assert "-0 " not in run("Poisson(9.83)", "Poisson(9.83)", "--divergence", f"renyi:{order}").stdout
 
 
 # W12, C6, C8: distributions as text

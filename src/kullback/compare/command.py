@@ -22,7 +22,7 @@ from kullback.kit.files import check_file, write_bytes
 from kullback.kit.tables import is_number, shortened
 
 from .choices import choose, written
-from .content import Content, Kind, Wanted, read
+from .content import LARGEST_COUNT, Content, Kind, Wanted, read
 from .matching import matched
 from .measure import Request, Side, answer, contributions
 from .report import document, text
@@ -128,9 +128,11 @@ def _counting(prior: str | None, drop_unseen: bool) -> PlugIn | None:
     named = {"jeffreys": JEFFREYS_PRIOR, "kt": KRICHEVSKY_TROFIMOV_PRIOR, "laplace": LAPLACE_PRIOR}
     if prior.lower() in named:
         return PlugIn(prior=named[prior.lower()])
-    if is_number(prior) and 0.0 < float(prior) < math.inf:
+    if is_number(prior) and 0.0 < float(prior) < LARGEST_COUNT:
         return PlugIn(prior=DirichletPrior(float(prior)))
-    raise BadInput(f"--prior is {shortened(prior, 40)!r}; write jeffreys, kt, laplace, or a number above 0.")
+    raise BadInput(
+        f"--prior is {shortened(prior, 40)!r}; write jeffreys, kt, laplace, or a number above 0 and below 2^53."
+    )
 
 
 def _wanted(

@@ -317,7 +317,7 @@ def _checked(
         raise BadInput(f"{file}: is taken for {kind}, and --rescale is for probabilities; write --as probs with it")
     if kind == "logits" and bool((values == -math.inf).all(-1).any()):
         raise BadInput(f"{file}: has a row of -inf only; logits need a finite number in each row")
-    return Content(file, kind, torch.from_numpy(np.ascontiguousarray(values)), names, because, notes)
+    return Content(file, kind, torch.from_numpy(np.require(values, requirements=("C", "W"))), names, because, notes)
 
 
 def _summing_to_one(file: str, values: Floats, rescale: bool, digits: float) -> tuple[Floats, tuple[str, ...]]:

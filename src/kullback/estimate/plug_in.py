@@ -34,8 +34,10 @@ class DirichletPrior:
     alpha: float
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.alpha < math.inf:
-            raise FormError(f"DirichletPrior: alpha is {self.alpha!r}; write a number above 0, such as 0.5.")
+        if not 0.0 < self.alpha < 2.0**53:
+            raise FormError(
+                f"DirichletPrior: alpha is {self.alpha!r}; write a number above 0 and below 2^53, such as 0.5."
+            )
 
 
 JEFFREYS_PRIOR = DirichletPrior(0.5)
