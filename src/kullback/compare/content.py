@@ -139,8 +139,9 @@ def _digits(array: Any) -> float:
     """
     if array.dtype.kind != "f":
         return 0.0
-    dtype = np.float32 if array.dtype.itemsize > 4 and bool((array == array.astype(np.float32)).all()) else array.dtype
-    return float(np.sqrt(np.finfo(dtype).eps))
+    with np.errstate(over="ignore"):
+        rounded = array.dtype.itemsize > 4 and bool((array == array.astype(np.float32)).all())
+    return float(np.sqrt(np.finfo(np.float32 if rounded else array.dtype).eps))
 
 
 def _of_table(file: str, table: Table, wanted: Wanted) -> Content:

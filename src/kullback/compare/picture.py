@@ -84,8 +84,8 @@ def _line(figure: Any, p: Side, q: Side, labels: list[str]) -> None:
     known = isinstance(p, Distribution) and isinstance(q, Distribution)
     top, *rest = figure.subplots(2, 1, sharex=True) if known else [figure.subplots()]
     clouds = [_draws(side).squeeze(-1).numpy() for side in (p, q)]
-    low = min(float(np.quantile(cloud, 0.005)) for cloud in clouds)
-    high = max(float(np.quantile(cloud, 0.995)) for cloud in clouds)
+    low = min(float(np.quantile(cloud, 0.005, method="lower")) for cloud in clouds)
+    high = max(float(np.quantile(cloud, 0.995, method="higher")) for cloud in clouds)
     whole = any(isinstance(side, Distribution) and _is_whole(side) for side in (p, q))
     at = _places(low, high, whole)
     marked = whole and len(at) <= _MOST_MARKS
