@@ -202,6 +202,13 @@ def test_no_divergence_is_printed_as_minus_zero(here, order):
     assert "-0 " not in run("Poisson(9.83)", "Poisson(9.83)", "--divergence", f"renyi:{order}").stdout
 
 
+def test_an_array_that_python_2_wrote_warns_nobody(here):
+    header = b"{'descr': '<f8', 'fortran_order': False, 'shape': (2L, 1L), }"
+    numbers = np.array([1.5, 2.5]).tobytes()
+    (here / "old.npy").write_bytes(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + numbers)
+    assert document("old.npy", "old.npy")["p"]["shape"] == [2, 1]
+
+
 # W12, C6, C8: distributions as text
 
 

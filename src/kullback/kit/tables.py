@@ -11,6 +11,7 @@ import re
 import stat
 import sys
 import tokenize
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -123,7 +124,9 @@ def read_array(source: Source) -> npt.NDArray[Any]:
     try:
         version = np.lib.format.read_magic(file)
         header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, _, dtype = header(file)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # files that Python 2 wrote are as good as others
+            shape, _, dtype = header(file)
     except (ValueError, SyntaxError, TypeError, KeyError, EOFError, OverflowError, tokenize.TokenError, RecursionError):
         raise BadInput(f"{source.name}: is not an .npy file of numbers (its header cannot be read)") from None
     if dtype.kind not in "iuf":
@@ -143,7 +146,9 @@ def read_array(source: Source) -> npt.NDArray[Any]:
             f"{source.name}: holds an array of shape {shape}; one or two axes with something in them are needed"
         )
     file.seek(0)
-    array: npt.NDArray[Any] = np.lib.format.read_array(file, allow_pickle=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        array: npt.NDArray[Any] = np.lib.format.read_array(file, allow_pickle=False)
     return array
 
 
