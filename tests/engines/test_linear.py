@@ -180,6 +180,21 @@ def test_it_holds_what_explain_predicts(dtype):
     assert peak < predicted + 12
 
 
+def test_rows_of_a_shifted_teacher_are_copied_a_chunk_at_a_time(monkeypatch):
+    """scores[:, :-1], as language models compare them, has no view of one axis of rows."""
+    (h, w), g = head(14, 8, 50), torch.Generator().manual_seed(1)
+    scores = torch.randn(2, 8, 50, generator=g)
+    copied = []
+    rows_of = linear._rows_of
+    monkeypatch.setattr(linear, "_rows_of", lambda *a: copied.append(rows_of(*a)) or copied[-1])
+    form = LinearLogits(h.reshape(2, 7, 8), w, memory=3 * 50 * 4)
+    for weights in (0.5, (torch.arange(14).reshape(2, 7) % 3).double()):
+        value = total([Term(KL, Logits(scores[:, :-1]), form, weights)])
+        want = total([Term(KL, Logits(scores[:, :-1].contiguous()), form.logits(), weights)])
+        close([value, *torch.autograd.grad(value, [h, w])], [want, *torch.autograd.grad(want, [h, w])])
+    assert max(x.untyped_storage().nbytes() for x in copied) == 3 * 50 * 4
+
+
 # ---------------------------------------------------------------- any call
 
 

@@ -3,7 +3,7 @@
 A matrix product (`Product`) writes the scores of a chunk into scratch; the other engine reads them as `Logits`; where
 a gradient is wanted it overwrites them, and two more products make of it those of hidden states and weight. Every
 distinct (hidden, weight, bias) is multiplied once a chunk, however many terms read it, and rows that do not count
-reach no product. Weights' gradients that are made in parts add up in float32 at least.
+reach no product. Weights' gradients that are made in parts add up in float32, unless the memory given forbids it.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -350,7 +350,7 @@ class Chunks:
             data = []
             for x, dims in zip(side.data, side.reading.event_dims, strict=True):
                 if id(x) not in cut:
-                    cut[id(x)] = x if dims is None else x.reshape(self.num_rows, *x.shape[x.dim() - dims :])[rows]
+                    cut[id(x)] = x if dims is None else _rows_of(x, x.shape[: x.dim() - dims], rows)
                 data.append(cut[id(x)])
             sides.append(Side(side.reading, tuple(data)))
         senders = [product for product in self.distinct if self.sends(product)]
@@ -381,6 +381,15 @@ class Chunks:
         for b in bias:
             if id(b) in self.ids:
                 gradients[id(b)].add(g.sum(0, dtype=torch.float64 if g.dtype == torch.float64 else torch.float32))
+
+
+def _rows_of(x: Tensor, batch: torch.Size, rows: Index) -> Tensor:
+    """Some rows of a tensor; where they lie so that no view has one axis of them, these alone are copied."""
+    try:
+        return x.view(batch.numel(), *x.shape[len(batch) :])[rows]
+    except RuntimeError:
+        numbers = torch.arange(rows.start, rows.stop, device=x.device) if isinstance(rows, slice) else rows
+        return x[torch.unravel_index(numbers, batch)]
 
 
 def _least(given: Sequence[int | None]) -> int | None:

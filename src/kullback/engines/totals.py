@@ -67,8 +67,10 @@ def _work(terms: Sequence[Weighed], num_classes: int) -> _Work | None:
         return None
     sides = [side for term in terms for side in (term.p, term.q)]
     if any(linear.linear_in(side.reading) is not None for side in sides):
-        engines = [choice.decide(term.divergence, term.p, term.q, num_classes) for term in terms]
-        if any(not choice.ordinary(side.data) for side in sides) or any(e.factor is None for e in engines):
+        if any(not choice.ordinary(side.data) for side in sides):
+            return None
+        engines = [choice.kept_decision(term.divergence, term.p, term.q, num_classes) for term in terms]
+        if any(e.factor is None for e in engines):
             return None
         return _Chunked(terms, num_classes, all(cpu in (e.engine, getattr(e.engine, "inner", None)) for e in engines))
     parts = _served(terms, num_classes)
