@@ -16,6 +16,7 @@ sys.path[:0] = [
 ]  # so that tests can say `from cases import ...`
 
 from cases import ENGINES  # noqa: E402
+from here import browser_path  # noqa: E402
 from kullback.divergences import TABLE  # noqa: E402
 from kullback.engines import cpu, use  # noqa: E402
 
@@ -40,3 +41,21 @@ def engine(request):
 def divergence(request):
     """Every row of the table."""
     return request.param
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """A browser without a window, as a command that the page's path completes."""
+    quiet = "--disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update"
+    return [browser_path(), "--headless", "--no-sandbox", *quiet.split(), "--disable-sync"]
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    """A browser that a test may drive: `chromium.new_page(viewport=..., color_scheme=...)` of Playwright."""
+    playwright = pytest.importorskip("playwright.sync_api")
+    path = browser_path()
+    with playwright.sync_playwright() as p:
+        running = p.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
+        yield running
+        running.close()

@@ -194,7 +194,7 @@ def test_every_engine_serves_it_and_the_command_offers_it(scratch):
         "from kullback.engines.call import name_of_sum\n"
         "p, q = Logits(torch.randn(3, 7)), Logits(torch.randn(3, 7))\n"
         "print(explain(p, q, divergence=divergences.LARGER_CHI2).engine, larger_chi2(p, q).shape)\n"
-        "from kullback.compare.choices import choose\n"
+        "from kullback.kl_command.choices import choose\n"
         "print(choose('larger_chi2'))\n"
     )
     out = run(scratch, "try.py")

@@ -17,9 +17,9 @@ def app() -> "typer.Typer":
 
     from .check.command import check
     from .coding.command import code
-    from .compare.command import kl
     from .data.command import drift
     from .distill.command import distill
+    from .kl_command.command import kl
     from .recipes.command import register as register_recipes
 
     usage_error: Any = typer.BadParameter.__mro__[1]

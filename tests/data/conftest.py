@@ -11,6 +11,8 @@ from decimal import Decimal
 import numpy as np
 import pytest
 
+from here import lacking
+
 pytest.importorskip("duckdb", reason="needs kullback[data]")
 pytest.importorskip("narwhals", reason="needs kullback[data]")
 
@@ -20,13 +22,6 @@ def hush():
     """As the command does: DuckDB ends a process with a page about leaks of its own."""
     sys.stderr.flush()
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-
-
-def lacking(what, reason):
-    """Skip for want of it; fail where KULLBACK_HERE says that it is here."""
-    if what in os.environ.get("KULLBACK_HERE", "").split():
-        pytest.fail(f"{reason}; KULLBACK_HERE names {what}", pytrace=False)
-    pytest.skip(reason)
 
 
 @pytest.fixture(scope="session")
@@ -46,16 +41,6 @@ def spark(java):
     session = spark_session("local[2]")
     yield session
     session.stop()
-
-
-@pytest.fixture(scope="session")
-def browser():
-    """A browser without a window, as a command that the page's path completes."""
-    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if found is None:
-        lacking("browser", "needs a browser (Debian: apt-get install chromium)")
-    quiet = "--disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update"
-    return [found, "--headless", "--no-sandbox", *quiet.split(), "--disable-sync"]
 
 
 def everything(rows: int, seed: int, shift: float = 0.0):

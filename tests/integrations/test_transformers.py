@@ -16,8 +16,8 @@ import tiny
 import transformers
 
 from kullback import FormError, Logits, TopK
-from kullback.integrations.heads import head_of
 from kullback.integrations.transformers import DistillationMixin
+from kullback.language.heads import head_of
 from kullback.losses import DKD, GKD, Distillation, RDrop, SkewKL
 
 

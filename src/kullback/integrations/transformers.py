@@ -12,11 +12,10 @@ from kullback.divergences import CROSS_ENTROPY
 from kullback.forms.finite import FiniteForm, Logits
 from kullback.forms.sparse import Drawn
 from kullback.kit.extras import extra
+from kullback.language.heads import ASKED, Head, cut, head_of, prove
+from kullback.language.vocabulary import same_vocabulary, size_of
 from kullback.losses import GKD, Distillation
 from kullback.terms import Term, total
-
-from .heads import ASKED, Head, cut, head_of, prove
-from .vocabulary import same_vocabulary, size_of
 
 transformers: Any = extra("transformers", of="lm")
 extra("accelerate", of="lm")  # without which transformers has no Trainer

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from kullback import Samples, estimate
 from kullback.cli import app
-from kullback.compare.text import ALLOWED, parse_distribution
+from kullback.kl_command.text import ALLOWED, parse_distribution
 
 
 @pytest.fixture

@@ -18,8 +18,8 @@ from typer.testing import CliRunner
 
 from kullback import divergences, kl
 from kullback.cli import app
-from kullback.compare import choices
 from kullback.forms.finite import Logits, Probs
+from kullback.kl_command import choices
 
 pytest.importorskip("matplotlib")
 
@@ -567,7 +567,7 @@ def test_parquet_of_other_kinds_is_refused_by_name(here):
 def test_large_files_are_read_as_fast_as_numbers_can_be(here):
     random = np.random.default_rng(0)
     csv(here / "big.csv", ["x", "y"], random.normal(size=(200_000, 2)))
-    from kullback.compare.content import Wanted, read
+    from kullback.kl_command.content import Wanted, read
 
     start = time.process_time()
     assert read("big.csv", Wanted()).values.shape == (200_000, 2)

@@ -1,7 +1,7 @@
 """Random command lines for `kullback kl`: random files, random distributions as text, random options.
 
 Whatever is written, it ends with an answer or with one line; never with a traceback, a warning or a NaN.
-Longer: python tests/compare/test_fuzz.py --examples 10000
+Longer: python tests/kl_command/test_fuzz.py --examples 10000
 """
 
 import argparse
@@ -28,7 +28,7 @@ pl = pytest.importorskip("polars")
 from typer.testing import CliRunner  # noqa: E402
 
 from kullback.cli import app  # noqa: E402
-from kullback.compare.text import ALLOWED  # noqa: E402
+from kullback.kl_command.text import ALLOWED  # noqa: E402
 
 COMMAND = app()
 # what a person never writes to the command, and so should not be told to write
@@ -276,7 +276,7 @@ def test_random_command_lines_end_with_an_answer_or_with_one_line(line):
 @given(distribution)
 def test_random_texts_are_a_distribution_or_refused(text):
     from kullback._errors import BadInput
-    from kullback.compare.text import parse_distribution
+    from kullback.kl_command.text import parse_distribution
 
     with contextlib.suppress(BadInput):
         parse_distribution(text)
@@ -286,7 +286,7 @@ def test_random_texts_are_a_distribution_or_refused(text):
 @given(content, st.sampled_from(["a.csv", "a.npy"]))
 def test_random_files_are_read_or_refused(data, file):
     from kullback._errors import BadInput
-    from kullback.compare.content import Wanted, read
+    from kullback.kl_command.content import Wanted, read
 
     with tempfile.TemporaryDirectory() as folder, contextlib.suppress(BadInput):
         (Path(folder) / file).write_bytes(data)

@@ -1,0 +1,1 @@
+"""What trainers and commands of language models share: heads, vocabularies, documents, teacher caches, small models."""
