@@ -1,6 +1,7 @@
 """TRL's trainers with kullback's losses: equal to TRL's where it is right, and to float64 formulas everywhere."""
 
 import copy
+import importlib
 import os
 import subprocess
 import sys
@@ -16,11 +17,14 @@ import trl
 import trl_tiny as it
 
 from kullback import FormError
+from kullback._errors import MissingExtra
 from kullback.integrations import trl as ours
 from kullback.losses import GKD, Distillation, SkewKL
 
 HERE = Path(__file__).resolve().parent
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # TRL reads it
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
+)  # TRL reads it
 
 
 def close(step, gradients):
@@ -110,9 +114,7 @@ def test_distillation_is_the_formula_and_trl_itself(beta, temperature):
         )
         found[of] = it.stepped(made, model)
     assert len(made.seen) == 4
-    wanted, gradients = it.of_batches(
-        student, teacher, made.seen, lambda s, t: it.divergence(s, t, beta, temperature)
-    )
+    wanted, gradients = it.of_batches(student, teacher, made.seen, lambda s, t: it.divergence(s, t, beta, temperature))
     for logged, step in found.values():
         assert logged["loss"] == pytest.approx(wanted, rel=1e-6)
         close(step, gradients)
@@ -310,7 +312,8 @@ def test_two_ranks_of_grpo_make_the_mean_over_all_tokens(of_two_ranks):
     close(found["step"], gradients)
 
 
-def test_without_trl_the_error_names_the_extra():
-    code = "import sys; sys.modules['trl'] = None\nimport kullback.integrations.trl"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert "the package 'trl' is not installed; write: pip install 'kullback[lm]'" in result.stderr
+def test_without_trl_the_error_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "trl", None)
+    monkeypatch.delitem(sys.modules, "kullback.integrations.trl")
+    with pytest.raises(MissingExtra, match=r"the package 'trl' is not installed; write: pip install 'kullback\[lm\]'"):
+        importlib.import_module("kullback.integrations.trl")

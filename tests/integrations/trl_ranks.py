@@ -24,7 +24,7 @@ def main(out, folder):
         model = copy.deepcopy(student)
         made = it.gkd_trainer(of, model, teacher, lmbda=float(lmbda), per_device_train_batch_size=8, **twice)
         random.seed(0)
-        torch.manual_seed(torch.distributed.get_rank())
+        torch.manual_seed(lmbda * torch.distributed.get_rank())  # so that ranks generate differently
         logged, step = it.stepped(made, model)
         found[name] = {"logged": logged, "step": step, "seen": everyone(getattr(made, "seen", []))}
         if name == "ours":
@@ -34,7 +34,7 @@ def main(out, folder):
     logged, step = it.stepped(made, model)
     found["distillation"] = {"logged": logged, "step": step, "seen": everyone(made.seen)}
     found["distillation"]["evaluated"] = made.evaluate()
-    reference, policy = it.policies(f"{folder}/{torch.distributed.get_rank()}")
+    reference, policy = it.policies(f"{folder}/reference")
     made = it.grpo_trainer(it.RecordedGRPO, policy, **twice)
     before = copy.deepcopy(policy)
     logged, step = it.stepped(made, policy)

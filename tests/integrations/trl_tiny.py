@@ -185,7 +185,9 @@ def policies(folder):
     """A reference on disk, as TRL loads it, and a policy that has moved away from it."""
     reference = tiny.model(seed=1)
     reference.generation_config.eos_token_id = ENDS
-    reference.save_pretrained(folder)
+    reference.save_pretrained(folder)  # by rank 0 alone
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
     policy = transformers.AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager")
     torch.manual_seed(7)
     with torch.no_grad():

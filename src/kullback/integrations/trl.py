@@ -64,7 +64,13 @@ class GKDTrainer(DistillationMixin, _PlainSteps, gkd.GKDTrainer):  # type: ignor
     """
 
     def __init__(
-        self, model: Any = None, teacher_model: Any = None, args: Any = None, *more: Any, loss: Any = None, **kwargs: Any
+        self,
+        model: Any = None,
+        teacher_model: Any = None,
+        args: Any = None,
+        *more: Any,
+        loss: Any = None,
+        **kwargs: Any,
     ) -> None:
         if args is None:
             raise FormError("GKDTrainer: args is missing. Write args=GKDConfig(output_dir=...).")
@@ -123,7 +129,9 @@ class DistillationTrainer(TokenMeans, trl.DistillationTrainer):  # type: ignore[
         self._accepted = None if loss is None else accepted(loss)
         super().__init__(*args, **kwargs)
         if self.teacher_model is None:
-            raise FormError("DistillationTrainer: teacher_model is missing. Write teacher_model=..., a model or a path.")
+            raise FormError(
+                "DistillationTrainer: teacher_model is missing. Write teacher_model=..., a model or a path."
+            )
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             raise FormError(
                 "DistillationTrainer: under FSDP and DeepSpeed the teacher's head is no whole weight outside of its "
@@ -170,9 +178,7 @@ class DistillationTrainer(TokenMeans, trl.DistillationTrainer):  # type: ignore[
         if self._evaluating and self._counted is not None:
             counted = keep & self._counted[:, None]
             given = {"student": student, "teacher": teacher, "mask": counted, "num_items": 1}
-            self._evaluated.add(
-                tokens=counted.sum(), loss=self.loss(**given), kl=GKD(0.0, scaled=True)(**given)
-            )
+            self._evaluated.add(tokens=counted.sum(), loss=self.loss(**given), kl=GKD(0.0, scaled=True)(**given))
         return loss, entropy, keep.sum()
 
     def _form(
