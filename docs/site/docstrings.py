@@ -1,46 +1,54 @@
 """The house style of docstrings, which is plain text, as reStructuredText.
 
 A docstring is paragraphs, examples, indented blocks that stand as they are, and sections: `Args:`, `Returns:` and the
-like, on a line of their own above an indented block, or with their text on the same line. `x` is code, and a link where
-the package has that name; p_v and q^(1-a) are indices and powers.
+like, above an indented block or with their text on the same line. `x` is code, and a link where the package has that
+name; p_v and q^(1-a) are indices and powers.
 """
 
 import re
-from collections.abc import Iterator
 from typing import Any
 
 from docutils import nodes
 from sphinx.application import Sphinx
 
-SECTIONS = ("Args", "Returns", "Raises", "Gradients", "Source", "Shapes", "Cost", "Attributes", "Yields", "Memory")
-HEAD = re.compile(rf"({'|'.join(SECTIONS)}): ?(.*)")
-NEXT = re.compile(rf"(?<=[.;)]) +(?=(?:{'|'.join(SECTIONS)}): )")
-ENTRY = re.compile(r"(\*{0,2}\w+(?:, \*{0,2}\w+)*): +(.*)|(\*{0,2}\w+(?:, \*{0,2}\w+)*):$")
+WORDS = (
+    "Args|Returns|Raises|Gradients|Source|Sources|Shapes|Cost|Attributes|Yields|Memory|Communication|Exit codes|"
+    "Where copies differ"
+)
+HEAD = re.compile(rf"({WORDS}):(?: +(.*))?")
+NEXT_HEAD = re.compile(rf"(?<=[.;)]) +(?=(?:{WORDS}): )")
+NAMES = r"\*{0,2}\w+(?:, \*{0,2}\w+)*"
+ENTRY = re.compile(rf"({NAMES}):(?: +(.*))?")
+NEXT_ENTRY = re.compile(rf"(?<=[.;)])  +(?={NAMES}: )")
+ALIGNED = re.compile(rf"({NAMES}) {{2,}}(\S.*)")
+FORMULA = re.compile(r"[^\W\d](?:[\w()^]{0,7}|\([^)]*\)) = .*[^.:;]")
 NAME = re.compile(r"[A-Za-z_][\w.]*(?:\(\))?")
 SCRIPTS = re.compile(
-    r"(?<![\w`])(?P<sign>[A-Za-zΑ-ωΣΠ])"
-    r"(?:_(?P<sub>[A-Z]{2}|\w)(?![\w]))?"
-    r"(?:\^(?P<sup>\([^()]*\)|-?\w+))?(?![\w_])"
+    r"(?<![\w.`])(?P<sign>[A-Za-zΑ-ωΣΠ])(?!_?\w{3})"
+    r"(?:_(?P<sub>[A-Z]{2}|\w)(?!\w))?"
+    r"(?:\^(?P<sup>\([^()]*\)|-?\w+))?(?![\w])"
 )
 
 
-def text(plain: str) -> str:
-    """A piece of prose: names in backticks, everything else literally."""
+def text(lines: list[str]) -> str:
+    """A paragraph: names in backticks are code, everything else stands literally."""
+    plain = " ".join(line.strip() for line in lines)
     return "".join(code(part[1:-1]) if part[:1] == "`" else prose(part) for part in re.split(r"(`[^`]+`)", plain))
 
 
 def code(name: str) -> str:
-    found = name.removesuffix("()")
-    return f"\\ :py:obj:`{name} <{found}>`\\ " if NAME.fullmatch(name) else f"\\ ``{name}``\\ "
+    if NAME.fullmatch(name):
+        return f"\\ :py:obj:`{name} <{name.removesuffix('()')}>`\\ "
+    return f"\\ ``{name}``\\ "
 
 
 def prose(plain: str) -> str:
     made, end = [], 0
-    for sign in SCRIPTS.finditer(plain):
-        if sign["sub"] or sign["sup"]:
-            made += [escaped(plain[end : sign.start()]), escaped(sign["sign"])]
-            made += [f"\\ :{role}:`{escaped(sign[role].strip('()'))}`\\ " for role in ("sub", "sup") if sign[role]]
-            end = sign.end()
+    for found in SCRIPTS.finditer(plain):
+        if found["sub"] or found["sup"]:
+            made += [escaped(plain[end : found.start()]), escaped(found["sign"])]
+            made += [f"\\ :{role}:`{escaped(found[role].strip('()'))}`\\ " for role in ("sub", "sup") if found[role]]
+            end = found.end()
     return "".join([*made, escaped(plain[end:])])
 
 
@@ -48,51 +56,30 @@ def escaped(plain: str) -> str:
     return re.sub(r"([\\*|_`])", r"\\\1", plain)
 
 
-def blocks(lines: list[str]) -> Iterator[list[str]]:
-    """Runs of lines between blank ones; a block that is indented further belongs to a section's head above it."""
-    block: list[str] = []
-    for line in [*lines, ""]:
-        if line.strip():
-            block.append(line.rstrip())
-        elif block:
-            yield block
-            block = []
-
-
 def dedented(lines: list[str]) -> list[str]:
     depth = min((len(line) - len(line.lstrip()) for line in lines if line.strip()), default=0)
     return [line[depth:] for line in lines]
 
 
-def indented(lines: list[str], depth: int = 3) -> list[str]:
-    return [" " * depth + line if line else "" for line in lines]
+def indented(lines: list[str]) -> list[str]:
+    return [f"   {line}" if line else "" for line in lines]
 
 
-def entries(lines: list[str]) -> list[str]:
-    """`name: what it is` one below the other, or on one line with two spaces between; else a paragraph."""
-    lines = [part for line in dedented(lines) for part in spread(line)]
-    if not ENTRY.match(lines[0]):
-        return translated(lines)
-    made: list[str] = []
-    for line in lines:
-        if (entry := ENTRY.match(line)) is not None:
-            names = entry[1] or entry[3]
-            made += [", ".join(f"``{name}``" for name in names.split(", "))]
-            made += indented([text(entry[2])]) if entry[2] else []
-        else:
-            made.append(f"   {text(line.strip())}" if line.strip() else "")
-    return made
+def taken(lines: list[str], at: int, ends: Any) -> int:
+    """The first line from `at` on that is blank or ends the block."""
+    while at < len(lines) and lines[at].strip() and not ends(lines[at]):
+        at += 1
+    return at
 
 
-def spread(line: str) -> list[str]:
-    if not re.match(r"\*{0,2}\w+(?:, \*{0,2}\w+)*: ", line):
-        return [line]
-    return re.split(r"(?<=[.;)])  +(?=\w+(?:, \w+)*: )", line)
-
-
-def section(head: str, lines: list[str]) -> list[str]:
-    body = entries(lines) if head in ("Args", "Attributes", "Raises") else translated(dedented(lines))
-    return [f":{head}:", *indented(body), ""]
+def belonging(lines: list[str], at: int) -> int:
+    """The end of the indented lines from `at` on; a blank line between two of them belongs to them."""
+    end = at
+    while at < len(lines) and (lines[at].startswith(" ") or not lines[at].strip()):
+        at += 1
+        if lines[at - 1].strip():
+            end = at
+    return end
 
 
 def translated(lines: list[str]) -> list[str]:
@@ -100,70 +87,95 @@ def translated(lines: list[str]) -> list[str]:
     made: list[str] = []
     at = 0
     while at < len(lines):
-        line = lines[at]
-        if not line.strip():
-            made.append("")
+        line, start = lines[at].rstrip(), at
+        follows = lines[at + 1] if at + 1 < len(lines) else ""
+        if not line:
             at += 1
-            continue
-        if line.lstrip().startswith(">>>"):
-            end = at
-            while end < len(lines) and lines[end].strip():
-                end += 1
-            made += ["", *dedented(lines[at:end]), ""]
-            at = end
-            continue
-        if HEAD.fullmatch(line):
-            end = at + 1
-            while end < len(lines) and (lines[end].startswith(" ") or not lines[end].strip()):
-                if not lines[end].strip() and not (end + 1 < len(lines) and lines[end + 1].startswith(" ")):
-                    break
-                end += 1
-            made += ["", *sections([line, *lines[at + 1 : end]])]
-            at = end
-            continue
-        end = at
-        deep = line.startswith(" ")
-        while end < len(lines) and lines[end].strip() and not (end > at and HEAD.fullmatch(lines[end])):
-            if lines[end].startswith(" ") != deep:
-                break
-            end += 1
-        block = lines[at:end]
-        if deep:
-            made += ["", ".. code-block:: none", "", *indented(dedented(block)), ""]
-        elif block[0].startswith("|"):
-            made += table(block)
-        elif block[0].startswith("* "):
-            made += ["", *[f"* {text(x[2:])}" if x.startswith("* ") else f"  {text(x)}" for x in block], ""]
+        elif line.startswith(">>>"):
+            at = taken(lines, at, lambda _: False)
+            made += ["", *lines[start:at], ""]
+        elif line.startswith(" "):
+            at = belonging(lines, at)
+            made += ["", ".. code-block:: none", "", *indented(dedented(lines[start:at])), ""]
+        elif line.startswith("| "):
+            at = taken(lines, at, lambda x: not x.startswith("|"))
+            made += table(lines[start:at])
+        elif line.startswith("* "):
+            at = taken(lines, at, lambda x: not x.startswith(("* ", " ")))
+            made += bullets(lines[start:at])
+        elif HEAD.fullmatch(line) is not None:
+            at = belonging(lines, at + 1)
+            made += sections(line, lines[start + 1 : at])
+        elif line.endswith(":") and follows.startswith(" ") and ENTRY.match(follows.strip()):
+            at = belonging(lines, at + 1)
+            made += section(line[:-1], lines[start + 1 : at])
+        elif ALIGNED.fullmatch(line) is not None:
+            at = taken(lines, at, lambda x: not (x.startswith(" ") or ALIGNED.fullmatch(x)))
+            made += ["", *entries(lines[start:at], ALIGNED), ""]
+        elif FORMULA.fullmatch(line) is not None and not follows.strip():
+            at += 1
+            made += ["", ".. rst-class:: formula", "", *indented([text([line])]), ""]
         else:
-            made += [text(x) for x in block]
-        at = end
+            at = taken(lines, at, lambda x: x.startswith((" ", ">>>")) or HEAD.fullmatch(x) is not None)
+            at = max(at, start + 1)
+            made += ["", text(lines[start:at]), ""]
     return made
 
 
-def sections(lines: list[str]) -> list[str]:
-    """A head with its block, or several heads on one line."""
-    first, *rest = lines
-    heads = NEXT.split(first)
+def sections(head: str, block: list[str]) -> list[str]:
+    """A head with its block, or several heads on one line, of which the last one has the block."""
+    *before, last = NEXT_HEAD.split(head)
     made: list[str] = []
-    for number, each in enumerate(heads):
-        head = HEAD.fullmatch(each)
-        assert head is not None
-        body = [head[2]] if head[2] else []
-        if number == len(heads) - 1:
-            tail = dedented(rest)
-            if head[2] and head[1] not in ("Args", "Attributes"):
-                body = [*body, *tail]
-            else:
-                body += rest if not body else tail
-        made += section(head[1], body) if body else []
+    for each in before:
+        name, body = HEAD.fullmatch(each).groups()  # type: ignore[union-attr]
+        made += section(name, [body])
+    name, body = HEAD.fullmatch(last).groups()  # type: ignore[union-attr]
+    return made + section(name, [body, *dedented(block)] if body else block)
+
+
+def section(name: str, lines: list[str]) -> list[str]:
+    lines = dedented(lines)
+    if name in ("Args", "Attributes"):
+        lines = [part for line in lines for part in NEXT_ENTRY.split(line)]
+    listed = bool(lines) and ENTRY.fullmatch(lines[0]) is not None and name not in ("Returns", "Source", "Gradients")
+    return ["", f":{escaped(name)}:", *indented(entries(lines, ENTRY) if listed else translated(lines)), ""]
+
+
+def entries(lines: list[str], form: re.Pattern[str]) -> list[str]:
+    """`name: what it is`, one below the other, as definitions."""
+    made: list[str] = []
+    body: list[str] = []
+    for line in [*lines, None]:
+        entry = None if line is None else form.fullmatch(line.rstrip())
+        if entry is None and line is not None:
+            body.append(line)
+            continue
+        if body:
+            made += indented(translated(dedented(body) if not body[0] else [text_of(body)]))
+        if entry is not None:
+            made.append(", ".join(f"``{name}``" for name in entry[1].split(", ")))
+            body = [entry[2] or ""]
     return made
+
+
+def text_of(lines: list[str]) -> str:
+    return " ".join(line.strip() for line in lines)
+
+
+def bullets(lines: list[str]) -> list[str]:
+    items: list[list[str]] = []
+    for line in lines:
+        if line.startswith("* "):
+            items.append([])
+        items[-1].append(line.removeprefix("* "))
+    return ["", *(f"* {text(item)}" for item in items), ""]
 
 
 def table(lines: list[str]) -> list[str]:
     rows = [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in lines if not set(line) <= set("|- ")]
     made = ["", ".. list-table::", "   :header-rows: 1", ""]
     for row in rows:
-        made += [f"   {'* -' if not number else '  -'} {text(cell)}" for number, cell in enumerate(row)]
+        made += [f"   {'* -' if not number else '  -'} {text([cell])}" for number, cell in enumerate(row)]
     return [*made, ""]
 
 
@@ -171,15 +183,18 @@ def process(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: li
     lines[:] = translated(lines)
 
 
+def skip(app: Sphinx, what: str, name: str, obj: Any, skipped: bool, options: Any) -> bool | None:
+    """The fields of a named tuple stand in its signature and its text."""
+    return True if type(obj).__name__ == "_tuplegetter" else None
+
+
 def missing(app: Sphinx, env: Any, node: nodes.Element, contnode: nodes.Element) -> nodes.Element | None:
-    """Names in backticks that are no name of the package, and types of other libraries, are plain code."""
-    if node.get("refdomain") != "py":
-        return None
-    inside = str(node.get("reftarget", "")).startswith("kullback.")
-    return None if inside and node.get("reftype") != "obj" else contnode
+    """Names in backticks that are no name of the package, and types that have no entry, are plain code."""
+    return contnode if node.get("refdomain") == "py" and node.get("reftype") in ("obj", "class") else None
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
     app.connect("autodoc-process-docstring", process)
+    app.connect("autodoc-skip-member", skip)
     app.connect("missing-reference", missing)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
