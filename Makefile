@@ -5,17 +5,17 @@ BIN = $(VENV)/bin
 export PIP_CONSTRAINT = $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test quick spark check format docs sanitize wheel fuzz mutate bench clean
+.PHONY: demo test proofs spark check format docs sanitize wheel fuzz mutate bench clean
 
 demo: $(VENV)/.demo  ## install, then distil a teacher into a small student on real data
 	@echo "Distilling on scikit-learn's digits: about a minute on two cores. The run folder it names holds report.html."
 	$(BIN)/kullback distill
 
-test: $(VENV)/.test  ## install with the test tools, then run the whole suite
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
-
-quick: $(VENV)/.test  ## the suite without its long proofs
+test: $(VENV)/.test  ## install with the test tools, then run the suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
+
+proofs: $(VENV)/.test  ## what takes long: large samples, every pair, killed and resumed runs, whole commands
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m slow
 
 spark: $(VENV)/.spark  ## add PySpark (500 MB), which the tests of Spark need beside Java 17
 
