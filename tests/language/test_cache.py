@@ -528,7 +528,8 @@ def test_a_batch_of_drawn_classes_has_the_estimate_of_the_live_draws(tmp_path):
 def test_a_batch_made_otherwise_is_refused(tmp_path):
     bigrams.write(tmp_path)
     cache = TeacherCache(tmp_path, tail="bucket")
-    batch = cache.collator()([cache.dataset()[i] for i in (0, 3)])
+    batch = cache.collator()([cache.dataset()[i] for i in range(8)])
+    assert (batch["attention_mask"] == 0).any()
     with pytest.raises(FormError, match=r"has no teacher_ids\. .*remove_unused_columns=False"):
         cache({name: x for name, x in batch.items() if name != "teacher_ids"})
     with pytest.raises(FormError, match="there is a row for each token"):

@@ -74,5 +74,6 @@ class ModelTeacher:
 
     def _scores(self, states: Tensor) -> Iterator[Tensor]:
         step = max(1, CELLS // self.settings.num_classes)
-        for part in states.split(step):
+        for start in range(0, len(states), step):
+            part = states[start : start + step]
             yield part if self._head is None else self._head.form(part).logits().data
