@@ -1,4 +1,4 @@
-"""bench/clustered.py: the intervals by document cover, those of independent tokens do not, the paired test keeps 5 %."""
+"""bench/clustered.py: the intervals by document cover, those of independent tokens do not; the paired test."""
 
 import importlib.util
 import math

@@ -10,8 +10,8 @@ of token i (for a mean, x_i less the mean). Two errors of it:
 The second is the cluster-robust error CR3 of Bell & McCaffrey 2002 for a ratio Σ_g S_g / Σ_g n_g. Intervals are those
 of Student's t with N² / Σ_g n_g² - 1 degrees of freedom: G-1 for documents of equal length, fewer where a few hold most
 of the tokens (by Kish's effective number; Carter, Schnepel & Steigerwald 2017 describe the problem). They are symmetric
-in the logarithm for what is positive and skewed, in the log-odds for shares. bench/clustered.py: of 95 % intervals 92 to
-96 % contain the truth then, and 85 to 96 % with G-1 degrees and symmetric ends, the fewer the less alike documents are.
+in the logarithm for what is positive and skewed, in the log-odds for shares. bench/clustered.py: of 95 % intervals then
+92 to 96 % contain the truth, and 85 to 96 % with G-1 degrees and symmetric ends, fewer the less alike documents are.
 """
 
 import math
