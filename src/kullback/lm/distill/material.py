@@ -1,25 +1,28 @@
 """What a run works on: texts and their windows, the teacher, and what the students read in which order."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from kullback._errors import BadInput
-from kullback.kit.extras import extra
+from kullback._errors import BadInput, FormError
+from kullback.forms.sparse import Tail
 from kullback.language import small
+from kullback.language.cache import TeacherCache
 from kullback.language.documents import Document, docstrings, documents, fingerprint, split
-from kullback.language.fingerprints import tokenizer_hash
+from kullback.language.fingerprints import model_fingerprint, tokenizer_hash
 from kullback.language.loading import Loaded, load, longest
+from kullback.language.stored import Row
 from kullback.language.vocabulary import size_of
-from kullback.language.windows import Window, begins, token_ids, windows
+from kullback.language.windows import IGNORED, Window, begins, token_ids, windows
 
 from .settings import Settings
 
-DEFAULT_STEPS = 200
+DEFAULT_STEPS = 300
+_TAILS: dict[str, Tail] = {"bucket": "bucket", "even": "even", "renormalize": "renormalize"}
 LOOK_BYTES = 64 << 20  # of the teacher's scores of the held-out tokens that curves look at
 
 
@@ -53,7 +56,7 @@ class Material:
     classes: int  # one more than the largest id of a token
     train: list[Window]
     held_out: list[list[Window]]  # one list a held-out document
-    cache: Any | None
+    cached: "Cached | None"
 
     @classmethod
     def of(cls, settings: Settings, texts: Texts, folder: Path, home: Path | None = None) -> "Material":
@@ -68,14 +71,12 @@ class Material:
             [list(windows(token_ids(teacher.tokenizer, d.text), settings.context)) for d in side]
             for side in (texts.train, texts.held_out)
         )
-        rows = [window for each in train for window in each]
+        cached = None if settings.cache is None else Cached.of(settings, texts, teacher, home or Path())
+        rows = [window for each in train for window in each] if cached is None else cached.windows()
         if not rows or not any(held_out):
             raise BadInput(f"{texts.source}: too little text: training and held-out documents need two tokens each")
-        cache = None if settings.cache is None else _cache(settings, texts, teacher, home or Path())
-        many = len(rows) if cache is None else len(cache.dataset)
-        return cls(
-            steps_filled_in(settings, many), teacher, size_of(teacher.tokenizer), rows, held_out, cache
-        )
+        classes = size_of(teacher.tokenizer)
+        return cls(steps_filled_in(settings, len(rows)), teacher, classes, rows, held_out, cached)
 
     def student(self, seed: int, home: Path | None = None) -> Any:
         """A student that has learnt nothing here. Raises: BadInput."""
@@ -145,8 +146,6 @@ def collate(rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
 
 def settings_for(settings: Settings, teacher: Loaded) -> Settings:
     """With a context that the teacher can take."""
-    from dataclasses import replace
-
     most = longest(teacher.model)
     if settings.context is None:
         return replace(settings, context=min(small.CONTEXT, most or small.CONTEXT))
@@ -157,8 +156,6 @@ def settings_for(settings: Settings, teacher: Loaded) -> Settings:
 
 def steps_filled_in(settings: Settings, rows: int) -> Settings:
     """With a number of steps, given so many windows to learn from."""
-    from dataclasses import replace
-
     if settings.steps is not None:
         return settings
     if settings.epochs is None:
@@ -166,5 +163,57 @@ def steps_filled_in(settings: Settings, rows: int) -> Settings:
     return replace(settings, steps=max(1, round(settings.epochs * rows / settings.batch_size)), epochs=None)
 
 
-def _cache(settings: Settings, texts: Texts, teacher: Loaded, home: Path) -> Any:
-    raise BadInput("--cache: not yet")
+@dataclass(frozen=True)
+class Cached:
+    """A teacher cache, and which of its windows are of training documents."""
+
+    cache: TeacherCache
+    places: list[int]
+
+    @classmethod
+    def of(cls, settings: Settings, texts: Texts, teacher: Loaded, home: Path) -> "Cached":
+        """Raises: BadInput: it is of another teacher, or of documents that may be held out here."""
+        assert settings.cache is not None
+        path = home / settings.cache
+        try:
+            cache = TeacherCache(path, tail=_TAILS[settings.tail])
+        except FormError:  # what was drawn has no tail
+            cache = TeacherCache(path)
+        cache.check_tokenizer(teacher.tokenizer)
+        here = model_fingerprint(teacher.folder)
+        if cache.settings.teacher.hash != here.hash:
+            raise BadInput(
+                f"--cache {settings.cache}: is of another teacher, {cache.settings.teacher.name} "
+                f"({cache.settings.teacher.hash[:12]}), than {teacher.name} ({here.hash[:12]}); write a cache "
+                "of this one"
+            )
+        if cache.temperature not in (1.0, settings.temperature):
+            raise BadInput(
+                f"--cache {settings.cache}: keeps the teacher at temperature {cache.temperature:g}; write "
+                f"--temperature {cache.temperature:g}"
+            )
+        train, held_out = ({document.name for document in side} for side in (texts.train, texts.held_out))
+        places = []
+        for place, row in enumerate(cache.rows()):
+            if row.document in train:
+                places.append(place)
+            elif row.document not in held_out:
+                raise BadInput(
+                    f"--cache {settings.cache}: holds the document {row.document}, which is not in {texts.source}, so "
+                    "whether it is held out cannot be told; give the same --text to both commands"
+                )
+        return cls(cache, places)
+
+    def windows(self) -> list[Window]:
+        """The training windows, as the cache holds them."""
+        return [_window(self.cache.row(place)) for place in self.places]
+
+    def item(self, i: int) -> dict[str, Any]:
+        """The i-th of them, with what the teacher said."""
+        return self.cache.row(self.places[i]).item()
+
+
+def _window(row: Row) -> Window:
+    labels = row.labels.tolist()
+    scored = next((i for i, label in enumerate(labels) if label != IGNORED), len(labels))
+    return Window(row.input_ids.tolist(), row.start, scored)

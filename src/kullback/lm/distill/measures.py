@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy.special import stdtrit
 from torch import Tensor
 
 from kullback import Labels, Logits, cross_entropy, kl
@@ -107,6 +106,8 @@ def pooled(sums: Sequence[Floats], counts: npt.NDArray[np.int64]) -> Clustered:
 
 
 def _half(found: Clustered) -> float | None:
+    from scipy import special  # type: ignore[import-untyped]
+
     if found.stderr is None:
         return None
-    return float(stdtrit(found.groups - 1, (1 + LEVEL) / 2)) * found.stderr
+    return float(special.stdtrit(found.groups - 1, (1 + LEVEL) / 2)) * found.stderr

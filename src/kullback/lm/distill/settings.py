@@ -88,11 +88,13 @@ class Settings:
                 raise BadInput(f"{_option(name)} is {value:g}, but it must be a number above 0")
         if not 0.0 < self.soft_weight <= 1.0:
             raise BadInput(
-                f"--soft-weight is {self.soft_weight:g}, but it is the teacher's share: write a number above 0, at most "
-                "1 (the student from labels alone is trained anyway)"
+                f"--soft-weight is {self.soft_weight:g}, but it is the teacher's share: write a number above 0, at "
+                "most 1 (the student from labels alone is trained anyway)"
             )
         if not 0.0 < self.held_out < 1.0:
-            raise BadInput(f"--held-out is {self.held_out:g}, but it is a share of the documents: write 0.1, for example")
+            raise BadInput(
+                f"--held-out is {self.held_out:g}, but it is a share of the documents: write 0.1, for example"
+            )
         if self.context is not None and self.context < 2:
             raise BadInput(f"--context is {self.context}, but a token is predicted from at least one: write 128")
         if self.steps is not None and self.epochs is not None:
@@ -115,7 +117,9 @@ class Settings:
                 "write kullback lm distill TEACHER --cache FOLDER"
             )
         if self.student is not None and self.teacher is None:
-            raise BadInput("--student needs a teacher of its tokenizer: write kullback lm distill TEACHER --student FOLDER")
+            raise BadInput(
+                "--student needs a teacher of its tokenizer: write kullback lm distill TEACHER --student FOLDER"
+            )
         parse_divergence(self.divergence)
         check_device(self.device)
 

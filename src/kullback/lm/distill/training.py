@@ -4,7 +4,6 @@ import json
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from kullback.losses.named import parse_divergence
 
 from . import measures
 from .material import Material, Ordered, collate
+from .results import Point
 from .settings import Arm, Settings
 
 transformers: Any = extra("transformers", of="lm")
@@ -29,17 +29,6 @@ transformers: Any = extra("transformers", of="lm")
 LOOKS = 10  # points of a curve
 SAVES = 10  # checkpoints of a training
 CURVE = "curve.json"  # written last: a folder that holds it holds a whole student
-
-
-@dataclass(frozen=True)
-class Point:
-    """Of a curve: after how many steps and scored tokens, held-out NLL and KL, and the loss on training text before."""
-
-    step: int
-    tokens: int
-    loss: float
-    kl: float
-    train_loss: float | None
 
 
 class Look:
@@ -99,10 +88,10 @@ def train_student(
     Args: parent: id of the process that waits for this one, where there is one.
     """
     began = time.perf_counter()
-    settings, clean = material.settings, place / "checkpoints"
-    before = last_checkpoint(clean, settings.ranks)
+    settings, folder = material.settings, place / "checkpoints"
+    before = last_checkpoint(folder, settings.ranks)
     student = material.student(seed, home)
-    trainer = _trainer(material, arm, seed, student, clean)
+    trainer = _trainer(material, arm, seed, student, folder)
     trainer.remove_callback(transformers.trainer_callback.PrinterCallback)
     trainer.add_callback(_Watch(material, Look(material), on_step, parent))
     with quiet():
@@ -155,7 +144,7 @@ def loss_of(settings: Settings, arm: Arm, cached_at: float | None = None) -> Dis
 def _trainer(material: Material, arm: Arm, seed: int, student: Any, folder: Path) -> Any:
     from kullback.integrations.transformers import DistillationTrainer
 
-    s, cache = material.settings, material.cache if arm == "from the teacher" else None
+    s, cached = material.settings, material.cached if arm == "from the teacher" else None
     assert s.steps is not None
     arguments = transformers.TrainingArguments(
         output_dir=str(folder),
@@ -180,20 +169,20 @@ def _trainer(material: Material, arm: Arm, seed: int, student: Any, folder: Path
         dataloader_pin_memory=s.device != "cpu",
         ddp_backend="gloo" if s.device == "cpu" and s.ranks > 1 else None,
     )
-    rows, item = material.train, (lambda i: {"window": material.train[i]})
-    many, collator, columns = len(rows), collate, ()
     teacher: Any = _Silent(material.classes) if arm == "from labels alone" else material.teacher.model
-    if cache is not None:
-        teacher, many, item = cache.teacher, len(cache.dataset), cache.dataset.__getitem__
-        collator, columns = cache.collate, cache.columns
+    item: Callable[[int], dict[str, Any]] = lambda i: {"window": material.train[i]}  # noqa: E731
+    collator: Callable[..., dict[str, Tensor]] = collate
+    columns: tuple[str, ...] = ()
+    if cached is not None:
+        teacher, item, collator, columns = cached.cache, cached.item, cached.cache.collator(), cached.cache.columns
     return DistillationTrainer(
         student,
         arguments,
         data_collator=collator,
-        train_dataset=Ordered(item, small.draw_order(many, s.steps * s.batch_size, seed)),
+        train_dataset=Ordered(item, small.draw_order(len(material.train), s.steps * s.batch_size, seed)),
         teacher=teacher,
         teacher_columns=columns,
-        loss=loss_of(s, arm, None if cache is None else cache.temperature),
+        loss=loss_of(s, arm, None if cached is None else cached.cache.temperature),
         fused=s.fused,
         num_classes=material.num_classes(student),
     )

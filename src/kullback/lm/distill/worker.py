@@ -20,7 +20,8 @@ def main(folder: Path, arm: int, seed: int, parent: int) -> None:
     assert state is not None
     home = Path(state["from"])
     settings = Settings.from_json(state["settings"])
-    material = Material.of(settings, Texts.of(settings, home), Path(state["teacher"]), home)
+    teacher = folder / "teacher" if settings.teacher is None else home / settings.teacher
+    material = Material.of(settings, Texts.of(settings, home), teacher, home)
     try:
         train_student(
             material,
