@@ -59,12 +59,12 @@ class Settings:
     heads: int = 2
     divergence: str = "kl"
     temperature: float = 1.0
-    soft_weight: float = 0.9
+    soft_weight: float = 1.0
     fused: bool | None = None
     steps: int | None = None
     epochs: float | None = None
     batch_size: int = 16
-    learning_rate: float = 4e-3
+    learning_rate: float = 8e-3
     context: int | None = None
     held_out: float = small.HELD_OUT
     teacher_steps: int = 500
