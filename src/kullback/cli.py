@@ -20,6 +20,7 @@ def app() -> "typer.Typer":
     from .data.command import drift
     from .distill.command import distill
     from .kl_command.command import kl
+    from .lm.command import lm
     from .recipes.command import register as register_recipes
 
     usage_error: Any = typer.BadParameter.__mro__[1]
@@ -47,6 +48,7 @@ def app() -> "typer.Typer":
     commands.command()(check)
     commands.command()(code)
     commands.add_typer(drift, name="drift")
+    commands.add_typer(lm, name="lm")
     register_recipes(commands)
 
     def show_version(asked: bool) -> None:
