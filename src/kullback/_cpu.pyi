@@ -76,7 +76,12 @@ max_terms: int
 listed_head: int
 
 def total(
-    shape: Sequence[int], terms: Sequence[_Term], outputs: Sequence[tuple[str, int]], values: int, threads: int
+    shape: Sequence[int],
+    terms: Sequence[_Term],
+    outputs: Sequence[tuple[str, int]],
+    values: int,
+    threads: int,
+    rows: int = 0,
 ) -> None: ...
 def formulas() -> list[str]: ...
 def readings() -> list[str]: ...
