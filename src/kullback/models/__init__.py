@@ -1,0 +1,1 @@
+"""Two language models compared token by token: `kullback compare`."""
