@@ -65,7 +65,8 @@ class Writer:
         self._stream = _arrow().ipc.new_stream(self._file, self._schema)
         if keep:  # what is kept stays in the file too, until this writer is closed
             for batch in _parquet(path):
-                self._write(batch.filter(_arrow().array(np.asarray(batch["document"]) < keep)))
+                self._write(batch.slice(0, keep))
+                keep = max(0, keep - batch.num_rows)
 
     def append(self, scores: Scores) -> None:
         """Whole documents, after those that are there; on disk when this returns."""
@@ -92,7 +93,7 @@ class Writer:
 
 def recorded(path: Path) -> int:
     """How many documents a writer of `path` left, whole: 0 where there is none."""
-    return max(_last(_parquet(path)), _last(_stream(path))) + 1
+    return max(_last(_parquet(path)), _last(_stream(path)))
 
 
 class Columns(Mapping[str, npt.NDArray[Any]]):
@@ -202,7 +203,7 @@ def _parquet(path: Path) -> Iterator[Any]:
 
 
 def _last(batches: Iterator[Any]) -> int:
-    return max((int(np.max(batch["document"])) for batch in batches if batch.num_rows), default=-1)
+    return sum(batch.num_rows for batch in batches)
 
 
 def _settle(path: Path) -> None:
