@@ -15,10 +15,12 @@ from .text import Survey
 def check_tokenizers(reference: Side, candidates: Sequence[Side]) -> list[str]:
     """Refuse tokenizers that mean different tokens by the same ids; notes on what else differs. Raises: BadInput."""
     notes = []
+    without = [side.name for side in (reference, *candidates) if side.tokenizer is None]
+    if without:
+        has = "have no tokenizers of their own" if len(without) > 1 else "has no tokenizer of its own"
+        notes.append(f"{', '.join(without)} {has}: that ids mean the same tokens was not checked.")
     for side in candidates:
         if side.tokenizer is None or reference.tokenizer is None:
-            owner = side if side.tokenizer is None else reference
-            notes.append(f"{owner.name} has no tokenizer of its own, so that its ids mean the same could not be checked.")
             continue
         if tokenizer_hash(side.tokenizer) == tokenizer_hash(reference.tokenizer):
             continue

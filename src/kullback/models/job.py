@@ -66,18 +66,54 @@ def compare(
 
     Both sides run in eval mode and without gradients; models in memory stay where they are.
     """
-    started, clock = datetime.now().astimezone(), time.perf_counter()
     settings = Settings(**options) if settings is None else settings
+    return _begin(Given(reference, _several(candidates), text, tokenizer), settings, out, progress, begun)
+
+
+def run(
+    reference: str,
+    candidates: Sequence[tuple[str | None, str]],
+    text: str | None,
+    settings: Settings,
+    out: Path | None,
+    progress: Show,
+    begun: Begun,
+    *,
+    prepared: bool = False,
+) -> Comparison:
+    """What the command does: `compare`, of candidates with or without names, in a folder that stays.
+
+    Args: prepared: the folder is there, and holds the models.
+    """
+    given = Given(reference, tuple(candidates), text)
+    return _begin(given, settings, out, progress, begun, stays=True, prepared=prepared)
+
+
+def _begin(
+    given: Given,
+    settings: Settings,
+    out: str | Path | None,
+    progress: Show | None,
+    begun: Begun | None,
+    *,
+    stays: bool = False,
+    prepared: bool = False,
+) -> Comparison:
+    started, clock = datetime.now().astimezone(), time.perf_counter()
     settings.check()
     out = None if out is None else Path(out)
-    check_free(out)
+    if not prepared:
+        check_free(out)
     if settings.save_reference is not None:
         check_free(settings.save_reference, "--save-reference")
     _need_packages()
-    given = Given(reference, _several(candidates), text, tokenizer)
     plan = make_plan(given, settings)
-    holder = TemporaryDirectory(prefix=NAME) if out is None and begun is None else None
-    folder = new_folder(out, started, NAME) if holder is None else Path(holder.name)
+    holder = None if stays or out is not None else TemporaryDirectory(prefix=NAME)
+    if prepared:
+        assert out is not None
+        folder = out
+    else:
+        folder = new_folder(out, started, NAME) if holder is None else Path(holder.name)
     found = Comparison(folder, settings, started, plan, holder=holder)
     unfinished = Unfinished(folder)
     unfinished.save("run", _state(given, settings, plan, started))
@@ -277,7 +313,7 @@ def _floors(job: _Job) -> None:
     found, settings = job.found, job.found.settings
     for floor in floors(found.plan, settings.noise, settings.noise_dtype, lambda n: job.tell(n, "noise floor")):
         found.noise_floor.append(
-            {"name": floor.name, "about": floor.about} | summary.of_scores(floor.scores, settings.level)
+            {"name": floor.name, "about": floor.about} | summary.of_scores(floor.scores)
         )
 
 

@@ -10,6 +10,7 @@ import torch
 
 import kullback
 
+from .clusters import LEVEL
 from .plan import Plan
 from .settings import Settings
 
@@ -67,7 +68,7 @@ class Comparison:
             "versions": versions(),
             "settings": self.settings.to_json()
             | {"context": plan.context, "batch_size": plan.batch_size, "num_classes": plan.num_classes},
-            "level": self.settings.level,
+            "level": LEVEL,
             "unit": "nats",
             "text": {
                 "source": plan.source,

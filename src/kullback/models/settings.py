@@ -1,6 +1,5 @@
 """What a comparison is asked to do."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -26,7 +25,6 @@ class Settings:
         noise: tokens on which the reference is compared with itself; 0: none.
         noise_dtype: the reference in this dtype too, as one more noise floor.
         top_k: with `save_reference`: keep the k likeliest tokens in place of hidden states.
-        level: of the intervals.
     """
 
     device: str = "cpu"
@@ -40,7 +38,6 @@ class Settings:
     save_reference: Path | None = None
     top_k: int | None = None
     llama_log: Path | None = None
-    level: float = 0.95
 
     def check(self) -> None:
         """Raises: BadInput."""
@@ -54,8 +51,6 @@ class Settings:
             value = getattr(self, name)
             if value is not None and value not in DTYPES:
                 raise BadInput(f"--{name.replace('_', '-')} is {value!r}; write {', '.join(DTYPES)}")
-        if not (math.isfinite(self.level) and 0.0 < self.level < 1.0):
-            raise BadInput(f"--level is {self.level:g}; write a number between 0 and 1")
         if self.top_k is not None and self.save_reference is None:
             raise BadInput("--top-k says what is stored of a reference; write --save-reference DIR too")
         if self.top_k is not None and is_base_file(self.save_reference):

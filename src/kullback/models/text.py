@@ -1,7 +1,8 @@
 """What the models read: pieces of documents, in each of which some tokens are scored, in batches."""
 
+import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from itertools import islice
 from pathlib import Path
@@ -139,9 +140,11 @@ class Survey:
 
 
 def read(source: Source) -> Iterator[Document]:
-    """The documents of a file or folder, or of strings. Raises: BadInput."""
+    """The documents of a file or folder, named from there, or of strings. Raises: BadInput."""
     if isinstance(source, str | Path):
-        yield from documents(source)
+        root = Path(source) if Path(source).is_dir() else Path(source).parent
+        for document in documents(source):
+            yield replace(document, name=document.name.removeprefix(f"{root}{os.sep}"))
         return
     for i, each in enumerate(source):
         if not isinstance(each, str | Document):
