@@ -188,7 +188,7 @@ def schedule(step: int, steps: int) -> float:
     """Share of the peak learning rate: rises over the first twentieth of the steps, then falls along a cosine.
 
     >>> [round(schedule(step, 100), 3) for step in (0, 4, 5, 52, 99)]
-    [0.2, 1.0, 1.0, 0.513, 0.0]
+    [0.2, 1.0, 1.0, 0.508, 0.0]
     """
     rise = max(1, round(WARM_UP * steps))
     if step < rise:
