@@ -320,7 +320,10 @@ def _floors(job: _Job) -> None:
 def _write(job: _Job) -> None:
     """results.json and the report."""
     job.save()
-    summary.write_report(job.found)
+    found = job.found
+    if found.candidates:
+        html = render(found.to_json(), found.folder, summary.texts(found.plan.tokenizer))
+        write_bytes(found.folder / "report.html", html.encode())
 
 
 def _write_documents(job: _Job) -> None:
