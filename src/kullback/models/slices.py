@@ -60,7 +60,7 @@ def by_class(columns: Table, class_of: Callable[[int], str]) -> tuple[Slice, ...
 
 
 def by_group(columns: Table, group: npt.NDArray[np.int64], labels: Sequence[str]) -> tuple[Slice, ...]:
-    """KLD of the tokens of each group, (N,) numbers of labels; a negative number leaves a token out. So are empty groups.
+    """KLD of the tokens of each group, (N,) indices of labels, negative for tokens of none. Empty groups are left out.
 
     The error by document is that of a ratio: how many tokens of a group a document has is part of what varies.
     """
