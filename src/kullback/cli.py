@@ -20,6 +20,7 @@ def app() -> "typer.Typer":
     from .data.command import drift
     from .distill.command import distill
     from .kl_command.command import kl
+    from .models.command import compare
     from .recipes.command import register as register_recipes
 
     usage_error: Any = typer.BadParameter.__mro__[1]
@@ -46,6 +47,7 @@ def app() -> "typer.Typer":
     commands.command()(kl)
     commands.command()(check)
     commands.command()(code)
+    commands.command()(compare)
     commands.add_typer(drift, name="drift")
     register_recipes(commands)
 

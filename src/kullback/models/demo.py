@@ -23,7 +23,7 @@ GROUP = 32  # weights of a row that share a scale in int4
 TRAINING = 0.6  # share of the time
 
 
-def run(settings: Settings, out: Path | None, progress: Show, begun: Begun, steps: int = 300) -> Comparison:
+def run(settings: Settings, out: Path | None, progress: Show, begun: Begun, steps: int = 200) -> Comparison:
     """Train a model on documentation strings of Python's library, round it, and compare on those that it has not seen.
 
     Models and texts stay in the run folder, beside what is found. `steps` of training take most of the time.

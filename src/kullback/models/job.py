@@ -322,6 +322,10 @@ def _write(job: _Job) -> None:
     job.save()
     found = job.found
     if found.candidates:
+        try:
+            from .report import render
+        except ImportError:
+            return
         html = render(found.to_json(), found.folder, summary.texts(found.plan.tokenizer))
         write_bytes(found.folder / "report.html", html.encode())
 
