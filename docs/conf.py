@@ -20,9 +20,11 @@ extensions = [
     "docstrings",  # docs/site: the house style of docstrings as reStructuredText
     "pages",  # docs/site: links that also work on GitHub; files of the project's root; a folder's list of pages
     "mathml",  # docs/site: formulas without a script
+    "commands",  # docs/site: what the command says of itself
 ]
 exclude_patterns = ["site"]
 nitpicky = True
+smartquotes = False  # (...) and "text" are code more often than not
 suppress_warnings = ["toc.empty_glob", "myst.header"]
 
 myst_enable_extensions = ["dollarmath", "attrs_block", "colon_fence"]
@@ -40,6 +42,7 @@ python_maximum_signature_line_length = 88
 
 html_theme = "furo"
 html_title = "kullback"
+html_favicon = "site/static/favicon.svg"
 html_static_path = ["site/static"]
 html_css_files = ["site.css"]
 html_math_renderer = "mathml"

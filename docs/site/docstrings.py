@@ -82,6 +82,11 @@ def belonging(lines: list[str], at: int) -> int:
     return end
 
 
+def starts(line: str) -> bool:
+    """Whether a line that follows a paragraph without a blank one between is no part of it."""
+    return line.startswith((" ", ">>>")) or HEAD.fullmatch(line) is not None
+
+
 def translated(lines: list[str]) -> list[str]:
     """The lines of a docstring, as lines of reStructuredText."""
     made: list[str] = []
@@ -103,8 +108,9 @@ def translated(lines: list[str]) -> list[str]:
         elif line.startswith("* "):
             at = taken(lines, at, lambda x: not x.startswith(("* ", " ")))
             made += bullets(lines[start:at])
-        elif HEAD.fullmatch(line) is not None:
-            at = belonging(lines, at + 1)
+        elif (head := HEAD.fullmatch(line)) is not None:
+            hangs = head[2] and follows.strip() and not follows.startswith((" ", ">>>"))
+            at = taken(lines, at + 1, starts) if hangs else belonging(lines, at + 1)
             made += sections(line, lines[start + 1 : at])
         elif line.endswith(":") and follows.startswith(" ") and ENTRY.match(follows.strip()):
             at = belonging(lines, at + 1)
@@ -116,8 +122,7 @@ def translated(lines: list[str]) -> list[str]:
             at += 1
             made += ["", ".. rst-class:: formula", "", *indented([text([line])]), ""]
         else:
-            at = taken(lines, at, lambda x: x.startswith((" ", ">>>")) or HEAD.fullmatch(x) is not None)
-            at = max(at, start + 1)
+            at = taken(lines, at + 1, starts)
             made += ["", text(lines[start:at]), ""]
     return made
 
@@ -151,11 +156,16 @@ def entries(lines: list[str], form: re.Pattern[str]) -> list[str]:
             body.append(line)
             continue
         if body:
-            made += indented(translated(dedented(body) if not body[0] else [text_of(body)]))
+            made += indented(stripped(translated(dedented(body) if not body[0] else [text_of(body)])))
         if entry is not None:
             made.append(", ".join(f"``{name}``" for name in entry[1].split(", ")))
             body = [entry[2] or ""]
     return made
+
+
+def stripped(lines: list[str]) -> list[str]:
+    """Without the blank lines at the start, which would part an entry from its text."""
+    return lines[next((at for at, line in enumerate(lines) if line), len(lines)) :]
 
 
 def text_of(lines: list[str]) -> str:

@@ -3,7 +3,8 @@
 * A link to a Markdown file of the project's root leads to its page in docs/project, one to README.md to the front page,
   one to a folder to its README.
 * A page in docs/project that is one link, and nothing else, shows the file that it links to.
-* The README of a folder lists the folder's pages, in the navigation, in the order of their names.
+* The README of a folder lists the folder's pages, in the navigation, in the order of their names,
+  unless it says another order.
 """
 
 import re
@@ -13,7 +14,9 @@ from sphinx.application import Sphinx
 
 DOCS = Path(__file__).resolve().parent.parent
 ROOT = DOCS.parent
-PAGE_OF = {page.name: Path("project") / page.name.lower() for page in ROOT.glob("*.md")} | {"README.md": Path("index.md")}
+PAGE_OF = {page.name: Path("project") / page.name.lower() for page in ROOT.glob("*.md")} | {
+    "README.md": Path("index.md")
+}
 
 FENCE = re.compile(r"^(```+)[^\n]*\n.*?^\1[^\n]*$|`[^`\n]*`", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"(?<=\]\()([^)\s#]+)(#[^)\s]*)?(?=\))")
@@ -63,7 +66,7 @@ def read(app: Sphinx, name: str, source: list[str]) -> None:
         text, folder = shown.read_text(encoding="utf-8"), shown.parent
         app.env.note_dependency(str(shown))
     text = with_links(text, folder)
-    if file.name == "README.md":
+    if file.name == "README.md" and "{toctree}" not in text:
         text += "\n\n```{toctree}\n:hidden:\n\n" + "\n".join(listed(file.parent)) + "\n```\n"
     source[0] = text
 

@@ -1,4 +1,4 @@
-"""llama.cpp's base file (`--kl-divergence-base`, `--save-all-logits`): a reference's log-probabilities in 16 bits a class.
+"""llama.cpp's base file (`--kl-divergence-base`, `--save-all-logits`): log-probabilities of a reference in 16 bits.
 
     bytes                   what
     0                       the eight letters _logits_
@@ -56,7 +56,7 @@ def size(n_ctx: int, n_vocab: int, n_chunk: int) -> int:
     """Bytes of a whole file.
 
     >>> size(512, 128256, 1)
-    65417078
+    65414668
     """
     return HEADER + 4 * n_ctx * n_chunk + row_bytes(n_vocab) * n_chunk * scored(n_ctx)
 

@@ -16,6 +16,27 @@ POSITION = (0, 8, 32, 128, 512, 2048, 8192, 32768)
 CLASSES = ("word", "number", "punctuation", "space", "special", "other")
 
 
+EDGES = tuple(float(each) for each in 10.0 ** (np.arange(-60, 13) / 6))
+"""Of a histogram: six bins a decade, from 1e-10 to 100 nats."""
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """How many tokens have which KLD.
+
+    Args:
+        zeros: exactly 0.
+        below, above: above 0 and below the first edge; at the last edge or above it, +inf too.
+        edges, counts: B + 1 and B of them; a bin has its lower edge.
+    """
+
+    zeros: int
+    below: int
+    edges: tuple[float, ...]
+    counts: tuple[int, ...]
+    above: int
+
+
 @dataclass(frozen=True)
 class Slice:
     """Some of the tokens.
@@ -83,6 +104,18 @@ def by_group(columns: Table, group: npt.NDArray[np.int64], labels: Sequence[str]
             )
         )
     return tuple(found)
+
+
+def histogram(kl: Floats, edges: Sequence[float] = EDGES) -> Histogram:
+    """Counts in bins that are the same whatever the candidate. NaN is in none.
+
+    >>> histogram(np.array([0.0, 0.5, 1.0, 7.0, np.inf]), [0.1, 1.0, 10.0])
+    Histogram(zeros=1, below=0, edges=(0.1, 1.0, 10.0), counts=(1, 2), above=1)
+    """
+    positive = kl[kl > 0.0]
+    found = np.bincount(np.searchsorted(np.asarray(edges), positive, side="right"), minlength=len(edges) + 1)
+    below, *counts, above = (int(each) for each in found)
+    return Histogram(int(np.count_nonzero(kl == 0.0)), below, tuple(float(x) for x in edges), tuple(counts), above)
 
 
 def token_class(text: str, special: bool = False) -> str:
