@@ -22,10 +22,12 @@ def same_vocabulary(
     owner = f"{owner}: " if owner else ""
     tokens = [_tokens(owner, name, x) for name, x in zip(names, (one, other), strict=True)]
     if tokens[0] != tokens[1]:
-        differ = sorted(token for token in tokens[0].keys() | tokens[1].keys() if tokens[0].get(token) != tokens[1].get(token))
+        differ = sorted(
+            token for token in tokens[0].keys() | tokens[1].keys() if tokens[0].get(token) != tokens[1].get(token)
+        )
         first = differ[0]
-        ids = " and ".join(f"{having.get(first)} in {name}'s" for name, having in zip(names, tokens, strict=True))
-        raise FormError(f"{owner}the tokenizers differ in {len(differ)} tokens; {first!r} has id {ids}. {advice}")
+        where = " and ".join(f"{having.get(first)} in {name}'s" for name, having in zip(names, tokens, strict=True))
+        raise FormError(f"{owner}the tokenizers differ in {len(differ)} tokens; {first!r} has id {where}. {advice}")
     ids = [_plain(x)(SAMPLE, add_special_tokens=False)["input_ids"] for x in (one, other)]
     if ids[0] != ids[1]:
         raise FormError(

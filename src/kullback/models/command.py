@@ -124,7 +124,9 @@ def compare(
         )
         if demo:
             if models or text is not None:
-                raise BadInput("--demo brings its own models and text; write it without REFERENCE, CANDIDATE and --text")
+                raise BadInput(
+                    "--demo brings its own models and text; write it without REFERENCE, CANDIDATE and --text"
+                )
             _do(lambda show, begun: demos.run(settings, out, show, begun), as_json)
             return
         if not models:

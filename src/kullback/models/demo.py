@@ -91,7 +91,9 @@ def round_weight(weight: Tensor, bits: int, group: int | None) -> Tensor:
     tensor([[ 1.0000,  0.3333, -0.5000,  0.1667]])
     """
     largest = 2 ** (bits - 1) - 1
-    parts = weight.double().unflatten(-1, (-1, weight.shape[-1] if group is None else group))
+    width = weight.shape[-1] if group is None else group
+    parts = weight.double().reshape(*weight.shape[:-1], -1, width)
     scale = parts.abs().amax(-1, keepdim=True) / largest
     codes = torch.where(scale > 0, parts / scale, 0.0).round()
-    return (codes * scale).flatten(-2).to(weight.dtype)
+    found: Tensor = (codes * scale).reshape(weight.shape).to(weight.dtype)
+    return found

@@ -58,9 +58,7 @@ def about_beginning(tokenizer: Any) -> str:
     return "The tokenizer sets no beginning-of-text token, so the first token of each document is not scored."
 
 
-def classes(
-    sizes: Mapping[str, int], tokenizer: Any, declared: int | None, survey: Survey
-) -> tuple[int, list[str]]:
+def classes(sizes: Mapping[str, int], tokenizer: Any, declared: int | None, survey: Survey) -> tuple[int, list[str]]:
     """(how many classes are compared, notes): rows of a head behind the tokenizer's ids are padding and left out.
 
     Args: sizes: rows of scores, by the side's name.  declared: by the user.

@@ -13,21 +13,24 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from kullback._errors import BadInput
+from kullback.forms.finite import FiniteForm, Logits
 from kullback.kit.extras import extra
-from kullback.kit.files import check_free, new_folder, write_bytes, write_json
+from kullback.kit.files import check_file, check_free, new_folder, write_bytes, write_json
 from kullback.kit.runs import Begun, Show
 from kullback.kit.unfinished import Unfinished
 from kullback.language.fingerprints import model_fingerprint, tokenizer_hash
 
 from . import summary, table
-from .measuring import NotFinite, measure
+from .base_file import BaseFileWriter
+from .measuring import NotFinite, chunks, measure
 from .noise import floors
 from .plan import Given, Plan, make_plan
+from .report import render
 from .results import COMPLETE, Comparison, versions
 from .settings import Settings
 from .sides import ModelSide
 from .store import About, Writer
-from .text import Source, batches
+from .text import Chunks, Source, batches
 
 NAME = "kullback-compare"
 
@@ -104,7 +107,9 @@ def _begin(
     out = None if out is None else Path(out)
     if not prepared:
         check_free(out)
-    if settings.save_reference is not None:
+    if settings.saves_base_file:
+        _check_base(settings)
+    elif settings.save_reference is not None:
         check_free(settings.save_reference, "--save-reference")
     _need_packages()
     plan = make_plan(given, settings)
@@ -118,6 +123,14 @@ def _begin(
     unfinished = Unfinished(folder)
     unfinished.save("run", _state(given, settings, plan, started))
     return _go(_Job(found, unfinished, progress, clock), begun)
+
+
+def _check_base(settings: Settings) -> None:
+    path = settings.save_reference
+    assert path is not None
+    check_file("--save-reference", path, (".kld",))
+    if path.exists():
+        raise BadInput(f"--save-reference {path}: exists; nothing was overwritten, name another file")
 
 
 def resume(folder: str | Path, progress: Show | None = None, begun: Begun | None = None) -> Comparison:
@@ -216,8 +229,9 @@ def _measure(job: _Job) -> None:
     """Every token of the text, but those that are measured already."""
     found, plan = job.found, job.found.plan
     paths = [found.tokens(name) for name in plan.names]
-    store = _store(found)
-    pieces, rows = _measured(plan, paths, store)
+    store, base = _store(found)
+    # a base file is written in one go
+    pieces, rows = (0, 0) if base is not None else _measured(plan, paths, store)
     job.tell(rows, "comparing")
     spent = {"models": 0.0, "comparing": 0.0}
     about = {"reference": plan.reference.name, "text": plan.survey.fingerprint}
@@ -227,6 +241,8 @@ def _measure(job: _Job) -> None:
             for name, path in zip(plan.names, paths, strict=True)
         ]
         stack.callback(lambda: setattr(found, "measured", rows))
+        if base is not None:
+            stack.enter_context(base)
         for batch in batches(plan.text, plan.batch_size, pieces):
             start = time.perf_counter()
             sides = [side.rows(batch, plan.num_classes) for side in (plan.reference, *plan.candidates)]
@@ -239,6 +255,9 @@ def _measure(job: _Job) -> None:
                 writer.append(each)
             if store is not None:
                 store.add(batch, sides[0])
+            if base is not None:
+                for some in chunks(sides[0], batch.rows):
+                    base.append(_scores(sides[0].part(some)))
             rows += batch.rows
             spent["models"] += ran - start
             spent["comparing"] += time.perf_counter() - ran
@@ -273,14 +292,21 @@ def _measured(plan: Plan, paths: Sequence[Path], store: Writer | None) -> tuple[
     return pieces, rows
 
 
-def _store(found: Comparison) -> Writer | None:
-    path, plan = found.settings.save_reference, found.plan
+def _store(found: Comparison) -> tuple[Writer | None, BaseFileWriter | None]:
+    """What keeps the reference's run: a folder, or llama.cpp's base file."""
+    settings, plan = found.settings, found.plan
+    path = settings.save_reference
     if path is None:
-        return None
-    k = found.settings.top_k
-    writer = Writer(path, "hidden" if k is None else "top-k", plan.num_classes, k)
+        return None, None
+    if isinstance(plan.text, Chunks):
+        return None, BaseFileWriter(path, list(plan.text.ids()), plan.num_classes)
     path.mkdir(parents=True, exist_ok=True)
-    return writer
+    return Writer(path, "hidden" if settings.top_k is None else "top-k", plan.num_classes, settings.top_k), None
+
+
+def _scores(part: FiniteForm) -> Logits:
+    assert isinstance(part, Logits)
+    return part
 
 
 def _finish_store(job: _Job, store: Writer) -> None:
@@ -312,9 +338,7 @@ def _finish_store(job: _Job, store: Writer) -> None:
 def _floors(job: _Job) -> None:
     found, settings = job.found, job.found.settings
     for floor in floors(found.plan, settings.noise, settings.noise_dtype, lambda n: job.tell(n, "noise floor")):
-        found.noise_floor.append(
-            {"name": floor.name, "about": floor.about} | summary.of_scores(floor.scores)
-        )
+        found.noise_floor.append({"name": floor.name, "about": floor.about} | summary.of_scores(floor.scores))
 
 
 def _write(job: _Job) -> None:
@@ -322,10 +346,6 @@ def _write(job: _Job) -> None:
     job.save()
     found = job.found
     if found.candidates:
-        try:
-            from .report import render
-        except ImportError:
-            return
         html = render(found.to_json(), found.folder, summary.texts(found.plan.tokenizer))
         write_bytes(found.folder / "report.html", html.encode())
 
@@ -409,4 +429,3 @@ def _sentence(plan: Plan) -> str:
 def _need_packages() -> None:
     for module in ("transformers", "pyarrow", "safetensors.torch", "jinja2", "matplotlib"):
         extra(module, of="lm")
-

@@ -30,6 +30,19 @@ class Rows:
     form: FiniteForm
     known: Mapping[str, np.ndarray[Any, Any]] | None = None
 
+    @property
+    def num_classes(self) -> int:
+        return self.form.num_classes
+
+    @property
+    def device(self) -> torch.device:
+        return self.form.data.device
+
+    @property
+    def row_bytes(self) -> int:
+        """What a row's scores take."""
+        return self.num_classes * self.form.data.element_size()
+
     def part(self, rows: slice) -> FiniteForm:
         """Some of them, as scores that exist."""
         part = self.form[rows]
@@ -53,14 +66,14 @@ def measure(batch: Batch, reference: Rows, candidates: list[Rows]) -> list[Score
 
     Raises: NotFinite.
     """
-    labels, tokens = batch.labels(), batch.tokens().to(reference.form.data.device)
+    labels, tokens = batch.labels(), batch.tokens().to(reference.device)
     parts: list[list[Scores]] = [[] for _ in candidates]
-    for rows in chunks(reference.form, len(tokens)):
+    for rows in chunks(reference, len(tokens)):
         p = reference.part(rows)
         where = {name: x[rows] for name, x in labels.items()}
         for i, candidate in enumerate(candidates):
             q = candidate.part(rows)
-            found = score(p, q, tokens[rows], **where)
+            found = score(p, q, tokens[rows], document=where["document"], position=where["position"])
             if not (ok := ~np.isnan(found.kl)).all():
                 row = int(np.flatnonzero(~ok)[0])
                 raise NotFinite(-1 if np.isnan(found.entropy[row]) else i, rows.start + row)
@@ -70,8 +83,7 @@ def measure(batch: Batch, reference: Rows, candidates: list[Rows]) -> list[Score
     return joined if known is None else [replace(each, **known) for each in joined]
 
 
-def chunks(form: FiniteForm, count: int) -> Iterator[slice]:
+def chunks(rows: Rows, count: int) -> Iterator[slice]:
     """Of `count` rows, as many at a time as there is memory for their scores."""
-    size = form.num_classes * form.data.element_size()
-    step = min(max(MEMORY.get(form.data.device.type, ELSEWHERE) // size, ROWS[0]), ROWS[1])
+    step = min(max(MEMORY.get(rows.device.type, ELSEWHERE) // rows.row_bytes, ROWS[0]), ROWS[1])
     return (slice(start, min(start + step, count)) for start in range(0, count, step))

@@ -7,13 +7,15 @@ from typing import Any
 
 from kullback._errors import BadInput
 from kullback.language.fingerprints import tokenizer_hash
+from kullback.language.windows import begins
 
 from . import guards
+from .base_side import BaseReference, is_base_file, same_ids
 from .measuring import NotFinite, measure
 from .settings import CONTEXT, Settings
 from .sides import ModelSide, Side, open_side
 from .store import Stored, is_stored
-from .text import Batch, Cut, Reading, Source, Survey, batches
+from .text import Batch, Chunks, Cut, Reading, Source, Survey, batches
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,6 @@ class Plan:
 
 def make_plan(given: Given, settings: Settings) -> Plan:
     """Open everything. Raises: BadInput, MissingExtra."""
-    notes: list[str] = []
     reference = _reference(given, settings)
     candidates = [
         open_side(given.at(each), name, device=settings.device, dtype=settings.dtype) for name, each in given.candidates
@@ -85,27 +86,30 @@ def make_plan(given: Given, settings: Settings) -> Plan:
     if not candidates and settings.save_reference is None:
         raise BadInput("there is no candidate; name a model beside the reference, or --save-reference to store a run")
     _distinct(reference, candidates)
-    stored = reference if isinstance(reference, Stored) else None
-    notes += guards.check_tokenizers(reference, candidates) if stored is None else []
     tokenizer = next(
         (t for t in (given.tokenizer, reference.tokenizer, *(c.tokenizer for c in candidates)) if t is not None), None
     )
-    if stored is not None:
-        context, batch_size, text = _of_stored(stored, settings, given, candidates, notes)
-        survey, beginning, source = stored.survey, stored.about_run.beginning, str(given.reference)
+    declared, batch_size, source = settings.num_classes, settings.batch_size, _named(given.text)
+    if isinstance(reference, Stored | BaseReference):
+        reference.device = next((c.device for c in candidates if isinstance(c, ModelSide)), reference.device)
+        source = str(given.reference)
+        text: Reading = reference
+    if isinstance(reference, Stored):
+        context, batch_size, declared = _of_stored(reference, settings)
+        notes = _check_stored(reference, settings, given, candidates, tokenizer)
+        survey, beginning = reference.survey, reference.about_run.beginning
+    elif isinstance(reference, BaseReference):
+        context = reference.file.n_ctx
+        notes, beginning = _check_base(reference, settings, given, candidates, tokenizer)
+        survey = Survey.of(text)
     else:
-        context, batch_size = _context(settings, [reference, *candidates]), settings.batch_size
+        context = _context(settings, [reference, *candidates])
+        notes = guards.check_tokenizers(reference, candidates)
         text = _text(given, settings, tokenizer, context)
-        survey, beginning, source = Survey.of(text), guards.about_beginning(tokenizer), _named(given.text)
+        survey, beginning = Survey.of(text), guards.about_beginning(tokenizer)
+        notes += [_OF_CHUNKS] if settings.saves_base_file else []
     first = next(batches(text, 1))
-    sizes = {side.name: side.rows(first).form.num_classes for side in (reference, *candidates)}
-    declared = settings.num_classes
-    if stored is not None:
-        if declared not in (None, stored.about_run.num_classes):
-            raise BadInput(
-                f"--num-classes {declared}: the reference was stored with {stored.about_run.num_classes}; leave it out"
-            )
-        declared = stored.about_run.num_classes
+    sizes = {side.name: side.rows(first).num_classes for side in (reference, *candidates)}
     num_classes, more = guards.classes(sizes, tokenizer, declared, survey)
     plan = Plan(
         reference, candidates, text, source, survey, tokenizer, context, batch_size, num_classes, beginning,
@@ -115,44 +119,51 @@ def make_plan(given: Given, settings: Settings) -> Plan:
     return plan
 
 
+_OF_CHUNKS = (
+    "The text is read as llama.cpp reads it: all documents in one row, cut into chunks, of which the second half is "
+    "scored. Errors are clustered by chunk, and neighbouring chunks are not independent: they are lower bounds."
+)
+
+
 def _reference(given: Given, settings: Settings) -> Side:
     path = given.at(given.reference)
-    if is_stored(path):
-        if settings.save_reference is not None:
-            raise BadInput("--save-reference: the reference is a stored run already")
-        return Stored(Path(path))
-    return open_side(path, device=settings.device, dtype=settings.dtype)
+    kept = is_stored(path) or is_base_file(path)
+    if not kept:
+        return open_side(path, device=settings.device, dtype=settings.dtype)
+    if settings.save_reference is not None:
+        raise BadInput("--save-reference: the reference is a stored run already")
+    return Stored(Path(path)) if is_stored(path) else BaseReference(Path(path))
 
 
-def _of_stored(
-    stored: Stored, settings: Settings, given: Given, candidates: Sequence[Side], notes: list[str]
-) -> tuple[int, int, Reading]:
+def _of_stored(stored: Stored, settings: Settings) -> tuple[int, int, int]:
+    """(context, batch size, classes): those of the stored run."""
     about = stored.about_run
     asked: Mapping[str, tuple[Any, Any]] = {
         "--context": (settings.context, about.context),
         "--limit": (settings.limit, about.limit),
+        "--num-classes": (settings.num_classes, about.num_classes),
     }
-    for option, (value, was) in asked.items():
-        if value is not None and value != was:
-            raise BadInput(f"{option} {value}: the reference was stored with {was}; leave it out")
-    if isinstance(candidates[0], ModelSide):
-        stored.device = candidates[0].device
+    _leave_out(asked)
+    return about.context, about.batch_size, about.num_classes
+
+
+def _check_stored(
+    stored: Stored, settings: Settings, given: Given, candidates: Sequence[Side], tokenizer: Any
+) -> list[str]:
+    """Only against the same text and tokenizer. Raises: BadInput."""
+    about, notes = stored.about_run, []
     guards.check_context(about.context, candidates)
     for side in candidates:
-        if side.tokenizer is None:
-            notes.append(f"{side.name} has no tokenizer, so that its ids mean the reference's could not be checked.")
-        elif about.tokenizer_hash is None:
-            notes.append("The reference was stored without a tokenizer, so that ids mean the same could not be checked.")
+        if side.tokenizer is None or about.tokenizer_hash is None:
+            whose = side.name if side.tokenizer is None else "the stored run"
+            notes.append(f"There is no tokenizer of {whose}: that ids mean the same tokens was not checked.")
         elif tokenizer_hash(side.tokenizer) != about.tokenizer_hash:
             raise BadInput(
                 f"{side.name}: has another tokenizer than the one with which {stored.folder} was stored; compare models "
                 "of one tokenizer, or store the reference again"
             )
     if given.text is not None:
-        tokenizer = next((side.tokenizer for side in candidates if side.tokenizer is not None), given.tokenizer)
-        if tokenizer is None:
-            raise BadInput("--text cannot be checked without a tokenizer; leave it out, the stored run holds its text")
-        now = Survey.of(Cut(given.at(given.text), tokenizer, about.context, about.limit))
+        now = Survey.of(Cut(given.at(given.text), _needed(tokenizer), about.context, about.limit))
         if now.fingerprint != stored.survey.fingerprint:
             raise BadInput(
                 f"--text {_named(given.text)}: is not the text of {stored.folder} ({now.tokens:,} tokens here, "
@@ -163,7 +174,51 @@ def _of_stored(
             f"The reference is stored as its {about.k} likeliest tokens: every divergence from it is that of these and "
             "of the rest as one event, a lower bound of the whole one."
         )
-    return about.context, about.batch_size, stored
+    return notes
+
+
+def _check_base(
+    base: BaseReference, settings: Settings, given: Given, candidates: Sequence[Side], tokenizer: Any
+) -> tuple[list[str], str]:
+    """(notes, how chunks begin). Raises: BadInput."""
+    _leave_out({"--context": (settings.context, base.file.n_ctx), "--limit": (settings.limit, None)})
+    guards.check_context(base.file.n_ctx, candidates)
+    notes = guards.check_tokenizers(candidates[0], candidates[1:]) if candidates else []
+    begin = tokenizer.bos_token_id if tokenizer is not None and begins(tokenizer) else None
+    base.begin = begin
+    if given.text is not None:
+        chunks = Chunks(given.at(given.text), _needed(tokenizer), base.file.n_ctx)
+        if (where := same_ids(base, chunks.ids())) is not None:
+            raise BadInput(
+                f"--text {_named(given.text)}: is not the text of {base.path}, or another tokenizer split it: token "
+                f"{where[1]} of chunk {where[0]} differs; leave --text out, the file holds its tokens"
+            )
+    else:
+        notes.append(
+            f"{base.path.name} holds token ids and no tokenizer: that they mean the candidates' tokens was checked by "
+            "nothing but their range. With --text they are compared with the text's."
+        )
+    notes += [
+        _OF_CHUNKS,
+        "llama.cpp's base file has 16 bits a class: no divergence below about 1e-9 nats a token means anything, and what "
+        "is more than 16 nats below the likeliest token is stored as 16 nats below it.",
+    ]
+    if begin is None:
+        return notes, "Chunks begin with the tokens of the text."
+    return notes, f"A beginning-of-text token (id {begin}) stands in place of the first token of each chunk."
+
+
+def _leave_out(asked: Mapping[str, tuple[Any, Any]]) -> None:
+    for option, (value, was) in asked.items():
+        if value is not None and value != was:
+            stored = "holds all of its run" if was is None else f"was stored with {was}"
+            raise BadInput(f"{option} {value}: the reference {stored}; leave it out")
+
+
+def _needed(tokenizer: Any) -> Any:
+    if tokenizer is None:
+        raise BadInput("--text cannot be checked without a tokenizer; leave it out, the reference holds its text")
+    return tokenizer
 
 
 def _context(settings: Settings, sides: Sequence[Side]) -> int:
@@ -179,7 +234,8 @@ def _text(given: Given, settings: Settings, tokenizer: Any, context: int) -> Rea
         raise BadInput("there is no text to compare on; write --text FILE or --text FOLDER")
     if tokenizer is None:
         raise BadInput("no model has a tokenizer; give one (tokenizer=AutoTokenizer.from_pretrained(folder))")
-    return Cut(given.at(given.text), tokenizer, context, settings.limit)
+    reading = Chunks if settings.saves_base_file else Cut
+    return reading(given.at(given.text), tokenizer, context, settings.limit)
 
 
 def _named(text: Source | None) -> str:
@@ -205,4 +261,3 @@ def _try(plan: Plan, first: Batch) -> None:
         measure(first, rows[0], rows[1:])
     except NotFinite as found:
         raise plan.refused(first, found) from None
-

@@ -53,10 +53,17 @@ class Settings:
                 raise BadInput(f"--{name.replace('_', '-')} is {value!r}; write {', '.join(DTYPES)}")
         if self.top_k is not None and self.save_reference is None:
             raise BadInput("--top-k says what is stored of a reference; write --save-reference DIR too")
-        if self.top_k is not None and is_base_file(self.save_reference):
+        if self.top_k is not None and self.saves_base_file:
             raise BadInput("--top-k: llama.cpp's base file holds all tokens; name a folder with --save-reference")
+        if self.saves_base_file and self.context is not None and self.context < 3:
+            raise BadInput("--context: chunks of llama.cpp's base file have 3 tokens or more")
         if self.llama_log is not None and not self.llama_log.is_file():
             raise BadInput(f"--llama-log {self.llama_log}: no such file")
+
+    @property
+    def saves_base_file(self) -> bool:
+        """Whether the reference's run is kept in llama.cpp's format."""
+        return self.save_reference is not None and self.save_reference.suffix == ".kld"
 
     def to_json(self) -> dict[str, Any]:
         return {name: str(x) if isinstance(x, Path) else x for name, x in asdict(self).items()}
@@ -67,14 +74,3 @@ class Settings:
         for name in ("save_reference", "llama_log"):
             given[name] = None if given.get(name) is None else Path(given[name])
         return cls(**given)
-
-
-def is_base_file(path: Any) -> bool:
-    """Whether a path is named as llama.cpp's base file, or holds one."""
-    if not isinstance(path, str | Path):
-        return False
-    path = Path(path)
-    if path.is_file():
-        with path.open("rb") as file:
-            return file.read(8) == b"_logits_"
-    return path.suffix == ".kld" and not path.is_dir()

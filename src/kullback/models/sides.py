@@ -60,7 +60,7 @@ class ModelSide:
 
     @torch.no_grad()
     def rows(self, batch: Batch, num_classes: int | None = None) -> Rows:
-        form = self._through_head(batch) if self.head is not None else None
+        form: FiniteForm | None = self._through_head(batch) if self.head is not None else None
         if form is None:
             form = Logits(self._whole(batch))
         return Rows(form if num_classes is None else cut(form, num_classes))
@@ -95,7 +95,7 @@ class ModelSide:
 class CallableSide:
     """A function from token ids (1, length) to logits (1, length, V) or a form of them; called with a piece at a time."""
 
-    longest = None
+    longest: int | None = None
 
     def __init__(self, function: Callable[[Tensor], Any], name: str) -> None:
         self.function, self.name, self.tokenizer = function, name, None
@@ -126,7 +126,7 @@ class CallableSide:
             )
         data = form.data.reshape(-1, form.data.shape[-1])
         rows = data[one.places()[1].to(data.device)]
-        return form.with_tensors(rows, *form.tensors[1:])  # type: ignore[return-value]
+        return form.with_tensors(rows, *form.tensors[1:])
 
 
 def open_side(given: Any, name: str | None = None, *, device: str = "cpu", dtype: str | None = None) -> Side:
@@ -137,7 +137,7 @@ def open_side(given: Any, name: str | None = None, *, device: str = "cpu", dtype
     if hasattr(given, "get_output_embeddings") and hasattr(given, "config"):
         return ModelSide(given, name or Path(given.config._name_or_path or type(given).__name__).name)
     if callable(given):
-        return CallableSide(given, name or getattr(given, "__name__", "callable"))
+        return CallableSide(given, name or str(getattr(given, "__name__", "callable")))
     raise BadInput(
         f"a {type(given).__name__} is given, but the folder of a model, a stored reference, a transformers model or a "
         "callable is needed"

@@ -88,7 +88,7 @@ class Writer:
 
     def add(self, batch: Batch, rows: Rows) -> bool:
         """Keep a batch; whether there is enough to be written."""
-        made = self._of_hidden(rows.form) if self.kind == "hidden" else self._of_top(rows.form, batch.tokens())
+        made = self._of_hidden(rows.form) if self.kind == "hidden" else self._of_top(rows, batch.tokens())
         self._pieces += batch.pieces
         self._kept.append(made)
         self._bytes += sum(x.numel() * x.element_size() for x in made.values())
@@ -131,14 +131,14 @@ class Writer:
             write_bytes(self.folder / HEAD, extra("safetensors.torch", of="lm").save(tensors))
         return {"hidden": form.data.cpu()}
 
-    def _of_top(self, form: FiniteForm, tokens: Tensor) -> dict[str, Tensor]:
+    def _of_top(self, rows: Rows, tokens: Tensor) -> dict[str, Tensor]:
         assert self.k is not None
         parts = []
-        tokens = tokens.to(form.data.device)
-        for rows in chunks(form, len(tokens)):
-            part = Rows(form).part(rows)
+        tokens = tokens.to(rows.device)
+        for some in chunks(rows, len(tokens)):
+            part = rows.part(some)
             assert isinstance(part, Logits)
-            parts.append(_top(part, tokens[rows], self.k))
+            parts.append(_top(part, tokens[some], self.k))
         return {name: torch.cat([part[name] for part in parts]).cpu() for name in parts[0]}
 
 
@@ -160,8 +160,8 @@ def _top(part: Logits, tokens: Tensor, k: int) -> dict[str, Tensor]:
 class Stored:
     """A stored reference: a `Side` and the text that it was made of."""
 
-    longest = None
-    tokenizer = None
+    longest: int | None = None
+    tokenizer: Any = None
 
     def __init__(self, folder: Path) -> None:
         """Raises: BadInput: no stored reference, unfinished, or of a later version."""
@@ -209,7 +209,11 @@ class Stored:
         n = self.about_run.num_classes if num_classes is None else num_classes
         first, file = self._at(batch.start)
         rows = slice(first, first + batch.rows)
-        read = lambda name: file.get_slice(name)[rows.start : rows.stop].to(self.device)  # noqa: E731
+        
+        def read(name: str) -> Tensor:
+            found: Tensor = file.get_slice(name)[rows.start : rows.stop]
+            return found.to(self.device)
+
         if self.about_run.kind == "hidden":
             head = self._weights()
             form = LinearLogits(

@@ -1,12 +1,9 @@
 """From the tokens' scores to the document that results.json holds."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import cache
 from typing import Any
-
-import numpy as np
 
 from kullback.kit.numbers import finite
 from kullback.language.pieces import pieces
@@ -19,7 +16,6 @@ from .scores import Scores
 from .statistics import Summary, Table, summarize
 from .table import Columns
 
-BINS = 48  # of the histogram of KLD, from the smallest to the largest of all candidates
 WORST = 20  # tokens with the largest KLD that are kept
 
 
@@ -30,12 +26,11 @@ def fill(found: Comparison) -> None:
         return
     columns: dict[str, Table] = {name: Columns(found.tokens(name)) for name in names}
     class_of = _class_of(found.plan.tokenizer)
-    edges = _edges(columns)
     documents = [name for name, _ in found.plan.text.names()] if found.measured else []
     for name, table in columns.items():
         found.candidates[name] = {
             **of_summary(summarize(table)),
-            "histogram": _histogram(table["kl"], edges),
+            "histogram": asdict(slices.histogram(table["kl"])),
             "by_confidence": _slices(slices.by_confidence(table)),
             "by_position": _slices(slices.by_position(table)),
             "by_class": [] if class_of is None else _slices(slices.by_class(table, class_of)),
@@ -103,35 +98,6 @@ def _pair(found: Paired) -> dict[str, Any]:
             )
         },
     }  # fmt: skip
-
-
-def _edges(columns: Mapping[str, Table]) -> list[float]:
-    """Of bins of equal width in the logarithm, the same for all candidates."""
-    low, high = math.inf, 0.0
-    for table in columns.values():
-        kl = table["kl"]
-        some = kl[(kl > 0.0) & np.isfinite(kl)]
-        if len(some):
-            low, high = min(low, float(some.min())), max(high, float(some.max()))
-    if not high:
-        return [1e-12, 1.0]
-    low = max(low, high * 1e-12)
-    first, last = math.floor(math.log10(low)), math.log10(high)
-    return [float(x) for x in np.logspace(first, math.ceil(last) if math.ceil(last) > first else first + 1, BINS + 1)]
-
-
-def _histogram(kl: Any, edges: Sequence[float]) -> dict[str, Any]:
-    ends = np.asarray(edges)
-    positive = kl[kl > 0.0]
-    inside = positive[(positive >= ends[0]) & (positive < ends[-1])]
-    counts = np.bincount(np.searchsorted(ends, inside, side="right") - 1, minlength=len(ends) - 1)
-    return {
-        "zeros": int((kl == 0.0).sum()),
-        "below": int((positive < ends[0]).sum()),
-        "edges": list(edges),
-        "counts": counts.tolist(),
-        "above": int((positive >= ends[-1]).sum()),
-    }
 
 
 def _worst(table: Table, documents: Sequence[str]) -> list[dict[str, Any]]:

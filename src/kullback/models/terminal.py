@@ -35,7 +35,14 @@ def tables(found: Mapping[str, Any]) -> Iterator[tuple[str, list[str], Rows]]:
     if found["pairs"]:
         yield (
             "",
-            ["Mean KLD, first - second", "difference ± by document", "95 % interval", "p", "first better", "second better"],
+            [
+                "Mean KLD, first - second",
+                "difference ± by document",
+                "95 % interval",
+                "p",
+                "first better",
+                "second better",
+            ],
             [_pair(pair) for pair in found["pairs"]],
         )
 

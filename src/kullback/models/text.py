@@ -14,7 +14,7 @@ from torch import Tensor
 
 from kullback._errors import BadInput
 from kullback.language.documents import Document, documents
-from kullback.language.windows import token_ids, windows
+from kullback.language.windows import begins, token_ids, windows
 
 Source = str | Path | Sequence[str] | Sequence[Document]
 
@@ -110,6 +110,48 @@ class Cut:
 
     def _documents(self) -> Iterator[tuple[str, list[int]]]:
         return ((document.name, token_ids(self.tokenizer, document.text)) for document in read(self.source))
+
+
+@dataclass(frozen=True)
+class Chunks:
+    """Documents as llama.cpp reads them: one row of tokens, cut every `context` tokens; the second half of each chunk is
+    scored, and what is left over is not. A chunk stands where a document does elsewhere.
+    """
+
+    source: Source
+    tokenizer: Any
+    context: int
+    limit: int | None = None  # of scored tokens; the last chunk is whole
+
+    def pieces(self) -> Iterator[Piece]:
+        begin = self.tokenizer.bos_token_id if begins(self.tokenizer) else None
+        return (chunk_piece(i, ids, begin) for i, ids in enumerate(self.ids()))
+
+    def names(self) -> Iterator[tuple[str, int]]:
+        return ((f"chunk {i}", len(ids)) for i, ids in enumerate(self.ids()))
+
+    def ids(self) -> Iterator[list[int]]:
+        """The tokens of each chunk: of the text, without those that take the place of a chunk's first."""
+        kept: list[int] = []
+        scored = self.context - 1 - self.context // 2
+        most = None if self.limit is None else -(-self.limit // scored)
+        many = 0
+        for i, document in enumerate(read(self.source)):
+            ids = token_ids(self.tokenizer, document.text)
+            kept += ids[1:] if i and begins(self.tokenizer) else ids
+            at = 0
+            while len(kept) - at >= self.context and many != most:
+                yield kept[at : at + self.context]
+                at, many = at + self.context, many + 1
+            kept = kept[at:]
+            if many == most:
+                return
+
+
+def chunk_piece(number: int, ids: list[int], begin: int | None) -> Piece:
+    """A chunk as llama.cpp runs and scores it: with a beginning-of-text token in place of its first, where there is one."""
+    first = len(ids) // 2 + 1
+    return Piece(number, ids if begin is None else [begin, *ids[1:]], first, first)
 
 
 @dataclass(frozen=True)
