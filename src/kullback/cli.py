@@ -21,6 +21,7 @@ def app() -> "typer.Typer":
     from .distill.command import distill
     from .kl_command.command import kl
     from .lm.command import lm
+    from .models.command import compare
     from .recipes.command import register as register_recipes
 
     usage_error: Any = typer.BadParameter.__mro__[1]
@@ -47,6 +48,7 @@ def app() -> "typer.Typer":
     commands.command()(kl)
     commands.command()(check)
     commands.command()(code)
+    commands.command()(compare)
     commands.add_typer(drift, name="drift")
     commands.add_typer(lm, name="lm")
     register_recipes(commands)
