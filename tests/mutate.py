@@ -212,10 +212,20 @@ class Only:
 
 
 class Watch:
-    """Notes who executes what, and for how long."""
+    """Notes who executes what, and for how long. One engine will do, and some cases of every function."""
 
-    def __init__(self, watched: coverage.Coverage) -> None:
-        self.watched, self.seconds, self.bad = watched, {}, set()
+    def __init__(self, watched: coverage.Coverage, most: int = 60) -> None:
+        self.watched, self.most, self.seconds, self.bad = watched, most, {}, set()
+
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        kept: set[pytest.Item] = set()
+        cases: dict[str, list[pytest.Item]] = defaultdict(list)
+        for item in items:
+            if getattr(item, "callspec", None) is None or item.callspec.params.get("engine") != "cpu":
+                cases[item.nodeid.split("[")[0]].append(item)
+        for name, many in cases.items():
+            kept |= set(random.Random(name).sample(many, min(self.most, len(many))))
+        items[:] = [item for item in items if item in kept]
 
     @pytest.hookimpl(hookwrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:

@@ -139,7 +139,7 @@ def test_distillation_refuses_what_it_cannot_read():
     louder = tiny.model(seed=2)
     forward = louder.forward
     louder.forward = lambda *args, **kwargs: louder_by(forward(*args, **kwargs))
-    with pytest.raises(FormError, match="the teacher: .*no argument logits_to_keep.*Use trl.DistillationTrainer"):
+    with pytest.raises(FormError, match=r"the teacher: .*no argument logits_to_keep.*Use trl.DistillationTrainer"):
         it.distillation_trainer(ours.DistillationTrainer, tiny.model(), louder)
 
 

@@ -1,4 +1,4 @@
-"""What the tests of TRL's trainers share: prompts, a tokenizer, settings, and the loss of recorded inputs in float64."""
+"""What the tests of TRL's trainers share: prompts, a tokenizer, settings, and losses of recorded inputs in float64."""
 
 import copy
 import os

@@ -15,7 +15,6 @@ from kullback.integrations.transformers import DistillationMixin, TokenMeans, ac
 from kullback.kit.extras import extra
 from kullback.language.heads import ASKED, Head, head_of, prove
 from kullback.losses import GKD, PolicyKL
-from kullback.losses.average import average
 from kullback.terms import Term, total
 
 transformers: Any = extra("transformers", of="lm")
@@ -44,7 +43,7 @@ class _PlainSteps:
 
 
 class GKDTrainer(DistillationMixin, _PlainSteps, gkd.GKDTrainer):  # type: ignore[misc]
-    """TRL's GKDTrainer (of `trl.experimental.gkd`, which TRL may change), whose step is a mean over its tokens, however it is split.
+    """TRL's GKDTrainer (of `trl.experimental`, which TRL may change), whose step is a mean over its tokens.
 
     Args, beside TRL's own:
         loss: a loss of `kullback.losses` between `student` and `teacher`; None is TRL's divergence at `args.beta`,
@@ -209,6 +208,8 @@ class GRPOTrainer(trl.GRPOTrainer):  # type: ignore[misc]
     Source: arXiv 2402.03300 (GRPO); arXiv 2510.01555 and 2512.21852 (gradients).
     """
 
+    beta: float
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._log_prob: Tensor | None = None
@@ -257,16 +258,16 @@ class GRPOTrainer(trl.GRPOTrainer):  # type: ignore[misc]
 
     def _weights(self, mask: Tensor, inputs: dict[str, Any], mode: str) -> Tensor:
         """(batch, length): what a token counts for in this micro-batch's loss, as in TRL's `_compute_loss`."""
-        steps = self.current_gradient_accumulation_steps if mode == "train" else 1.0
+        steps: float = self.current_gradient_accumulation_steps if mode == "train" else 1.0
         if self.loss_type in ("grpo", "sapo"):
             return mask / mask.sum(-1, keepdim=True).clamp(min=1.0) / len(mask) / steps
         if self.loss_type == "bnpo":
             return mask / mask.sum().clamp(min=1.0) / steps
         if self.loss_type == "dr_grpo":
-            return mask / (len(mask) * self.max_completion_length) / steps
+            return mask / float(len(mask) * self.max_completion_length) / steps
         if self.loss_type == "luspo":
             return mask / len(mask) / steps
-        tokens = inputs["num_items_in_batch"].clamp(min=1.0) / self.accelerator.num_processes
+        tokens: Tensor = inputs["num_items_in_batch"].clamp(min=1.0) / self.accelerator.num_processes
         if mode == "train":
             tokens = tokens * steps / self.args.steps_per_generation
         return mask / tokens

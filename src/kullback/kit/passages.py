@@ -150,7 +150,7 @@ def prepare(passages: Sequence[Passage], *, unit: str, number: Callable[[float],
         ]
         first = next((i for i, box in enumerate(boxes[0]) if box), -1)
         texts = [
-            (visible(piece), f"t l{colour}", i == first)
+            (visible(piece) or "⟨⟩", f"t l{colour}", i == first)
             for i, (piece, colour) in enumerate(zip(passage.pieces, levels[0], strict=True))
         ]
         shown.append((passage.title, texts))

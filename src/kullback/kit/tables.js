@@ -19,6 +19,7 @@ for (const table of document.querySelectorAll("table.sortable")) {
     return [...there.sort(order), ...asGiven.filter((row) => MISSING.has(text(row, i)))];
   };
   heads.forEach((head, i) => {
+    if (!head.textContent.trim()) return;
     const button = document.createElement("button");
     button.type = "button";
     button.append(...head.childNodes);

@@ -169,25 +169,26 @@ def block_of(
     starts: Sequence[int],
     windows: Sequence[Sequence[int]],
     described: Sequence[Numbers],
-    forms: Sequence[TopK | Drawn],
+    forms: Sequence[Sequence[TopK | Drawn]],
 ) -> Block:
-    """Windows and the forms of their described positions, `described[i]` (L,) bool, as arrays."""
+    """Windows and the forms of their described positions, `described[i]` (L,) bool, each in parts, as arrays."""
     entries, ids, log_probs, counts, left_out = [], [], [], [], []
-    for places, form in zip(described, forms, strict=True):
+    for places, parts in zip(described, forms, strict=True):
+        many = []
+        for form in parts:
+            of_ids, of_logs, *of_counts = (x.detach().cpu().numpy() for x in form.tensors)
+            real = of_counts[0] > 0 if isinstance(form, Drawn) else np.ones(of_ids.shape, bool)
+            if isinstance(form, Drawn):
+                counts.append(of_counts[0][real].astype(settings.count_dtype))
+            else:
+                left_out.append(form.left_out.cpu().numpy().astype(np.float32))
+            many.append(real.sum(-1))
+            ids.append(of_ids[real].astype(settings.id_dtype))
+            with np.errstate(over="ignore"):  # below -65504: no mass
+                log_probs.append(of_logs[real].astype(np.float16))
         filled = np.zeros(len(places), np.int64)
-        of_ids, of_logs, *of_counts = (x.detach().cpu().numpy() for x in form.tensors)
-        if isinstance(form, Drawn):
-            real = of_counts[0] > 0
-            filled[places] = real.sum(-1)
-            counts.append(of_counts[0][real].astype(settings.count_dtype))
-        else:
-            real = np.ones(of_ids.shape, bool)
-            filled[places] = of_ids.shape[-1]
-            left_out.append(form.left_out.cpu().numpy().astype(np.float32))
+        filled[places] = np.concatenate(many)
         entries.append(filled)
-        ids.append(of_ids[real].astype(settings.id_dtype))
-        with np.errstate(over="ignore"):  # below -65504: no mass
-            log_probs.append(of_logs[real].astype(np.float16))
     drawn = settings.policy == "drawn"
     return Block(
         document=[name for _, name in documents],

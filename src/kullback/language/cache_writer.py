@@ -53,8 +53,9 @@ class Task(NamedTuple):
         return torch.Generator(device).manual_seed(int.from_bytes(whole[:8], "little") >> 1)
 
 
-Teacher = Callable[[Sequence[Task]], Sequence[TopK | Drawn]]
-"""Gives, for each window of a batch, the form of its described positions, in order."""
+Forms = Sequence[TopK | Drawn]
+Teacher = Callable[[Sequence[Task]], Sequence[Forms]]
+"""Gives, for each window of a batch, the forms of its described positions: parts of their rows, in order."""
 
 
 @dataclass(frozen=True)
@@ -165,7 +166,7 @@ class _Unfinished:
     def __init__(self, folder: Path, settings: CacheSettings, number: int) -> None:
         self.path, self.settings, self.number = path_of(folder, number), settings, number
         self.temporary = folder / f".{self.path.name}.{os.getpid()}.part"
-        self.waiting: list[tuple[Task, TopK | Drawn]] = []
+        self.waiting: list[tuple[Task, Forms]] = []
         self.windows: list[int] = []
         self.checksums: list[str] = []
         self.masses: list[float] = []
@@ -182,7 +183,7 @@ class _Unfinished:
         self.writer.close()
         self.temporary.unlink(missing_ok=True)
 
-    def add(self, tasks: Sequence[Task], forms: Sequence[TopK | Drawn]) -> None:
+    def add(self, tasks: Sequence[Task], forms: Sequence[Forms]) -> None:
         """Windows that were described."""
         for task, form in zip(tasks, forms, strict=True):
             _check(task, form, self.settings)
@@ -249,24 +250,25 @@ def _parts(tasks: Iterable[Task], shard_tokens: int) -> Iterator[tuple[list[Task
         yield ready or part, True
 
 
-def _check(task: Task, form: TopK | Drawn, settings: CacheSettings) -> None:
-    """A form that fits the settings, with a row for each described position."""
+def _check(task: Task, forms: Forms, settings: CacheSettings) -> None:
+    """Forms that fit the settings, with a row for each described position."""
     needed = TopK if settings.policy == "top-k" else Drawn
-    rows = int(task.described.sum())
-    if type(form) is not needed or form.num_classes != settings.num_classes:
-        what = f"a {type(form).__name__} of {getattr(form, 'num_classes', 'no')} classes"
-        raise BadInput(f"the teacher gave {what}, but a {needed.__name__} of {settings.num_classes} is needed")
-    if tuple(form.batch_shape) != (rows,):
-        raise BadInput(f"the teacher gave rows of shape {tuple(form.batch_shape)}, but there are ({rows},) to describe")
-    ids, _, *counts = form.tensors
-    if isinstance(form, TopK):
-        if ids.shape[-1] != settings.k or form.temperature != 1.0:
+    for form in forms:
+        if type(form) is not needed or form.num_classes != settings.num_classes:
+            what = f"a {type(form).__name__} of {getattr(form, 'num_classes', 'no')} classes"
+            raise BadInput(f"the teacher gave {what}, but a {needed.__name__} of {settings.num_classes} is needed")
+        ids, _, *counts = form.tensors
+        if isinstance(form, Drawn):
+            if not bool((counts[0].sum(-1) == settings.k).all()):
+                raise BadInput(f"the teacher drew another number of classes than {settings.k}")
+        elif ids.shape[-1] != settings.k or form.temperature != 1.0:
             raise BadInput(
                 f"the teacher gave {ids.shape[-1]} classes at temperature {form.temperature:g}, but {settings.k} are "
                 "needed, by top_k(logits, k, temperature=...), which keeps them at it"
             )
-    elif not bool((counts[0].sum(-1) == settings.k).all()):
-        raise BadInput(f"the teacher drew another number of classes than {settings.k}")
+    rows, shapes = int(task.described.sum()), [tuple(form.batch_shape) for form in forms]
+    if any(len(shape) != 1 for shape in shapes) or sum(n for (n,) in shapes) != rows:
+        raise BadInput(f"the teacher gave rows of shapes {shapes}, but there are {rows} to describe")
 
 
 def _compare(shards: Sequence[Shard], tasks: Iterable[Task]) -> None:

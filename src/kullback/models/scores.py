@@ -1,8 +1,8 @@
 """What is measured of a candidate against the reference at every token.
 
-A row of scores is read by five sums: KL in both directions, Jensen-Shannon, total variation and the reference's
-entropy. The normalisers that the first of them keeps give every log-probability, so that nothing else reads all
-classes but the search for the likeliest ones.
+All sums over the classes are made in one pass over the scores: KL in both directions, Jensen-Shannon, total variation,
+the reference's entropy, and the log-probability of either side's likeliest class, from which those of single classes
+follow. Beside it only the search for the likeliest classes reads them all.
 """
 
 from collections.abc import Sequence
@@ -16,12 +16,10 @@ from torch import Tensor
 
 from kullback import divergences
 from kullback._errors import FormError
-from kullback.divergences import Divergence
-from kullback.engines import choice, cpu
-from kullback.engines.call import STATS
-from kullback.forms.finite import FiniteForm, Logits
+from kullback.forms.finite import FiniteForm, Labels, Logits
 from kullback.forms.linear import LinearLogits
 from kullback.forms.sparse import TopK
+from kullback.terms import Term, rows
 
 LIKELIEST = 10
 """The k of `Scores.overlap`."""
@@ -155,46 +153,34 @@ def _measured(p: FiniteForm, q: FiniteForm, token: Tensor) -> _Numbers:
     p, q = (form.logits() if isinstance(form, LinearLogits) else form for form in (p, q))
     assert isinstance(p, Logits | TopK)
     assert isinstance(q, Logits)
-    kl, of_p, of_q = _kl(p, q)
-    seen_p = _listed(p, token) if isinstance(p, TopK) else _dense(p, of_p, token)
-    seen_q = _dense(q, of_q, token)
+    ids_q = likeliest(q.data, LIKELIEST)
+    terms = [
+        Term(divergences.KL, p, q),
+        Term(divergences.KL, q, p),
+        Term(divergences.js(0.5), p, q),
+        Term(divergences.TV, p, q),
+        Term(divergences.CROSS_ENTROPY, p, p),
+        Term(divergences.CROSS_ENTROPY, _of(ids_q[:, 0], q), q),
+    ]
+    if isinstance(p, TopK):
+        kl, reverse, js, tv, entropy, least_q = rows(terms).double()
+        seen_p = _listed(p, token)
+    else:
+        ids_p = likeliest(p.data, LIKELIEST)
+        terms.append(Term(divergences.CROSS_ENTROPY, _of(ids_p[:, 0], p), p))
+        kl, reverse, js, tv, entropy, least_q, least_p = rows(terms).double()
+        seen_p = _dense(p, ids_p, least_p, token)
+    seen_q = _dense(q, ids_q, least_q, token)
     return _Numbers(
-        kl, _rows(divergences.KL, q, p), _rows(divergences.js(0.5), p, q), _rows(divergences.TV, p, q),
-        seen_p.log_prob, seen_q.log_prob, seen_p.ids[:, 0].int(), seen_q.ids[:, 0].int(),
-        seen_p.log_probs[:, 0].exp(), _rows(divergences.CROSS_ENTROPY, p, p), _overlap(seen_p.ids, seen_q.ids),
+        kl, reverse, js, tv, seen_p.log_prob, seen_q.log_prob, seen_p.ids[:, 0].int(), seen_q.ids[:, 0].int(),
+        seen_p.log_probs[:, 0].exp(), entropy, _overlap(seen_p.ids, seen_q.ids),
         *(_filled(seen.ids, -1).int() for seen in (seen_p, seen_q)),
         *(_filled(seen.log_probs.exp(), torch.nan).float() for seen in (seen_p, seen_q)),
     )  # fmt: skip
 
 
-# ---------------------------------------------------------------- sums over the classes
-
-
-def _rows(divergence: Divergence, p: FiniteForm, q: FiniteForm) -> Tensor:
-    """One number a row, as the verb gives it, but always in float64."""
-    p_side, q_side = p.side(p.batch_shape), q.side(q.batch_shape)
-    decision = choice.kept_decision(divergence, p_side, q_side, p.num_classes)
-    assert decision.factor is not None
-    return decision.prepared[0](p_side, q_side, decision.factor, torch.float64)
-
-
-def _kl(p: Logits | TopK, q: Logits) -> tuple[Tensor, Tensor, Tensor]:
-    """KL(p‖q), and (max, log Σ exp) of either side's scores, (n, 2); float64. A `TopK` has none."""
-    p_side, q_side = p.side(p.batch_shape), q.side(q.batch_shape)
-    decision = choice.kept_decision(divergences.KL, p_side, q_side, p.num_classes)
-    if decision.engine is cpu and isinstance(p, Logits):
-        kl, kept = cpu.prepare(decision.calls[0]).forward(p.data, q.data, 1.0, torch.float64, True)
-        n = kl.numel()
-        stats = kept[n:].view(n, STATS)
-        return kl, stats[:, :2], stats[:, 3:5]
-    of_q = _normalizer(q)
-    return _rows(divergences.KL, p, q), _normalizer(p) if isinstance(p, Logits) else of_q[:0], of_q
-
-
-def _normalizer(form: Logits) -> Tensor:
-    x = form.data.double()
-    top = x.amax(-1, keepdim=True)
-    return torch.cat([top, torch.logsumexp((x - top) / form.temperature, -1, keepdim=True)], -1)
+def _of(top: Tensor, form: FiniteForm) -> Labels:
+    return Labels(top, form.num_classes, validate=False)
 
 
 # ---------------------------------------------------------------- single classes
@@ -210,11 +196,10 @@ class _Seen(NamedTuple):
     log_probs: Tensor
 
 
-def _dense(form: Logits, normalizer: Tensor, token: Tensor) -> _Seen:
-    ids = likeliest(form.data, LIKELIEST)
-    top, log_sum = normalizer[:, :1], normalizer[:, 1:]
+def _dense(form: Logits, ids: Tensor, least: Tensor, token: Tensor) -> _Seen:
+    """least: -log of the probability of the likeliest class, from which the score of any other gives its own."""
     asked = form.data.gather(-1, torch.cat([ids, token[:, None]], -1)).double()
-    log_probs = (asked - top) / form.temperature - log_sum
+    log_probs = (asked - asked[:, :1]) / form.temperature - least[:, None]
     return _Seen(log_probs[:, -1], ids, log_probs[:, :-1])
 
 
@@ -236,9 +221,9 @@ def likeliest(x: Tensor, k: int) -> Tensor:
     >>> likeliest(torch.tensor([[1.0, 3.0, 3.0, 2.0]]), 3)
     tensor([[1, 2, 3]])
     """
-    if not k < x.shape[-1] < _LONG:
+    if not k < x.shape[-1] < _LONG or x.element_size() < 4:  # half-precision rows have ties
         return _by_blocks(x, k)
-    values, found = x.topk(k + 1)  # which says nothing of equal ones
+    values, found = x.topk(k + 1)  # which of equal ones comes first is not said
     found, tied = found[:, :k], (values[:, 1:] == values[:, :-1]).any(-1)
     if tied.any():
         found[tied] = _by_blocks(x[tied], k)

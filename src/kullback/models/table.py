@@ -1,6 +1,6 @@
-"""Scores on disk: Parquet, a row a token, that grows a document at a time and outlives an interruption.
+"""Scores on disk: Parquet, a row a token, that grows a batch at a time and outlives an interruption.
 
-While a run lasts its rows go to a journal beside the file, an Arrow stream, of which every whole document can be read
+While a run lasts its rows go to a journal beside the file, an Arrow stream, of which every whole batch can be read
 whatever ended the run. When the writer is closed, by the end or by an error, the journal becomes the Parquet file.
 """
 
@@ -44,15 +44,15 @@ def schema(about: Mapping[str, Any] | None = None) -> Any:
 
 
 class Writer:
-    """Rows of scores, appended whole documents at a time; a context manager.
+    """Rows of scores, appended in order, any number at a time; a context manager.
 
     Args:
         path: of the Parquet file that there will be. Written under other names, then renamed.
         about: what the file says of itself, for `about`.
-        keep: go on where an earlier writer of `path` stopped, with its documents before this one; see `recorded`. None:
-            begin, where there is no file.
+        keep: go on after so many rows of an earlier writer of `path`, at most those that are `recorded`. None: begin,
+            where there is no file.
 
-    Raises: BadInput: a file is there and `keep` is None. MissingExtra: no pyarrow. OSError.
+    Raises: BadInput: a file is there and `keep` is None, or fewer rows than that are. MissingExtra: no pyarrow. OSError.
     """
 
     def __init__(self, path: Path, about: Mapping[str, Any] | None = None, *, keep: int | None = None) -> None:
@@ -60,15 +60,18 @@ class Writer:
         if keep is None and path.exists():
             raise BadInput(f"{path}: exists; nothing was overwritten, name another file")
         if keep is not None:
+            if keep > (there := recorded(path)):
+                raise BadInput(f"{path}: has {there} rows, of which {keep} were to be kept")
             _settle(path)
         self._file = _journal(path).open("wb")
         self._stream = _arrow().ipc.new_stream(self._file, self._schema)
-        if keep:  # what is kept stays in the file too, until this writer is closed
-            for batch in _parquet(path):
-                self._write(batch.filter(_arrow().array(np.asarray(batch["document"]) < keep)))
+        left = keep or 0
+        for batch in _parquet(path) if left else ():  # these stay in the file too, until this writer is closed
+            self._write(batch.slice(0, left))
+            left -= min(left, batch.num_rows)
 
     def append(self, scores: Scores) -> None:
-        """Whole documents, after those that are there; on disk when this returns."""
+        """These rows after those that are there; with the system when this returns, so that a kill leaves them."""
         self._write(_batch(scores, self._schema))
 
     def close(self) -> None:
@@ -91,8 +94,8 @@ class Writer:
 
 
 def recorded(path: Path) -> int:
-    """How many documents a writer of `path` left, whole: 0 where there is none."""
-    return max(_last(_parquet(path)), _last(_stream(path))) + 1
+    """How many rows a writer of `path` left, whatever ended it: 0 where there was none."""
+    return max(_count(_parquet(path)), _count(_stream(path)))
 
 
 class Columns(Mapping[str, npt.NDArray[Any]]):
@@ -201,13 +204,13 @@ def _parquet(path: Path) -> Iterator[Any]:
     yield from extra("pyarrow.parquet", of="lm").ParquetFile(path).iter_batches(ROW_GROUP)
 
 
-def _last(batches: Iterator[Any]) -> int:
-    return max((int(np.max(batch["document"])) for batch in batches if batch.num_rows), default=-1)
+def _count(batches: Iterator[Any]) -> int:
+    return sum(batch.num_rows for batch in batches)
 
 
 def _settle(path: Path) -> None:
     """Make the file of a journal that knows more than it."""
-    if _last(_stream(path)) > _last(_parquet(path)):
+    if _count(_stream(path)) > _count(_parquet(path)):
         _finish(path)
 
 
