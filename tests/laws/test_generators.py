@@ -136,7 +136,11 @@ def test_generators_of_other_names_at_their_limits():
     assert generators.skew_kl(0.0) == generators.alpha(1.0) == generators.kl
     assert generators.alpha(0.0) == generators.reverse_kl
     assert [name for name in generators.NAMED if generators.NAMED[name](0.5).name not in (name, "nothing")] == []
-    assert (str(generators.kl), str(generators.js(0.25)), str(generators.alpha(-2.0))) == ("kl", "js(0.25)", "alpha(-2)")
+    assert (str(generators.kl), str(generators.js(0.25)), str(generators.alpha(-2.0))) == (
+        "kl",
+        "js(0.25)",
+        "alpha(-2)",
+    )
 
 
 @pytest.mark.parametrize("generator", EVERY, ids=str)
