@@ -92,8 +92,6 @@ def bregman(f, slope):
     return lambda x, y: f(x) - f(y) - (x - y) * slope(y)
 
 
-
-
 @pytest.mark.parametrize(
     ("found", "formula", "rel"),
     [
@@ -102,9 +100,7 @@ def bregman(f, slope):
         (special.bregman_lgamma, bregman(mpmath.loggamma, mpmath.digamma), 2e-14),
         (
             special.bregman_phi,
-            bregman(
-                lambda x: mpmath.loggamma(x) - x * mpmath.log(x) + x, lambda x: mpmath.digamma(x) - mpmath.log(x)
-            ),
+            bregman(lambda x: mpmath.loggamma(x) - x * mpmath.log(x) + x, lambda x: mpmath.digamma(x) - mpmath.log(x)),
             1e-13,
         ),
     ],
