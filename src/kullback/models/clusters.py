@@ -148,11 +148,16 @@ def statistic(
 
 
 def _interval(value: float, half: float, symmetric: str) -> tuple[float, float]:
-    if symmetric == "log" and value > 0.0:
-        return value * math.exp(-half / value), value * exp(half / value)
-    if symmetric == "odds" and 0.0 < value < 1.0:
-        odds, factor = value / (1.0 - value), exp(half / (value * (1.0 - value)))
-        return odds / (odds + factor), 1.0 - 1.0 / (1.0 + odds * factor)
+    """Where the half width reaches the end of the range, a logarithm says nothing: then linear, cut at that end."""
+    if symmetric == "log":
+        if half < value:
+            return value * math.exp(-half / value), value * math.exp(half / value)
+        return max(value - half, 0.0), value + half
+    if symmetric == "odds":
+        if half < min(value, 1.0 - value):
+            odds, factor = value / (1.0 - value), math.exp(half / (value * (1.0 - value)))
+            return odds / (odds + factor), 1.0 - 1.0 / (1.0 + odds * factor)
+        return max(value - half, 0.0), min(value + half, 1.0)
     return value - half, value + half
 
 
