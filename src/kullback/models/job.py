@@ -2,14 +2,16 @@
 
 import io
 import json
+import shutil
 import time
+import weakref
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from hashlib import sha256
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import mkdtemp
 from typing import Any
 
 from kullback._errors import BadInput
@@ -113,13 +115,15 @@ def _begin(
         check_free(settings.save_reference, "--save-reference")
     _need_packages()
     plan = make_plan(given, settings)
-    holder = None if stays or out is not None else TemporaryDirectory(prefix=NAME)
+    temporary = not stays and out is None
     if prepared:
         assert out is not None
         folder = out
     else:
-        folder = new_folder(out, started, NAME) if holder is None else Path(holder.name)
-    found = Comparison(folder, settings, started, plan, holder=holder)
+        folder = Path(mkdtemp(prefix=NAME)) if temporary else new_folder(out, started, NAME)
+    found = Comparison(folder, settings, started, plan)
+    if temporary:
+        weakref.finalize(found, shutil.rmtree, folder, ignore_errors=True)
     unfinished = Unfinished(folder)
     unfinished.save("run", _state(given, settings, plan, started))
     return _go(_Job(found, unfinished, progress, clock), begun)
