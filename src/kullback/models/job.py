@@ -10,6 +10,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from hashlib import sha256
+from itertools import islice
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
@@ -31,7 +32,7 @@ from .report import render
 from .results import COMPLETE, Comparison, versions
 from .settings import Settings
 from .sides import ModelSide
-from .store import About, Writer
+from .store import DOCUMENTS, About, Writer
 from .text import Chunks, Source, batches
 
 NAME = "kullback-compare"
@@ -232,6 +233,7 @@ def _go(job: _Job, begun: Begun | None) -> Comparison:
 def _measure(job: _Job) -> None:
     """Every token of the text, but those that are measured already."""
     found, plan = job.found, job.found.plan
+    write_bytes(found.folder / DOCUMENTS, _documents(plan))
     paths = [found.tokens(name) for name in plan.names]
     store, base = _store(found)
     # a base file is written in one go
@@ -269,7 +271,6 @@ def _measure(job: _Job) -> None:
         if store is not None:
             _finish_store(job, store)
     found.speed = spent | {"tokens": float(rows)}
-    _write_documents(job)
 
 
 def _measured(plan: Plan, paths: Sequence[Path], store: Writer | None) -> tuple[int, int]:
@@ -354,19 +355,10 @@ def _write(job: _Job) -> None:
         write_bytes(found.folder / "report.html", html.encode())
 
 
-def _write_documents(job: _Job) -> None:
-    write_bytes(job.found.folder / "documents.parquet", _documents(job.found.plan))
-
-
 def _documents(plan: Plan) -> bytes:
     arrow, file = extra("pyarrow", of="lm"), io.BytesIO()
-    names, tokens = [], []
-    last = max((piece.document for piece in plan.text.pieces()), default=-1)
-    for i, (name, count) in enumerate(plan.text.names()):
-        if i > last:
-            break
-        names.append(name)
-        tokens.append(count)
+    some = list(islice(plan.text.names(), plan.survey.last + 1))
+    names, tokens = [name for name, _ in some], [count for _, count in some]
     made = arrow.table({"name": arrow.array(names, arrow.string()), "tokens": arrow.array(tokens, arrow.int64())})
     extra("pyarrow.parquet", of="lm").write_table(made, file)
     return file.getvalue()
