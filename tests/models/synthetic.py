@@ -8,11 +8,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 HOSTILE = ("<script>hurt = 1</script>", "\n", "\n\n    ", "\x00", "\u202e", "⟨E2⟩⟨80⟩", " שלום", "\t", "' onx=\"", "")
-WORDS = (
-    "the of and to in is a for that with as it on be this are by or an if from returns not which value object list string "
-    "file name function called when each all other one will true false none default number given argument raises error "
-    "bytes class method module path iterator sequence items dictionary keyword optional"
-).split()
+TEXT = """the of and to in is a for that with as it on be this are by or an if from returns not which value object list
+string file name function called when each all other one will true false none default number given argument raises
+error bytes class method module path iterator sequence items dictionary keyword optional"""
+WORDS = TEXT.split()
 PIECES = (*HOSTILE, *(f" {word}" for word in WORDS), *WORDS, ".", ",", "(", ")", ":", " =", "0", "1")
 CANDIDATES = {"bf16": 3e-5, "int8 <b>": 1.2e-5, "int4": 2.5e-3}
 CLASSES = ("begins a word", "within a word", "number", "punctuation", "space", "other")
@@ -56,8 +55,10 @@ def blocks(t):
         ],
         "KL divergence statistics": [
             statistic("Mean KLD", kl, document, "nats"),
-            *(bare(name, float(np.quantile(kl, q)), "nats")
-              for name, q in (("Maximum KLD", 1), ("99.0% KLD", 0.99), ("Median KLD", 0.5), ("Minimum KLD", 0))),
+            *(
+                bare(name, float(np.quantile(kl, q)), "nats")
+                for name, q in (("Maximum KLD", 1), ("99.0% KLD", 0.99), ("Median KLD", 0.5), ("Minimum KLD", 0))
+            ),
         ],
         "Token probability statistics": [
             statistic("Mean Δp", np.exp(t["log_q"]) - np.exp(t["log_p"]), document, "%", 100.0),
@@ -69,7 +70,7 @@ def blocks(t):
             statistic("Mean total variation", t["tv"], document),
             statistic("Top-10 agreement", t["overlap"] / 10, document, "%", 100.0),
         ],
-    }  # fmt: skip
+    }
 
 
 def bins(t, labels, index):
@@ -94,13 +95,22 @@ def table(name, size, shared, rng):
     ids[~same] = ids[~same][:, ::-1]
     return {
         **{key: shared[key] for key in ("document", "position", "token")},
-        "kl": kl, "reverse": kl * 1.1, "js": kl / 8, "tv": np.sqrt(kl / 4),
-        "log_p": shared["log_p"], "log_q": np.minimum(shared["log_p"] + rng.normal(0, math.sqrt(size), n), 0.0),
-        "top_p": shared["choices_p_ids"][:, 0], "top_q": ids[:, 0].copy(), "confidence": shared["confidence"],
-        "entropy": 3.0 * (1.1 - shared["confidence"]), "overlap": np.where(same, 10, 9).astype(np.int16),
-        "choices_p_ids": shared["choices_p_ids"], "choices_q_ids": ids,
-        "choices_p": shared["choices_p"], "choices_q": q.astype(np.float32),
-    }  # fmt: skip
+        "kl": kl,
+        "reverse": kl * 1.1,
+        "js": kl / 8,
+        "tv": np.sqrt(kl / 4),
+        "log_p": shared["log_p"],
+        "log_q": np.minimum(shared["log_p"] + rng.normal(0, math.sqrt(size), n), 0.0),
+        "top_p": shared["choices_p_ids"][:, 0],
+        "top_q": ids[:, 0].copy(),
+        "confidence": shared["confidence"],
+        "entropy": 3.0 * (1.1 - shared["confidence"]),
+        "overlap": np.where(same, 10, 9).astype(np.int16),
+        "choices_p_ids": shared["choices_p_ids"],
+        "choices_q_ids": ids,
+        "choices_p": shared["choices_p"],
+        "choices_q": q.astype(np.float32),
+    }
 
 
 def run_folder(folder, *, candidates=CANDIDATES, documents=9, length=420, seed=0, status="complete"):
@@ -114,10 +124,12 @@ def run_folder(folder, *, candidates=CANDIDATES, documents=9, length=420, seed=0
         "document": np.repeat(np.arange(documents), lengths).astype(np.int64),
         "position": np.concatenate([np.arange(1, k + 1) for k in lengths]).astype(np.int32),
         "token": rng.integers(0, len(PIECES), n).astype(np.int32),
-        "confidence": confidence, "hard": np.exp(rng.normal(0, 0.4, documents)),
-        "log_p": np.log(np.clip(confidence * rng.random(n), 1e-6, 1)), "choices_p": choices,
+        "confidence": confidence,
+        "hard": np.exp(rng.normal(0, 0.4, documents)),
+        "log_p": np.log(np.clip(confidence * rng.random(n), 1e-6, 1)),
+        "choices_p": choices,
         "choices_p_ids": np.argsort(rng.random((n, len(PIECES))), -1)[:, :3].astype(np.int32),
-    }  # fmt: skip
+    }
     shared["token"][: len(HOSTILE)] = np.arange(len(HOSTILE))
     names = [f"docs/module_{i}.txt" for i in range(documents)]
     pq.write_table(pa.table({"name": names, "tokens": (lengths + 1).tolist()}), folder / "documents.parquet")
@@ -126,47 +138,100 @@ def run_folder(folder, *, candidates=CANDIDATES, documents=9, length=420, seed=0
         t = tables[name] = table(name, size, shared, rng)
         file = f"tokens-{i + 1}.parquet"
         pq.write_table(
-            pa.table({k: pa.FixedSizeListArray.from_arrays(pa.array(v.reshape(-1)), 3) if v.ndim == 2 else v for k, v in t.items()}),
-            folder / file, row_group_size=1000,
-        )  # fmt: skip
+            pa.table(
+                {
+                    k: pa.FixedSizeListArray.from_arrays(pa.array(v.reshape(-1)), 3) if v.ndim == 2 else v
+                    for k, v in t.items()
+                }
+            ),
+            folder / file,
+            row_group_size=1000,
+        )
         positive = t["kl"][t["kl"] > 0]
         counts = np.histogram(positive, EDGES)[0]
         order = np.argsort(-t["kl"])[:20]
-        found.append({
-            "name": name, "about": f"LlamaForCausalLM, 1,234,567 parameters, {name}", "tokens": file,
-            "statistics": blocks(t),
-            "histogram": {"zeros": int((t["kl"] == 0).sum()), "below": int((positive < EDGES[0]).sum()), "edges": EDGES,
-                          "counts": counts.tolist(), "above": int((positive >= EDGES[-1]).sum())},
-            "by_confidence": bins(t, ["0 – 0.1", "0.1 – 0.3", "0.3 – 0.5", "0.5 – 0.7", "0.7 – 0.9", "0.9 – 1"],
-                                  np.searchsorted([0.1, 0.3, 0.5, 0.7, 0.9], t["confidence"])),
-            "by_position": bins(t, ["1 – 15", "16 – 63", "64 – 127", "128 – 255", "256 – 511"],
-                                np.searchsorted([16, 64, 128, 256], t["position"], side="right")),
-            "by_class": bins(t, CLASSES, t["token"] % len(CLASSES)),
-            "worst": [{"document": int(t["document"][k]), "name": names[t["document"][k]],
-                       "position": int(t["position"][k]), "token": int(t["token"][k]), "kl": float(t["kl"][k])} for k in order],
-        })  # fmt: skip
+        found.append(
+            {
+                "name": name,
+                "about": f"LlamaForCausalLM, 1,234,567 parameters, {name}",
+                "tokens": file,
+                "statistics": blocks(t),
+                "histogram": {
+                    "zeros": int((t["kl"] == 0).sum()),
+                    "below": int((positive < EDGES[0]).sum()),
+                    "edges": EDGES,
+                    "counts": counts.tolist(),
+                    "above": int((positive >= EDGES[-1]).sum()),
+                },
+                "by_confidence": bins(
+                    t,
+                    ["0 – 0.1", "0.1 – 0.3", "0.3 – 0.5", "0.5 – 0.7", "0.7 – 0.9", "0.9 – 1"],
+                    np.searchsorted([0.1, 0.3, 0.5, 0.7, 0.9], t["confidence"]),
+                ),
+                "by_position": bins(
+                    t,
+                    ["1 – 15", "16 – 63", "64 – 127", "128 – 255", "256 – 511"],
+                    np.searchsorted([16, 64, 128, 256], t["position"], side="right"),
+                ),
+                "by_class": bins(t, CLASSES, t["token"] % len(CLASSES)),
+                "worst": [
+                    {
+                        "document": int(t["document"][k]),
+                        "name": names[t["document"][k]],
+                        "position": int(t["position"][k]),
+                        "token": int(t["token"][k]),
+                        "kl": float(t["kl"][k]),
+                    }
+                    for k in order
+                ],
+            }
+        )
     pairs = []
     for i, one in enumerate(candidates):
         for other in list(candidates)[i + 1 :]:
             a, b = tables[one]["kl"], tables[other]["kl"]
-            pairs.append({
-                "first": one, "second": other, "difference": statistic("difference", a - b, shared["document"]),
-                "p_value": 1e-5, "p_adjusted": 3e-5, "first_better": float((a < b).mean()), "second_better": float((a > b).mean()),
-                "equal": float((a == b).mean()),
-            })  # fmt: skip
+            pairs.append(
+                {
+                    "first": one,
+                    "second": other,
+                    "difference": statistic("difference", a - b, shared["document"]),
+                    "p_value": 1e-5,
+                    "p_adjusted": 3e-5,
+                    "first_better": float((a < b).mean()),
+                    "second_better": float((a > b).mean()),
+                    "equal": float((a == b).mean()),
+                }
+            )
     floor = table("floor", 1e-9, shared, rng)
     results = {
-        "status": status, "folder": str(folder), "started": "2026-11-22T00:10:11+00:00", "seconds": 71.2, "level": 0.95,
-        "unit": "nats", "settings": {"device": "cpu", "dtype": None, "context": 512, "batch_size": 4, "level": 0.95},
-        "text": {"source": "documentation strings of Python's standard library", "documents": documents, "tokens": n + documents,
-                 "scored": n, "measured": n if status == "complete" else n - 100,
-                 "beginning": "The tokenizer sets no beginning-of-text token."},
+        "status": status,
+        "folder": str(folder),
+        "started": "2026-11-22T00:10:11+00:00",
+        "seconds": 71.2,
+        "level": 0.95,
+        "unit": "nats",
+        "settings": {"device": "cpu", "dtype": None, "context": 512, "batch_size": 4, "level": 0.95},
+        "text": {
+            "source": "documentation strings of Python's standard library",
+            "documents": documents,
+            "tokens": n + documents,
+            "scored": n,
+            "measured": n if status == "complete" else n - 100,
+            "beginning": "The tokenizer sets no beginning-of-text token.",
+        },
         "reference": {"name": "teacher", "about": "LlamaForCausalLM, 1,234,567 parameters, float32"},
         "candidates": found,
-        "noise_floor": [{"name": "other batches", "about": "pieces of text in batches of 1 against 4", "measured": {"tokens": n, "documents": documents},
-                         "statistics": blocks(floor)}],
-        "pairs": pairs, "notes": ["Rows of scores without a token are left out: 64 of <i>int4</i>."],
-    }  # fmt: skip
+        "noise_floor": [
+            {
+                "name": "other batches",
+                "about": "pieces of text in batches of 1 against 4",
+                "measured": {"tokens": n, "documents": documents},
+                "statistics": blocks(floor),
+            }
+        ],
+        "pairs": pairs,
+        "notes": ["Rows of scores without a token are left out: 64 of <i>int4</i>."],
+    }
     results = json.loads(json.dumps(results))
     (folder / "results.json").write_text(json.dumps(results))
     return results

@@ -49,7 +49,7 @@ class Size:
         )
 
 
-TEACHER = Size(hidden=192, layers=4, heads=6)
+TEACHER = Size(hidden=128, layers=3, heads=4)
 
 
 class Kept(Protocol):
@@ -64,7 +64,7 @@ def small_teacher(
     out: str | Path,
     *,
     seed: int = 0,
-    steps: int = 300,
+    steps: int = 500,
     texts: Sequence[Document] | None = None,
     size: Size = TEACHER,
     vocabulary: int = VOCABULARY,
@@ -138,7 +138,7 @@ def train(
     steps: int,
     batch: int,
     seed: int,
-    learning_rate: float = 2e-3,
+    learning_rate: float = 4e-3,
     on_step: Callable[[int, int], None] = lambda done, total: None,
     kept: Kept | None = None,
 ) -> None:

@@ -33,7 +33,7 @@ def render(results: Mapping[str, Any], folder: Path, pieces: Pieces) -> str:
     """
     candidates = [one for one in results["candidates"] if one.get("statistics")]
     results = {**results, "candidates": candidates}
-    chosen = _chosen(results, folder)
+    chosen = _chosen(results, folder) if candidates else []
     wanted = {document for _, document, _ in chosen} | {w["document"] for one in candidates for w in one["worst"]}
     tokens = [read_tokens(folder / one["tokens"], wanted) for one in candidates]
     text = Texts(pieces)
@@ -50,8 +50,8 @@ def render(results: Mapping[str, Any], folder: Path, pieces: Pieces) -> str:
         blocks=[
             (title, block_rows(candidates, title)) for title in (candidates[0]["statistics"] if candidates else ())
         ],
-        charts=[(title, said, draw()) for title, said, draw in _charts(results)],
-        classes=class_rows(candidates),
+        charts=[(title, said, draw()) for title, said, draw in _charts(results)] if candidates else [],
+        classes=class_rows(candidates) if candidates else [],
         worst=[(one["name"], worst_rows(one, its, text)) for one, its in zip(candidates, tokens, strict=True)],
         shown=prepare(shown, unit="KL", number=significant) if shown else None,
         percent=f"{100 * results['level']:g} %",
@@ -124,9 +124,13 @@ def of(one: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     return dict.fromkeys(("value", "iid", "clustered", "low", "high")) | {"name": name, "unit": ""}
 
 
-def plus_minus(mean: Mapping[str, Any]) -> str:
-    """value ± standard error by document."""
-    return with_error(mean["value"], mean["clustered"])
+def plus_minus(mean: Mapping[str, Any], digits: int = 3) -> str:
+    """value ± standard error by document; the value to some digits where it has none."""
+    return (
+        significant(mean["value"], digits)
+        if mean["clustered"] is None
+        else with_error(mean["value"], mean["clustered"])
+    )
 
 
 def interval(mean: Mapping[str, Any]) -> str:
@@ -138,7 +142,6 @@ SHORT = {  # columns of the first table, with their headings
     "Median KLD": "median",
     "99.0% KLD": "99 %",
     "Maximum KLD": "largest",
-    "Mean JS": "JS",
     "Mean ln(PPL(Q)/PPL(base))": "ln PPL ratio",
     "Same top p": "same top, %",
 }
@@ -153,7 +156,7 @@ def summary_rows(results: Mapping[str, Any]) -> list[list[str]]:
         mean = of(one, MEAN)
         histogram = one.get("histogram")
         zeros = significant(100.0 * histogram["zeros"] / pictures.tokens(histogram)) if histogram else "–"
-        shown = (plus_minus(of(one, name)) for name in SHORT)
+        shown = (plus_minus(of(one, name), 2) for name in SHORT)
         error = significant(mean["iid"], 2)
         rows.append([one["name"], plus_minus(mean), interval(mean), error, *shown, zeros])
     return rows
