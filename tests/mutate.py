@@ -2,7 +2,7 @@
 
     python tests/mutate.py                                  a sample of 12 mutations of every numeric file
     python tests/mutate.py exact/special.py losses/ --sample 40
-    python tests/mutate.py --again                          only what survived the last run
+    python tests/mutate.py --again                          only what survived the last run and is open
 
 cosmic-ray makes the mutations (`OPERATORS`); those of a file are shuffled with a fixed seed and the first ones are
 tried. Every trial is a fork of one process that has imported PyTorch but not kullback: it imports the mutated module in
@@ -427,7 +427,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--budget", type=float, default=8.0, help="seconds of tests a mutation")
     parser.add_argument("--last", type=float, default=30.0, help="seconds more for one that survives these")
-    parser.add_argument("--again", action="store_true", help="try only what survived the last run")
+    parser.add_argument("--again", action="store_true", help="try only what survived the last run and is open")
     parser.add_argument("--fresh", action="store_true", help="run the suite under coverage.py anew")
     parser.add_argument("--page", type=Path, default=PAGE, help="where results go, for a second sample")
     parser.add_argument("--list", action="store_true", help="only count the mutations")
@@ -459,12 +459,14 @@ def main() -> None:
             continue
         survivors = []
         for mutant in drawn:
-            end = attempt(mutant, cover, options.budget, options.last)
+            settled = options.again and not judged.get((file, mutant.name), "open").startswith("open")
+            end = SURVIVED if settled else attempt(mutant, cover, options.budget, options.last)
             counts[end] += 1
             if judged.get((file, mutant.name), "").startswith("equivalent") and end == CAUGHT:
                 print(f"judged equivalent, but caught: {file}:{mutant.line}: {mutant.name}", flush=True)
             if end == SURVIVED:
                 survivors.append(mutant)
+            if end == SURVIVED and not settled:
                 print(f"survived: {file}:{mutant.line}: {mutant.name}", flush=True)
         sections[file] = section(file, counts, len(every), survivors, judged)
         write_page(options.page, sections)
