@@ -20,7 +20,7 @@ from kullback.language.loading import load
 
 from . import measures, worker
 from .examples import examples
-from .material import DEFAULT_STEPS, Material, Texts
+from .material import DEFAULT_STEPS, Material, Texts, check_folders
 from .results import Outcome, Results, versions
 from .settings import ARMS, Arm, Settings
 
@@ -49,6 +49,7 @@ def run(settings: Settings, progress: Progress | None = None, begun: Begun | Non
     settings.check()
     check_free(settings.out)
     _need_packages()
+    check_folders(settings)
     work = _Work(settings, progress)
     work.begin("reading the text")
     texts = Texts.of(settings)
