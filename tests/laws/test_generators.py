@@ -80,7 +80,7 @@ def test_slopes_at_the_edges_are_those_of_the_textbook_sum(generator):
 
 @pytest.mark.parametrize("generator", MANY, ids=str)
 def test_plain_is_what_the_canonical_sum_adds(generator):
-    """Σ f = Σ textbook + plain·(Σp, Σq): flat at p = q, so that the textbook's slopes there are the plain ones' minus."""
+    """Σ f = Σ textbook + plain·(Σp, Σq), flat at p = q."""
     if generator.name in ("tv", "nothing"):
         return  # a corner, and no slope at all
     h = 1e-5
