@@ -120,7 +120,7 @@ class _Work:
 
     def plan(self, settings: Settings) -> None:
         """How much there is in all."""
-        steps = settings.steps or 0
+        steps = settings.steps or DEFAULT_STEPS
         students = settings.seeds * steps * (TAUGHT_STEP + ALONE_STEP)
         self.total = READ + MEASURE + students + (0 if settings.teacher else settings.teacher_steps * TEACHER_STEP)
 
