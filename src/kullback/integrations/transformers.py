@@ -60,6 +60,7 @@ class TokenMeans:
     """Evaluation as means over the tokens of the whole set, where the Trainer's loss is a mean of batches."""
 
     accelerator: Any
+    model: Any
     _evaluating = False
     _evaluated: _Means
 
@@ -70,6 +71,9 @@ class TokenMeans:
             output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)  # type: ignore[misc]
         finally:
             self._evaluating = False
+            for module in self.model.modules():
+                if hasattr(module, "reshard"):  # FSDP2: an optimizer made now would hold weights that it never gathers
+                    module.reshard()
         found = self._evaluated.take(self.accelerator)
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in found.items()})
         return output
@@ -90,7 +94,6 @@ class DistillationMixin(TokenMeans):
     undoes DistributedDataParallel's mean stands in the Trainer's, and an override that returns its own loss skips it.
     """
 
-    model: Any
     args: Any
     compute_loss_func: Any
 
@@ -271,6 +274,12 @@ class DistillationMixin(TokenMeans):
         if head is None:
             return Logits(outputs.logits)
         hidden = outputs.hidden_states[-1]
+        if hasattr(head.linear.weight, "full_tensor") and not hasattr(hidden, "full_tensor"):
+            raise FormError(
+                f"{OWNER}: the {whose}'s head is a unit of FSDP2 of its own, whose weight is in shards again after the "
+                "forward pass. Leave the head in the root module's group, or shard it with "
+                "reshard_after_forward=False, or write fused=False."
+            )
         with self.accelerator.autocast():
             if whose not in self._proven and prove(whose, head, hidden, outputs.logits):
                 self._proven.add(whose)
