@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 export PIP_CONSTRAINT = $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test proofs spark check format docs sanitize wheel fuzz mutate bench clean
+.PHONY: demo test proofs spark check format docs figures sanitize wheel fuzz mutate bench clean
 
 demo: $(VENV)/.demo  ## install, then distil a teacher into a small student on real data
 	@echo "Distilling on scikit-learn's digits: about a minute on two cores. The run folder it names holds report.html."
@@ -30,7 +30,10 @@ format: $(VENV)/.test
 	$(BIN)/ruff check --fix .
 	$(BIN)/clang-format -i csrc/*.hpp csrc/*.cpp
 
-docs: $(VENV)/.test  ## regenerate every figure and table that documents quote
+docs: $(VENV)/.test  ## the site, in build/site: open index.html there
+	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -W -n --keep-going -q -b html -d build/doctrees docs build/site
+
+figures: $(VENV)/.test  ## regenerate every figure and table that documents quote
 	$(BIN)/python docs/learn/figures.py
 	$(BIN)/python bench/accuracy.py
 	$(BIN)/python docs/check.py
@@ -77,7 +80,7 @@ $(VENV)/.demo: $(BUILT_FROM)
 
 $(VENV)/.test: $(BUILT_FROM)
 	@echo "Installing kullback with all extras and the test tools into $(VENV); the first time takes some minutes."
-	$(BIN)/python -m pip install -q -e '.[code,data,distill,lm,recipes,transport,triton,test,check]'
+	$(BIN)/python -m pip install -q -e '.[code,data,distill,lm,recipes,transport,triton,test,check,docs]'
 	@touch $@
 
 $(VENV)/.spark: $(VENV)/.test

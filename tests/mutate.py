@@ -212,10 +212,20 @@ class Only:
 
 
 class Watch:
-    """Notes who executes what, and for how long."""
+    """Notes who executes what, and for how long. One engine will do, and some cases of every function."""
 
-    def __init__(self, watched: coverage.Coverage) -> None:
-        self.watched, self.seconds, self.bad = watched, {}, set()
+    def __init__(self, watched: coverage.Coverage, most: int = 60) -> None:
+        self.watched, self.most, self.seconds, self.bad = watched, most, {}, set()
+
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        kept: set[pytest.Item] = set()
+        cases: dict[str, list[pytest.Item]] = defaultdict(list)
+        for item in items:
+            if getattr(item, "callspec", None) is None or item.callspec.params.get("engine") != "cpu":
+                cases[item.nodeid.split("[")[0]].append(item)
+        for name, many in cases.items():
+            kept |= set(random.Random(name).sample(many, min(self.most, len(many))))
+        items[:] = [item for item in items if item in kept]
 
     @pytest.hookimpl(hookwrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
@@ -308,12 +318,12 @@ _HEAD = re.compile(r"^### (\S+): (\d+) of (\d+) caught")
 _LINE = re.compile(r"^\* (`` .* `` → `` .* ``): (.*)$")
 
 
-def read_page() -> tuple[dict[str, str], dict[tuple[str, str], str]]:
+def read_page(page: Path) -> tuple[dict[str, str], dict[tuple[str, str], str]]:
     """Each file's section as it stands, and the judgements in it."""
     sections: dict[str, str] = {}
     judged: dict[tuple[str, str], str] = {}
     file = ""
-    for line in PAGE.read_text().splitlines() if PAGE.exists() else []:
+    for line in page.read_text().splitlines() if page.exists() else []:
         if head := _HEAD.match(line):
             file = head[1]
             sections[file] = ""
@@ -335,8 +345,8 @@ def section(
     return head + "".join(f"\n* {m.name}: {words}" for m, words in told) + "\n" * bool(told)
 
 
-def write_page(sections: dict[str, str]) -> None:
-    top = PAGE.read_text().split("<!-- results of tests/mutate.py -->")[0]
+def write_page(page: Path, sections: dict[str, str]) -> None:
+    top = page.read_text().split("<!-- results of tests/mutate.py -->")[0] if page.exists() else ""
     caught = tried = 0
     for text in sections.values():
         head = _HEAD.match(text)
@@ -344,7 +354,7 @@ def write_page(sections: dict[str, str]) -> None:
         caught, tried = caught + int(head[2]), tried + int(head[3])
     share = f"**{caught} of {tried} caught: {100 * caught / max(tried, 1):.1f} %.**\n"
     body = "\n".join(sections[file].strip() + "\n" for file in sorted(sections))
-    PAGE.write_text(f"{top}<!-- results of tests/mutate.py -->\n\n{share}\n{body}")
+    page.write_text(f"{top}<!-- results of tests/mutate.py -->\n\n{share}\n{body}")
 
 
 def files(wanted: list[str]) -> list[str]:
@@ -365,8 +375,10 @@ def main() -> None:
     parser.add_argument("--last", type=float, default=30.0, help="seconds more for one that survives these")
     parser.add_argument("--again", action="store_true", help="try only what survived the last run")
     parser.add_argument("--fresh", action="store_true", help="run the suite under coverage.py anew")
+    parser.add_argument("--page", type=Path, default=PAGE, help="where results go, for a second sample")
     parser.add_argument("--list", action="store_true", help="only count the mutations")
     options = parser.parse_args()
+    options.page = options.page.resolve()
     torch.set_num_threads(1)
     os.chdir(ROOT)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -375,7 +387,7 @@ def main() -> None:
             print(f"{len(sites((PACKAGE / file).read_text())):5d} {file}")
         return
     cover = measure_cover() if options.fresh or not COVER.exists() else Cover(**json.loads(COVER.read_text()))
-    sections, judged = read_page()
+    sections, judged = read_page(options.page)
     for file in files(options.files):
         source = (PACKAGE / file).read_text()
         every = sites(source)
@@ -404,7 +416,7 @@ def main() -> None:
                 survivors.append(mutant)
                 print(f"survived ({len(tests)} tests): {file}:{mutant.line}: {mutant.name}", flush=True)
         sections[file] = section(file, counts, len(every), survivors, judged)
-        write_page(sections)
+        write_page(options.page, sections)
         print(f"{file}: {dict(counts)}, {time.monotonic() - begun:.0f} s", flush=True)
 
 

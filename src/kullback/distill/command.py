@@ -12,12 +12,13 @@ from kullback.kit.ending import ending
 from kullback.kit.files import dump_json
 from kullback.kit.runs import carry_out, resumed_alone
 from kullback.kit.terminal import paragraph, show_table
+from kullback.losses.named import DIVERGENCE_CHOICES
 
 from . import job
 from .job import Begun, Progress, finished
 from .report import caption, notes, table_rows, verdict
 from .results import Results
-from .settings import DIVERGENCE_CHOICES, Settings
+from .settings import Settings
 
 _NAME = "kullback distill"
 _DEFAULTS: dict[str, Any] = {f.name: f.default for f in fields(Settings) if f.default is not MISSING}

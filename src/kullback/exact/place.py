@@ -132,8 +132,17 @@ def _softplus(t: Any, s: Support, at: Place) -> tuple[Place, Tensor]:
 
 
 def _any(t: Transform, s: Support, at: Place) -> tuple[Place, Tensor]:
-    y = t.inv(at.x)
-    slope: Tensor = t.log_abs_det_jacobian(y, at.x)  # type: ignore[no-untyped-call]
+    def read(x: Tensor) -> tuple[Tensor, Tensor]:
+        y = t.inv(x)
+        return y, t.log_abs_det_jacobian(y, x)  # type: ignore[no-untyped-call]
+
+    y, slope = read(at.x)
+    lost = ~(torch.isfinite(y) & torch.isfinite(slope))
+    ends = image(t, s) if bool(lost.any()) else None
+    if ends is not None:  # nearer to an end than the inverse tells apart from it: as at the next place that it does
+        low, high = ends.low.detach(), ends.high.detach()
+        gap = torch.where(torch.isfinite(high - low), high - low, 1.0) * torch.finfo(torch.float64).eps
+        y, slope = read(torch.where(lost, torch.minimum(torch.maximum(at.x, low + gap), high - gap), at.x))
     return place_of(y, s), slope
 
 
