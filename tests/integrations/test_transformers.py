@@ -484,7 +484,6 @@ def encoder_decoder():
         ({"num_classes": 6.0}, r"num_classes is 6.0; write the integer"),
         ({"args": {"label_smoothing_factor": 0.1}}, r"Write loss=Distillation\(smoothing=0.1\)"),
         ({"args": {"n_gpu": 2}}, r"2 GPUs in one process.*torchrun --nproc_per_node 2"),
-        ({"teacher_columns": ("ids",)}, r"remove_unused_columns=False"),
         ({"teacher_tokenizer": object()}, r"not the student's. Write processing_class=\.\.\., too"),
     ],
 )
