@@ -2,6 +2,7 @@
 
 python bench/coverage.py            all cases (about 20 minutes of one core); --jobs 4 for four at once
 python bench/coverage.py --only X   the cases whose method starts with X; the other rows stay as they are
+python bench/coverage.py --short    the cases of which the page has fewer repetitions than are wanted here
 python bench/coverage.py --quick    40 repetitions, printed only
 
 Every row starts from its own seed, so that it is the same whichever rows are measured beside it.
@@ -162,7 +163,7 @@ def cases() -> list[Case]:
             lambda g: estimate.kl(Normal(0.0, 1.0), Normal(1.0, 1.0), method=MonteCarlo(1000), generator=g),
         ),
         *(two_samples("NearestNeighbours()", NEIGHBOURS, pair) for pair in PAIRS),
-        *(two_samples("NearestNeighbours()", NEIGHBOURS, pair, 2000, 50) for pair in (DOWN, shifted(3, 0.5))),
+        *(two_samples("NearestNeighbours()", NEIGHBOURS, pair, 2000) for pair in (DOWN, shifted(3, 0.5))),
         two_samples("NearestNeighbours(k=1)", NEAREST, shifted(3, 0.5)),
         *(
             two_samples("NearestNeighbours(bias_reduced=False)", PLAIN, pair)
@@ -330,16 +331,18 @@ def between(begin: str, end: str, text: str, lines: list[str]) -> str:
 
 
 def main() -> None:
-    quick = "--quick" in sys.argv
+    quick, short = "--quick" in sys.argv, "--short" in sys.argv
     only = sys.argv[sys.argv.index("--only") + 1] if "--only" in sys.argv else ""
     jobs = int(sys.argv[sys.argv.index("--jobs") + 1]) if "--jobs" in sys.argv else 1
     known = {tuple(row.split(" | ")[:2]): row for row in PAGE.read_text().splitlines() if row.startswith("| `")}
-    large = not only or "Large".startswith(only)
+    large = not short and (not only or "Large".startswith(only))
+
+    def wanted(case: Case) -> bool:
+        row = known.get((f"| `{case.method}`", case.setting), "")
+        return case.method.startswith(only) and not (short and row.endswith(f" {case.repetitions} |"))
+
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        rows = [
-            pool.submit(coverage_row, i, quick) if case.method.startswith(only) else None
-            for i, case in enumerate(cases())
-        ]
+        rows = [pool.submit(coverage_row, i, quick) if wanted(case) else None for i, case in enumerate(cases())]
         biases = [pool.submit(large_row, i) for i in range(len(LARGE))] if large and not quick else []
         table = []
         for case, row in zip(cases(), rows, strict=True):

@@ -222,8 +222,6 @@ NB_MODULE(_cpu, m) {
   m.attr("max_terms") = kMaxTerms;
   m.attr("listed_head") = kListedHead;
   m.def("formulas", [] { return listed(kFormulas); });
-  m.def("readings", [] { return listed(kReadings); });
-  m.def("dtypes", [] { return listed(kDtypes); });
   m.def("instruction_set", [] { return std::string(chosen->name); });
   m.def("instruction_sets", [] {
     std::vector<std::string> names;

@@ -1,5 +1,6 @@
 """`explain`: a pure function of types, dtypes, devices and shapes, that says what is done."""
 
+import dataclasses
 import itertools
 import math
 from contextlib import nullcontext
@@ -104,3 +105,31 @@ def test_the_memory_it_states_grows_with_rows_only_up_to_a_block():
 
 def test_an_empty_batch():
     assert explain(Logits(torch.zeros(0, 3)), Logits(torch.zeros(3))).batch_shape == (0,)
+
+
+@pytest.mark.parametrize(
+    ("count", "said"),
+    [
+        (0, "0 B"),
+        (1023, "1023 B"),
+        (1024, "1.0 KiB"),
+        (1536, "1.5 KiB"),
+        (1 << 20, "1.0 MiB"),
+        ((1 << 30) - 1, "1024.0 MiB"),
+        (1 << 30, "1.0 GiB"),
+        (5 << 29, "2.5 GiB"),
+    ],
+)
+def test_memory_is_printed_in_the_unit_that_fits(count, said):
+    plan = explain(Logits(torch.zeros(1, 2)), Logits(torch.zeros(1, 2)))
+    text = str(dataclasses.replace(plan, temporary_bytes=count, saved_bytes=2))
+    assert f"memory     {said} of temporaries; saved for backward: inputs and 2 B\n" in text
+
+
+def test_a_plan_cannot_be_changed():
+    x = Logits(torch.zeros(1, 2))
+    d = torch.distributions.Normal(torch.tensor(0.0), 1.0)
+    for plan in (explain(x, x), explain(d, d)):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            plan.divergence = "js"
+        assert hash(plan) == hash(dataclasses.replace(plan))

@@ -400,3 +400,15 @@ def test_errors_say_what_to_write(call, words):
 
 
 PLUG_IN = estimate.PlugIn()
+
+
+def test_what_a_tail_is_fitted_to():
+    """The largest min(n/5, 3 √n) of the distances from the mean, 20 at least; none where they are all alike."""
+    heavy = torch.arange(1.0, 101.0, dtype=torch.float64) ** 8
+    assert pareto_shape(heavy) > -math.inf  # a fifth of 100 is 20
+    assert pareto_shape(heavy[:99]) == -math.inf
+    assert pareto_shape(torch.ones(1000)) == -math.inf
+    one = torch.zeros(100, dtype=torch.float64)
+    one[0] = 100.0
+    assert pareto_shape(one) > 1.0  # one number far from the others, which are all alike, is as heavy as can be
+    assert pareto_shape(torch.tensor([math.inf] + [0.0] * 99)) == -math.inf

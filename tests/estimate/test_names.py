@@ -76,3 +76,10 @@ def test_the_advised_calls_work(p, q):
     assert estimate.kl(p, q).value >= 0.0
     found = estimate.bootstrap_divergence(divergences.js(0.5), p, q, generator=torch.Generator(), replicates=20)
     assert found.value >= 0.0
+
+
+def test_the_same_draws_twice_are_at_distance_zero():
+    found = estimate.kl(XY, XY)
+    assert (found.raw, found.value) == (0.0, 0.0)
+    assert found.stderr != found.stderr
+    assert "the same draws" in found.verdict

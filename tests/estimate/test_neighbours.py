@@ -357,3 +357,19 @@ def test_the_bias_goes_like_the_radius(d, growth):
     found = estimate.kl(Samples(x), Samples(y), generator=seeded())
     assert found.details["bias_seen"] == pytest.approx((of[1] - of[0]) / (growth - 1.0), rel=1e-9)
     assert found.corrected.value == pytest.approx(found.raw - found.details["bias_seen"], rel=1e-12)
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_a_point_at_the_very_radius_counts_though_the_end_of_the_ball_rounds_below_it(mirrored):
+    """From -1, the point 0.5 + 2^-53 is at 1.5 + 2^-53, which rounds to 1.5; -1 + 1.5 is below the point."""
+    sign = -1.0 if mirrored else 1.0
+    points = sign * torch.tensor([[-1.0], [0.25], [0.5 + 2.0**-53], [0.75]], dtype=torch.float64)
+    query, radius = (
+        sign * torch.tensor([[-1.0]], dtype=torch.float64),
+        torch.tensor([1.5 / (1.0 + 1e-12)], dtype=torch.float64),
+    )
+    assert float(radius * (1.0 + 1e-12)) == 1.5
+    counts = [kind(points).count_within(query, radius) for kind in (Line, Blocks, Tree)]
+    assert [int(found) for found in counts] == [3, 3, 3]
+    reached = [kind(points).farthest_within(query, radius, counts[0]).item() for kind in (Line, Blocks)]
+    assert reached == [1.5, 1.5]

@@ -99,3 +99,19 @@ def test_errors(call, words):
     with pytest.raises(FormError) as error:
         call()
     assert words in str(error.value)
+
+
+def test_a_critic_is_looked_at_every_fifty_steps_and_at_the_last():
+    """On the part that is kept for it, without gradients; once more, held out, when it is chosen."""
+    looked = []
+
+    class Watched(NWJBound):
+        def objective(self, on_p, on_q):
+            looked.append(torch.is_grad_enabled())
+            return super().objective(on_p, on_q)
+
+    x, y = Samples(normal(100, 2)), Samples(normal(100, 2, 1.0, seed=1))
+    estimate.kl(x, y, method=Watched(steps=53), generator=seeded())
+    steps = [k for k, grad in enumerate(looked) if not grad]
+    assert steps[:3] == [0, 51, 54]  # before steps 0, 50 and 52, among 53 with gradients
+    assert looked.count(True) == 53

@@ -304,3 +304,37 @@ def test_the_negentropy_of_a_wide_student_is_a_series(df):
         truth = float(mpmath.log(2 * mpmath.pi * mpmath.e * v / (v - 2)) / 2 - entropy)
     found = moments(td.StudentT(torch.tensor(df, dtype=torch.float64))).negentropy.item()
     assert found == pytest.approx(truth, rel=1e-12 if df >= 60.0 else 1e-9)
+
+
+@pytest.mark.parametrize("family", [td.Geometric, td.Bernoulli], ids=lambda f: f.__name__)
+def test_the_parameter_that_was_given_counts_whichever_has_been_looked_at(family):
+    """PyTorch keeps both once asked, and the one it made is clamped at 1e-7 in float32."""
+
+    def pair(look):
+        made = family(probs=torch.tensor(1e-9)), family(probs=torch.tensor(2e-9)), family(logits=torch.tensor(-25.0))
+        for d in made:
+            if look:
+                assert torch.isfinite(torch.stack([d.logits, d.probs])).all()
+        return kl(made[0], made[1]).item(), kl(made[2], made[1]).item()
+
+    assert pair(True) == pair(False)
+    assert pair(False)[0] > 0.0
+
+
+def test_every_entry_has_an_equation_of_one_line():
+    equations = {entry.name: entry.equation for entry in CLOSED_FORMS if entry.quantity == "kl"}
+    assert not [name for name, equation in equations.items() if not equation or "\n" in equation]
+    assert equations["Poisson‖Poisson"].startswith("λp log(λp/λq) - λp + λq")
+
+
+def test_a_poisson_without_a_number_is_no_number():
+    """Not even against a rate of zero, where the row would be infinite for any rate above it."""
+    nothing = td.Poisson(torch.tensor(math.nan), validate_args=False)
+    assert kl(nothing, td.Poisson(torch.tensor(0.0))).isnan()
+    assert kl(td.Poisson(torch.tensor(0.0)), td.Poisson(torch.tensor(0.0))).item() == 0.0
+    assert kl(td.Poisson(torch.tensor(0.5)), td.Poisson(torch.tensor(0.0))).item() == math.inf
+
+
+def test_no_trials_are_at_distance_zero_even_where_one_would_be_infinite():
+    p, q = (td.Multinomial(0, probs=torch.tensor(w)) for w in ([1.0, 0.0], [0.0, 1.0]))
+    assert kl(p, q).item() == 0.0

@@ -492,3 +492,43 @@ def test_widths_whose_ratio_overflows_have_their_affinity(order):
     assert kb.renyi(q, p, 1 - order).item() == pytest.approx(float(want * (1 - order) / order), rel=1e-12)
     assert kb.hellinger(p, q).item() == 1.0
     assert kb.hellinger(q, p).item() == 1.0
+
+
+@pytest.mark.parametrize("n", [5, 10, 30])
+@pytest.mark.parametrize("total", [0.4, 1.0, 6.0])
+def test_tail_bound_holds_for_counts_of_failures(n, total):
+    """Terms of a negative binomial fall by p (x + r) / (x + 1): slower than p where r is above 1."""
+    p, q = td.NegativeBinomial(t(total), t(0.6)), td.Poisson(t(9.0))
+    x = torch.arange(600, dtype=torch.float64)
+    for left, right in ((p, q), (q, p), (p, td.NegativeBinomial(t(2.0), t(0.7)))):
+        above, _ = summation.bound_above(divergences.KL.sums, left, right, n)
+        log_p, log_q = summation.log_mass(left, x), summation.log_mass(right, x)
+        terms = log_p.exp() * (log_p - log_q) - log_p.exp() + log_q.exp()
+        assert above.item() >= terms[n + 1 :].sum().item()
+    ratios = torch.diff(summation.log_mass(p, x))[n + 1 :].exp()  # of neighbours above n, falling or rising to a limit
+    tail = summation._tail(p, n)
+    assert tail.largest.item() == pytest.approx(max(ratios[0].item(), 0.6), rel=1e-12)
+    assert tail.smallest.item() == pytest.approx(min(ratios[0].item(), 0.6), rel=1e-12)
+    assert tail.limit.item() == 0.6
+
+
+def test_a_distribution_of_ones_own_over_a_few_integers_is_summed():
+    class Die(td.Distribution):
+        arg_constraints, support = {}, td.constraints.integer_interval(0, 5)
+
+        def __init__(self, probs):
+            self.probs = probs
+            super().__init__(probs.shape[:-1], validate_args=False)
+
+        def log_prob(self, x):
+            shape = torch.broadcast_shapes(x.shape, self.batch_shape)
+            at = x.long().expand(shape).unsqueeze(-1)
+            return torch.log(self.probs.expand(*shape, 6).gather(-1, at).squeeze(-1))
+
+    w = torch.softmax(torch.sin(torch.arange(12.0, dtype=torch.float64)).reshape(2, 6), -1)
+    fair = torch.full((6,), 1.0 / 6.0, dtype=torch.float64)
+    truth = (w * torch.log(6.0 * w)).sum(-1)
+    assert kl(Die(w), Die(fair)).tolist() == pytest.approx(truth.tolist(), rel=1e-12)
+    assert kl(Die(w[0]), td.Binomial(5, t(0.5))).item() == pytest.approx(
+        (w[0] * (torch.log(w[0]) - td.Binomial(5, t(0.5)).log_prob(torch.arange(6.0).double()))).sum().item(), rel=1e-12
+    )

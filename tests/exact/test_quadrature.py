@@ -436,14 +436,13 @@ def test_no_integral_is_above_its_bound(divergence):
 
 
 def test_narrow_peaks_are_found_in_every_row_of_a_batch():
-    loc, scale = t([0.0, 2.0, -1.0]), t([1.0, 0.5, 3.0])
+    """Rows of other widths have other places to look at, and repeat some."""
+    rows = [*map(t, ([0.0, 2.0, -1.0, 3.0, -4.0], [1.0, 0.5, 3.0, 0.02, 60.0]))]
+    rows += [*map(t, ([1.0, 0.0, 5.0, -2.0, 0.5], [2.0, 1.0, 4.0, 50.0, 0.1]))]
     for order in (50.0, 1e6):
-        rows = kb.renyi(td.Normal(loc, scale), td.Laplace(t([1.0, 0.0, 5.0]), t([2.0, 1.0, 4.0])), order)
-        alone = [
-            kb.renyi(td.Normal(m, s), td.Laplace(n, b), order).item()
-            for m, s, n, b in zip(loc, scale, t([1.0, 0.0, 5.0]), t([2.0, 1.0, 4.0]), strict=True)
-        ]
-        assert rows.tolist() == pytest.approx(alone, rel=1e-9)
+        found = kb.renyi(td.Normal(*rows[:2]), td.Laplace(*rows[2:]), order)
+        alone = [kb.renyi(td.Normal(m, s), td.Laplace(n, b), order).item() for m, s, n, b in zip(*rows, strict=True)]
+        assert found.tolist() == pytest.approx(alone, rel=1e-9)
 
 
 @pytest.mark.parametrize("q", [td.Cauchy(t(0.0), t(1.0)), td.StudentT(t(1.5)), td.StudentT(t(2.0))])

@@ -235,3 +235,20 @@ def test_never_negative_and_zero_for_equals(family, dtype, numbers, order):
             assert value.item() >= 0.0
         assert kb.renyi(p, q, order).item() >= 0.0
     assert kb.kl(p, make(x.clone())).item() == 0.0
+
+
+def test_vmap_over_vectors():
+    """Under a transform no value is known, and every branch is taken."""
+    g = torch.Generator().manual_seed(0)
+    factor, means = (torch.randn(*shape, generator=g, dtype=torch.float64) for shape in ((4, 2), (3, 4)))
+    diagonal = torch.tensor([0.5, 1.0, 2.0, 0.7], dtype=torch.float64)
+
+    def distance(mean, width):
+        p = td.LowRankMultivariateNormal(mean, width * factor, diagonal, validate_args=False)
+        zero = torch.zeros(4, dtype=torch.float64)
+        return kb.kl(p, td.LowRankMultivariateNormal(zero, 2.0 * factor, width * diagonal, validate_args=False))
+
+    widths = torch.tensor([0.5, 2.0, 3.0], dtype=torch.float64)
+    rows = torch.func.vmap(distance)(means, widths)
+    alone = [distance(*at).item() for at in zip(means, widths, strict=True)]
+    assert rows.tolist() == pytest.approx(alone, rel=1e-12)

@@ -1,5 +1,6 @@
 """Every refusal says what was given, what is needed, and what to write instead."""
 
+import dataclasses
 import math
 
 import pytest
@@ -173,3 +174,25 @@ def test_a_density_needs_a_finite_scale_above_0(scale):
     with pytest.raises(FormError, match="must be a finite number above 0"):
         kullback.Density(lambda x: x, scale=scale)
     assert kullback.Density(lambda x: x, scale=1e-300).scale == 1e-300
+
+
+def test_a_density_is_frozen_and_centred_at_0():
+    density = kullback.Density(lambda x: -x)
+    assert (density.center, density.scale, density.support) == (0.0, 1.0, (-math.inf, math.inf))
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        density.center = 1.0
+
+
+def test_samples_count_their_rows():
+    assert len(kullback.Samples(torch.zeros(5, 2))) == 5
+    assert len(kullback.Samples(torch.zeros(7))) == 7
+
+
+def test_what_is_no_array_is_advised_of_its_scores_only_if_it_has_some():
+    class Output:
+        logits = torch.zeros(1, 2)
+
+    with pytest.raises(FormError, match=r"which is no array of numbers .*Write Logits\(x.logits\)\.$"):
+        Logits(Output())
+    with pytest.raises(FormError, match=r"which is no array of numbers \(.*\)\.$"):
+        Logits(object())

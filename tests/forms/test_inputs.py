@@ -1,5 +1,6 @@
 """What a form accepts, what it leaves alone, and what a verb makes of dtypes and shapes."""
 
+import dataclasses
 import itertools
 import math
 
@@ -10,7 +11,7 @@ import torch.nn.functional as F  # noqa: N812
 
 import kullback
 from cases import DATA, DTYPES, FORMS, SMALL, normal
-from kullback import Labels, Logits, LogProbs, Probs, cross_entropy, entropy, kl
+from kullback import Labels, Logits, LogProbs, Probs, cross_entropy, entropy, kl, losses
 from kullback.divergences import TABLE
 from kullback.verbs import measure
 
@@ -69,9 +70,48 @@ def test_a_tensor_is_held_without_a_copy():
     assert Logits(array).data.data_ptr() == array.__array_interface__["data"][0]
 
 
-def test_forms_are_frozen():
-    with pytest.raises(AttributeError):
-        Logits([0.0, 1.0]).temperature = 2.0
+EVERY_FORM = {
+    "Counts": lambda: kullback.Counts([1, 2]),
+    "Density": lambda: kullback.Density(lambda x: -x, support=(0.0, math.inf)),
+    "Drawn": lambda: kullback.Drawn([[0, 1]], [[-1.0, -1.0]], 2),
+    "Labels": lambda: Labels([0, 1], 2),
+    "LinearLogits": lambda: kullback.LinearLogits(torch.zeros(1, 3), torch.zeros(2, 3)),
+    "LogProbs": lambda: LogProbs([0.0, -math.inf]),
+    "LogRatios": lambda: kullback.LogRatios([0.1], [0.2], drawn_from="p"),
+    "Logits": lambda: Logits([0.0, 1.0]),
+    "Points": lambda: kullback.Points([0.0, 1.0], [1.0, 3.0]),
+    "Probs": lambda: Probs([0.5, 0.5]),
+    "Samples": lambda: kullback.Samples([0.0, 1.0]),
+    "TopK": lambda: kullback.TopK([[0, 1]], [[-1.0, -1.0]], 3, tail="even"),
+    "DiagonalGaussian": lambda: losses.DiagonalGaussian(torch.zeros(2), torch.zeros(2)),
+    "FullGaussian": lambda: losses.FullGaussian(torch.zeros(2), torch.eye(2)),
+}
+
+
+@pytest.mark.parametrize("name", EVERY_FORM)
+def test_forms_are_frozen_and_told_apart_as_objects(name):
+    """Equality of tensors is a tensor: two forms of the same numbers are two, and each can be a key."""
+    form, other = EVERY_FORM[name](), EVERY_FORM[name]()
+    field = dataclasses.fields(form)[0].name
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        setattr(form, field, None)
+    assert form == form
+    assert form != other
+    assert len({form, other}) == 2
+
+
+@pytest.mark.parametrize("name", EVERY_FORM)
+def test_a_form_is_printed_as_it_was_written(name):
+    """What a form derives from its arguments (its data once more, say) is not printed beside them."""
+    form = EVERY_FORM[name]()
+    derived = [f.name for f in dataclasses.fields(form) if not f.init]
+    assert not any(f"{attribute}=" in repr(form) for attribute in derived)
+    assert repr(form).startswith(f"{name}(")
+
+
+def test_every_public_form_is_among_them():
+    public = {n for n in kullback.__all__ if dataclasses.is_dataclass(getattr(kullback, n))}
+    assert public - {"Route", "Sharded"} <= set(EVERY_FORM)  # a plan, and a form that needs a process group
 
 
 @pytest.mark.parametrize("integers", [torch.uint8, torch.int16, torch.int32, torch.int64], ids=str)

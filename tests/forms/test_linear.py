@@ -22,6 +22,7 @@ from kullback import (
     total,
     verbs,
 )
+from kullback.core.readings import LinearReading
 from kullback.divergences import CROSS_ENTROPY, HELLINGER, KL, js
 from kullback.losses import DKD, GKD, Distillation, LabelSmoothing, PolicyKL, RDrop, SkewKL
 from kullback.testing import check_form
@@ -350,3 +351,10 @@ def test_explain_says_who_computes_and_what_it_takes():
     assert "float32 rounds them" in route.error
     assert dict(route.not_taken)["eager"]
     assert 0 < route.temporary_bytes < 8 << 20
+
+
+def test_a_reading_without_settings_is_the_softmax_of_the_product():
+    h, w = torch.randn(3, 4, dtype=torch.float64), torch.randn(5, 4, dtype=torch.float64)
+    found = LinearReading().weights((h, w))
+    torch.testing.assert_close(found.w, torch.softmax(h @ w.T, -1), rtol=1e-13, atol=0.0)
+    torch.testing.assert_close(found.log_w, torch.log_softmax(h @ w.T, -1), rtol=1e-13, atol=1e-14)

@@ -122,6 +122,19 @@ def test_distillation_is_the_formula_and_trl_itself(beta, temperature):
     assert own["entropy"] == pytest.approx(theirs["entropy"], rel=1e-5)
 
 
+def evaluated_by_tokens(metrics, student, teacher, batches):
+    assert sum(len(batch["labels"]) for batch in batches) == 7
+    for name, beta in (("eval_loss", 1.0), ("eval_kl", 0.0)):
+        wanted, _ = it.of_batches(student, teacher, batches, lambda s, t, beta=beta: it.divergence(s, t, beta))
+        assert metrics[name] == pytest.approx(wanted, rel=1e-6), name
+
+
+def test_distillation_evaluates_by_tokens():
+    student, teacher = tiny.model(seed=1), tiny.model(seed=2)
+    made = it.distillation_trainer(it.RecordedDistillation, student, teacher)
+    evaluated_by_tokens(made.evaluate(), student, teacher, made.evaluated)
+
+
 def test_distillation_takes_another_loss_that_needs_no_labels():
     student, teacher = tiny.model(seed=1), tiny.model(seed=2)
     before = copy.deepcopy(student)
@@ -300,6 +313,13 @@ def test_two_ranks_of_completions_make_the_mean_over_all_tokens(of_two_ranks, na
     )
     assert found["logged"]["loss"] == pytest.approx(wanted, rel=1e-6)
     close(found["step"], gradients)
+
+
+def test_two_ranks_evaluate_every_completion_once(of_two_ranks):
+    found = of_two_ranks["distillation"]
+    student = tiny.model()
+    student.load_state_dict(found["after"])
+    evaluated_by_tokens(found["metrics"], student, tiny.model(seed=2), found["evaluated"])
 
 
 def test_two_ranks_of_grpo_make_the_mean_over_all_tokens(of_two_ranks):

@@ -33,7 +33,9 @@ def main(out, folder):
     made = it.distillation_trainer(it.RecordedDistillation, model, teacher, **twice)
     logged, step = it.stepped(made, model)
     found["distillation"] = {"logged": logged, "step": step, "seen": everyone(made.seen)}
-    found["distillation"]["evaluated"] = made.evaluate()
+    found["distillation"]["metrics"] = made.evaluate()
+    found["distillation"]["evaluated"] = everyone(made.evaluated)
+    found["distillation"]["after"] = {n: x.clone() for n, x in model.state_dict().items()}
     reference, policy = it.policies(f"{folder}/reference")
     made = it.grpo_trainer(it.RecordedGRPO, policy, **twice)
     before = copy.deepcopy(policy)

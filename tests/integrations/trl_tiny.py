@@ -153,6 +153,10 @@ class RecordedDistillation(ours.DistillationTrainer):
     def _compute_loss(self, model, inputs, num_items_in_batch):
         if model.training:
             self.seen = [*getattr(self, "seen", []), as_batch(inputs)]
+        else:
+            rows = self._counted.nonzero()[:, 0]
+            whole = as_batch(inputs)
+            self.evaluated = [*getattr(self, "evaluated", []), {k: x[rows] for k, x in whole.items()}]
         return super()._compute_loss(model, inputs, num_items_in_batch)
 
 

@@ -301,8 +301,12 @@ def test_a_cache_of_something_else_is_not_gone_on_with(tmp_path, changed, said):
 
 
 def test_the_same_teacher_under_another_name_is_the_same(tmp_path):
-    bigrams.write(tmp_path)
-    bigrams.write(tmp_path, replace(bigrams.settings(), teacher=Fingerprint("moved", "7" * 64), text="elsewhere"))
+    bigrams.write(tmp_path / "whole")
+    of = bigrams.settings()
+    with pytest.raises(KeyboardInterrupt):
+        bigrams.write(tmp_path / "cut", of, teacher=Stops(of, 30))
+    bigrams.write(tmp_path / "cut", replace(of, teacher=Fingerprint("moved", "7" * 64), text="elsewhere"))
+    assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("stop", [None, 30])

@@ -80,7 +80,7 @@ def test_slopes_at_the_edges_are_those_of_the_textbook_sum(generator):
 
 @pytest.mark.parametrize("generator", MANY, ids=str)
 def test_plain_is_what_the_canonical_sum_adds(generator):
-    """Σ f = Σ textbook + plain·(Σp, Σq): flat at p = q, so that the textbook's slopes there are the plain ones' minus."""
+    """Σ f = Σ textbook + plain·(Σp, Σq), flat at p = q."""
     if generator.name in ("tv", "nothing"):
         return  # a corner, and no slope at all
     h = 1e-5
@@ -136,7 +136,11 @@ def test_generators_of_other_names_at_their_limits():
     assert generators.skew_kl(0.0) == generators.alpha(1.0) == generators.kl
     assert generators.alpha(0.0) == generators.reverse_kl
     assert [name for name in generators.NAMED if generators.NAMED[name](0.5).name not in (name, "nothing")] == []
-    assert (str(generators.kl), str(generators.js(0.25)), str(generators.alpha(-2.0))) == ("kl", "js(0.25)", "alpha(-2)")
+    assert (str(generators.kl), str(generators.js(0.25)), str(generators.alpha(-2.0))) == (
+        "kl",
+        "js(0.25)",
+        "alpha(-2)",
+    )
 
 
 @pytest.mark.parametrize("generator", EVERY, ids=str)

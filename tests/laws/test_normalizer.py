@@ -64,3 +64,11 @@ def test_rows_of_a_batch_are_independent():
     one = Normalizer.of(scores[1, 2])
     assert torch.equal(n.max[1, 2], one.max)
     assert torch.equal(n.sum[1, 2], one.sum)
+
+
+def test_rows_without_columns_and_columns_without_rows():
+    """What no columns give is asked of the last axis, the classes: (3, 0) are three rows of none, (0, 4) no rows."""
+    none = Normalizer.of(torch.zeros(3, 0, dtype=torch.float64))
+    assert (none.max.tolist(), none.sum.tolist()) == ([[-math.inf]] * 3, [[0.0]] * 3)
+    empty = Normalizer.of(torch.zeros(0, 4, dtype=torch.float64))
+    assert empty.max.shape == empty.sum.shape == (0, 1)

@@ -334,3 +334,23 @@ def make_values():
     """Write values.json anew, on purpose only: a new loss adds lines, an old one changes none."""
     lines = {f"{name}/{how}": measured(name, how) for name, how in frozen_cases()}
     FROZEN.write_text("{\n" + ",\n".join(f'"{key}": {json.dumps(value)}' for key, value in lines.items()) + "\n}\n")
+
+
+def test_a_term_of_weight_zero_adds_nothing_and_keeps_its_value():
+    """Of a total, its value would be 0/0, and an infinite one would make the loss infinite or NaN."""
+    p, q = (torch.randn(4, 5, generator=torch.Generator().manual_seed(k), dtype=torch.float64) for k in (1, 2))
+    labels = torch.tensor([0, 1, 2, 3])
+    whole, without = (RDrop(alpha).parts(first=p, second=q, labels=labels) for alpha in (1.0, 0.0))
+    assert without.loss.item() == pytest.approx(whole.nll.item(), rel=1e-12)
+    assert without.kl.item() == pytest.approx(whole.kl.item(), rel=1e-12) != 0.0
+    impossible = q.clone()
+    impossible[0, 4] = -torch.inf
+    far = RDrop(0.0).parts(first=p, second=impossible, labels=labels)
+    assert far.kl.item() == torch.inf
+    assert far.loss.isfinite()
+    whole, without = (DKD(alpha, beta=2.0).parts(student=q, teacher=p, labels=labels) for alpha in (1.0, 0.0))
+    assert without.target_class.item() == pytest.approx(whole.target_class.item(), rel=1e-12) != 0.0
+    assert without.loss.item() == pytest.approx(2.0 * whole.other_classes.item(), rel=1e-12)
+    whole, without = (DKD(a, beta=2.0).parts(student=q[:, :2], teacher=p[:, :2], labels=labels % 2) for a in (0.5, 0.0))
+    assert without.target_class.item() == pytest.approx(whole.target_class.item(), rel=1e-12) != 0.0
+    assert without.loss.item() == 0.0  # of two classes, one is left, which is certain

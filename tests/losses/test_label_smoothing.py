@@ -159,3 +159,14 @@ def test_no_dense_target_is_made():
 def test_errors(call, message):
     with pytest.raises(FormError, match=message):
         call()
+
+
+def test_one_token_without_a_batch_counts_once_and_padding_is_minus_one():
+    """-1 is padding unless said otherwise, as in WeNet; a single token is a batch of one."""
+    x = torch.tensor([0.3, -0.2, 1.0], dtype=torch.float64)
+    row = LabelSmoothing(3)(x[None, None], torch.tensor([[2]]))
+    assert row.item() > 0.01
+    assert LabelSmoothing(3)(x, torch.tensor(2)).item() == row.item()
+    assert LabelSmoothing(3)(x.expand(1, 2, 3), torch.tensor([[2, -1]])).item() == row.item()
+    with pytest.raises(FormError, match=r"row \(0, 1\) holds -2"):
+        LabelSmoothing(3)(x.expand(1, 2, 3), torch.tensor([[2, -2]]))

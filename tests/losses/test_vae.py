@@ -260,3 +260,17 @@ def test_a_prior_of_other_rows_or_another_width_is_told_apart():
         gaussian_kl(q, DiagonalGaussian(torch.zeros(4, 2), torch.zeros(4, 2)))
     with pytest.raises(FormError, match=r"q has mu of shape \(4, 3\) but p has \(5, 3\)"):
         gaussian_kl(q, DiagonalGaussian(torch.zeros(5, 3), torch.zeros(5, 3)))
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_one_latent_coordinate(full):
+    """KL(N(m, v)‖N(0, 1)) = ½ (m² + v - 1 - log v), of a posterior (batch, 1)."""
+    mu, logvar = torch.tensor([[0.5], [-1.0]], dtype=torch.float64), torch.tensor([[0.2], [-0.3]], dtype=torch.float64)
+    posterior = DiagonalGaussian(mu, logvar)
+    if full:
+        posterior = FullGaussian(mu, (0.5 * logvar).exp().unsqueeze(-1))
+    decoded = torch.zeros(2, 4, dtype=torch.float64)
+    found = VAELoss().parts(decoded=decoded, target=torch.full_like(decoded, 0.5), posterior=posterior)
+    by_hand = 0.5 * (mu**2 + logvar.exp() - 1.0 - logvar).sum() / 2
+    assert found.kl.item() == pytest.approx(by_hand.item(), rel=1e-12)
+    assert found.reconstruction.item() == pytest.approx(4 * math.log(2.0), rel=1e-12)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol, cast
 import torch
 from torch import Tensor
 
+from kullback.core.dtypes import result_dtype
 from kullback.core.readings import Side
 from kullback.divergences import Divergence
 
@@ -41,7 +42,7 @@ def total(
         values = torch.stack([_weighted(term, num_classes) for term in terms])
         return values.sum(), values.detach()
     floats = {id(x): x for term in terms for x in (*term.p.data, *term.q.data) if x.is_floating_point()}
-    dtype = torch.float64 if any(x.dtype == torch.float64 for x in floats.values()) else torch.float32
+    dtype = result_dtype(*(x.dtype for x in floats.values()))
     buffers = {id(x): buffer for x, buffer in out}
     wanted = [x for x in floats.values() if id(x) in buffers or (x.requires_grad and torch.is_grad_enabled())]
     if not wanted:
@@ -63,8 +64,7 @@ def rows(terms: Sequence[Weighed], num_classes: int) -> Tensor:
     found = torch.zeros(len(terms), batch.numel(), dtype=torch.float64, device=tensors[0].device)
     with torch.no_grad():
         work(1.0, (), (), found)
-    double = any(x.dtype == torch.float64 for x in tensors if x.is_floating_point())
-    return found.to(torch.float64 if double else torch.float32).reshape(len(terms), *batch)
+    return found.to(result_dtype(*(x.dtype for x in tensors))).reshape(len(terms), *batch)
 
 
 class _Work(Protocol):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 LEVELS = 7  # colours above none
-_MARKS = {"\t": "⇥\t", "\n": "↵\n", "\r": "␍", "\x7f": "␡"}
+_MARKS = {"\t": "⇥\t", "\n": "↵\n"}
 
 
 @dataclass(frozen=True)
@@ -47,11 +47,11 @@ class Passage:
 def visible(text: str) -> str:
     """The text with a sign for all that cannot be seen or that acts on what surrounds it.
 
-    Line ends keep their break. Controls become their pictures; marks of direction, separators, unassigned points and
-    bytes that are no UTF-8 (U+DC80 to U+DCFF, as `errors="surrogateescape"` keeps them) their number.
+    Line ends keep their break. Controls and bytes that are no UTF-8 (U+DC80 to U+DCFF, as `errors="surrogateescape"`
+    keeps them) become their number; so do marks of direction, separators and unassigned points.
 
     >>> visible("a\\tb\\n"), visible("\\x00\\u202e"), visible(b"\\xe2\\x80".decode(errors="surrogateescape"))
-    ('a⇥\\tb↵\\n', '␀⟨U+202E⟩', '⟨E2⟩⟨80⟩')
+    ('a⇥\\tb↵\\n', '⟨00⟩⟨U+202E⟩', '⟨E2⟩⟨80⟩')
     """
     return "".join(map(_seen, text))
 
@@ -60,10 +60,8 @@ def _seen(one: str) -> str:
     if one in _MARKS:
         return _MARKS[one]
     code = ord(one)
-    if code < 0x20:
-        return chr(0x2400 + code)
-    if 0xDC80 <= code <= 0xDCFF:
-        return f"⟨{code - 0xDC00:02X}⟩"
+    if code < 0x20 or code == 0x7F or 0xDC80 <= code <= 0xDCFF:
+        return f"⟨{code & 0xFF:02X}⟩"
     if unicodedata.category(one) in ("Cc", "Cf", "Cs", "Cn", "Co", "Zl", "Zp"):
         return f"⟨U+{code:04X}⟩"
     return one

@@ -135,6 +135,7 @@ def write_cache(
     before = shards_in(folder)
     if before and (found := before[0].settings.differs(settings)):
         raise BadInput(f"{folder}: holds a cache already, and {found}. Name another folder")
+    settings = before[0].settings if before else settings  # with the names that were given first
     for left in folder.glob(f".{PATTERN}.*.part"):  # of a run that was killed
         left.unlink(missing_ok=True)
     if before and before[-1].last:

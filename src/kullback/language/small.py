@@ -20,6 +20,7 @@ VOCABULARY = 2048
 CONTEXT = 128
 HELD_OUT = 0.1  # of the documents
 PAD, BEGIN = "<pad>", "<s>"
+STEPS = 500
 WARM_UP = 0.05  # of the steps
 FEWEST_TOKENS = 300  # of a byte-level vocabulary: 256 bytes, two special tokens, a few merges
 
@@ -49,7 +50,7 @@ class Size:
         )
 
 
-TEACHER = Size(hidden=192, layers=4, heads=6)
+TEACHER = Size(hidden=128, layers=3, heads=4)
 
 
 class Kept(Protocol):
@@ -64,7 +65,7 @@ def small_teacher(
     out: str | Path,
     *,
     seed: int = 0,
-    steps: int = 300,
+    steps: int = STEPS,
     texts: Sequence[Document] | None = None,
     size: Size = TEACHER,
     vocabulary: int = VOCABULARY,
@@ -138,7 +139,7 @@ def train(
     steps: int,
     batch: int,
     seed: int,
-    learning_rate: float = 2e-3,
+    learning_rate: float = 4e-3,
     on_step: Callable[[int, int], None] = lambda done, total: None,
     kept: Kept | None = None,
 ) -> None:

@@ -206,12 +206,20 @@ class BaseFileWriter:
         path: of the file there will be.
         tokens: (n_chunk, n_ctx), the texts' ids, without the BOS that replaces the first of a chunk while a model runs.
         n_vocab: V, which llama.cpp's reader compares with its vocabulary.
+        keep: go on after so many rows that an earlier writer of the same tokens left; see `recorded`. None: begin.
 
-    Raises: BadInput: chunks too short, ids outside of the vocabulary; on leaving, rows that are missing (there is no
-        file then).
+    Raises: BadInput: chunks too short, ids outside of the vocabulary, other tokens or fewer rows than are to be kept;
+        on leaving, rows that are missing, which then stay for a later writer.
     """
 
-    def __init__(self, path: Path, tokens: npt.NDArray[Any] | Sequence[Sequence[int]], n_vocab: int) -> None:
+    def __init__(
+        self,
+        path: Path,
+        tokens: npt.NDArray[Any] | Sequence[Sequence[int]],
+        n_vocab: int,
+        *,
+        keep: int | None = None,
+    ) -> None:
         ids = np.asarray(tokens)
         if ids.ndim != 2 or ids.shape[0] < 1 or ids.shape[1] < 3:
             raise BadInput(f"{path}: tokens have shape {ids.shape}; write (n_chunk, n_ctx) with n_ctx of at least 3")
@@ -219,10 +227,28 @@ class BaseFileWriter:
             raise BadInput(f"{path}: token ids are integers from 0 to {n_vocab - 1}, and these are not")
         self.path, self.n_vocab = path, n_vocab
         self.rows_left = ids.shape[0] * scored(ids.shape[1])
-        self._temporary = path.with_name(f".{path.name[:200]}.{os.getpid()}.part")
-        self._file = self._temporary.open("wb")
-        self._file.write(MAGIC + np.array([ids.shape[1], n_vocab, ids.shape[0]], "<i4").tobytes())
-        self._file.write(ids.astype("<i4").tobytes())
+        head = MAGIC + np.array([ids.shape[1], n_vocab, ids.shape[0]], "<i4").tobytes() + ids.astype("<i4").tobytes()
+        if keep is None:
+            self._file: BinaryIO = _unfinished(path).open("wb")
+            self._file.write(head)
+        else:
+            self._file = self._kept(head, keep)
+            self.rows_left -= keep
+
+    def _kept(self, head: bytes, keep: int) -> BinaryIO:
+        end = len(head) + keep * row_bytes(self.n_vocab)
+        try:
+            file = _unfinished(self.path).open("r+b")
+        except FileNotFoundError:
+            raise BadInput(f"{self.path}: there is nothing to go on with") from None
+        same, held = file.read(len(head)) == head, os.fstat(file.fileno()).st_size
+        if not same or held < end:
+            file.close()
+            has = f"{(held - len(head)) // row_bytes(self.n_vocab)} rows" if same else "other tokens or classes"
+            raise BadInput(f"{self.path}: what is unfinished has {has}, of which {keep} rows were to be kept")
+        file.seek(end)
+        file.truncate()
+        return file
 
     def append(self, rows: Logits | LinearLogits) -> None:
         """The next rows in the file's order, any number of them, (n,).
@@ -241,6 +267,7 @@ class BaseFileWriter:
                 part = part.logits() if isinstance(part, LinearLogits) else part
                 scores = (part.data.float() / part.temperature).cpu().numpy()
                 self._file.write(encode(scores, str(self.path)).tobytes())
+        self._file.flush()
         self.rows_left -= n
 
     def close(self) -> None:
@@ -248,12 +275,9 @@ class BaseFileWriter:
         if self._file.closed:
             return
         self._file.close()
-        try:
-            if self.rows_left:
-                raise BadInput(f"{self.path}: was not written, {self.rows_left} of its rows are missing")
-            self._temporary.replace(self.path)
-        finally:
-            self._temporary.unlink(missing_ok=True)
+        if self.rows_left:
+            raise BadInput(f"{self.path}: is unfinished, {self.rows_left} of its rows are missing")
+        _unfinished(self.path).replace(self.path)
 
     def __enter__(self) -> "BaseFileWriter":
         return self
@@ -261,9 +285,24 @@ class BaseFileWriter:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if error is not None:
             self._file.close()
-            self._temporary.unlink(missing_ok=True)
             return
         self.close()
+
+
+def recorded(path: Path) -> int:
+    """How many rows an interrupted writer of `path` left: 0 where there is none."""
+    if not _unfinished(path).exists():
+        return 0
+    with _unfinished(path).open("rb") as file:
+        head, held = file.read(HEADER), os.fstat(file.fileno()).st_size
+    if len(head) < HEADER:
+        return 0
+    n_ctx, n_vocab, n_chunk = (int(x) for x in np.frombuffer(head, "<i4", 3, 8))
+    return max(0, held - HEADER - 4 * n_ctx * n_chunk) // row_bytes(n_vocab)
+
+
+def _unfinished(path: Path) -> Path:
+    return path.with_name(f".{path.name}.unfinished")
 
 
 def encode(scores: npt.NDArray[np.float32], whose: str = "scores") -> npt.NDArray[np.uint16]:

@@ -10,7 +10,7 @@ from .statistics import DIVERGENCE, PERPLEXITY, PROBABILITY
 
 TITLES = (PERPLEXITY, DIVERGENCE, PROBABILITY)
 _NUMBER = r"([-+]?(?:nan|inf|\d+(?:\.\d+)?(?:e[-+]?\d+)?))"
-_ERROR = rf"(?:\s*[^\s\d.+-]{{1,4}}\s*{_NUMBER})?"  # "±", in whatever encoding the terminal left it
+_ERROR = rf"(?:\s*\S{{1,4}}\s+{_NUMBER})?"  # "±", in whatever encoding the terminal left it
 _TITLE = re.compile(r"=+ (.+? statistics) =+\s*$")
 _LINE = re.compile(
     rf"((?:Mean|Cor|Maximum|Median|Minimum|RMS|Same|\d+\.\d%).*?)\s*:\s*{_NUMBER}{_ERROR}\s*(%?)\s*$", re.I
@@ -79,11 +79,13 @@ def parse(text: str, whose: str = "the log") -> LlamaLog:
                     raise BadInput(f"{whose}: line {number} begins a second {title[1]!r}; give the log of one run")
                 block = blocks[title[1]] = {}
         elif block is not None and (found := _LINE.search(line)):
-            block[_name(found[1], block is blocks.get(PROBABILITY))] = _printed(*found.group(2, 3, 4))
+            block[_name(found[1], block is blocks.get(PROBABILITY))] = _printed(found[2], found[3], found[4])
         elif not blocks and (found := _CHUNK.search(line)):
             numbers = found.groups()[1:]
             units = ("", "", "", "%", "%")
-            chunks.append({name: _printed(*numbers[2 * k : 2 * k + 2], units[k]) for k, name in enumerate(CHUNK)})
+            chunks.append(
+                {name: _printed(numbers[2 * k], numbers[2 * k + 1], units[k]) for k, name in enumerate(CHUNK)}
+            )
     _refuse_missing(blocks, chunks, bool(_HEADING.search(text)), whose)
     return LlamaLog(blocks, tuple(chunks))
 

@@ -52,7 +52,7 @@ class Writer:
         keep: go on after so many rows of an earlier writer of `path`, at most those that are `recorded`. None: begin,
             where there is no file.
 
-    Raises: BadInput: a file is there and `keep` is None, or fewer rows than that are. MissingExtra: no pyarrow. OSError.
+    Raises: BadInput: a file is there and `keep` is None, or fewer rows than it. MissingExtra: no pyarrow. OSError.
     """
 
     def __init__(self, path: Path, about: Mapping[str, Any] | None = None, *, keep: int | None = None) -> None:

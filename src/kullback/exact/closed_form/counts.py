@@ -51,7 +51,7 @@ def poisson_poisson(p: Poisson, q: Poisson) -> Tensor:
     a, b = together(a, b)
     edge = (a == 0) | (b == 0)
     inside = relative_entropy(torch.where(edge, 1.0, a), torch.where(edge, 1.0, b))
-    return infinite_where((b == 0) & (a > 0), torch.where(edge, torch.where(a == 0, b, 0.0), inside))
+    return infinite_where((b == 0) & (a > 0), torch.where(edge, torch.where(a == 0, b, a), inside))
 
 
 @closed_form(Geometric, Geometric, source="relative entropy of one trial, times the mean number of trials")
@@ -102,7 +102,7 @@ def multinomial_multinomial(p: Multinomial, q: Multinomial) -> Tensor:
     value = finite_kl(categorical(p), categorical(q))
     if p.total_count != q.total_count:
         return torch.full_like(value, torch.inf)
-    return p.total_count * value
+    return _times(torch.full_like(value, p.total_count), value)
 
 
 @closed_form(Multinomial, quantity="entropy", source="Cover & Thomas 2006, section 2.1, of n trials")
