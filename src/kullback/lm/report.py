@@ -75,7 +75,7 @@ def table_rows(results: Mapping[str, Any]) -> list[list[str]]:
     """A row for each student, and the teacher."""
     level = f"{100 * results['level']:g} % interval"
     training = ("parameters", "steps", "seconds")
-    rows = [["", "KL(teacher‖student)", level, "± over seeds", "perplexity", level, "same top, %", *training]]
+    rows = [["", "KL(teacher‖student)", level, "± over seeds", "perplexity", "same top, %", *training]]
     for one in results["students"]:
         rows.append(
             [
@@ -84,7 +84,6 @@ def table_rows(results: Mapping[str, Any]) -> list[list[str]]:
                 interval(one.get("kl")),
                 significant((one.get("kl") or {}).get("stderr_over_seeds"), 2),
                 plus_minus(one.get("perplexity")),
-                interval(one.get("perplexity")),
                 plus_minus(_percent(one.get("same_top"))),
                 *(_whole(one.get(key)) for key in training),
             ]
@@ -93,7 +92,7 @@ def table_rows(results: Mapping[str, Any]) -> list[list[str]]:
     perplexity = teacher.get("perplexity")
     size = _whole(teacher.get("parameters"))
     steps = _whole(teacher.get("trained_steps"))
-    rows.append(["the teacher", "0", "–", "–", plus_minus(perplexity), interval(perplexity), "100", size, steps, "–"])
+    rows.append(["the teacher", "0", "–", "–", plus_minus(perplexity), "100", size, steps, "–"])
     return rows
 
 

@@ -164,6 +164,7 @@ class Survey:
     tokens: int
     scored: int
     largest: int  # id
+    last: int  # document
 
     @classmethod
     def of(cls, text: Reading) -> "Survey":
@@ -178,7 +179,7 @@ class Survey:
                 seen, last = seen + 1, piece.document
         if not scored:
             raise BadInput("the text has no token that follows another one, so nothing to compare; give a longer one")
-        return cls(digest.hexdigest(), seen, many, tokens, scored, largest)
+        return cls(digest.hexdigest(), seen, many, tokens, scored, largest, last)
 
 
 def read(source: Source) -> Iterator[Document]:

@@ -65,13 +65,13 @@ class Material:
         Args: folder: of the teacher.  home: where the relative paths of other folders start.
         """
         teacher = load(folder, device=settings.device)
-        settings = settings_for(settings, teacher)
+        cached = None if settings.cache is None else Cached.of(settings, texts, teacher, home or Path())
+        settings = settings_for(settings, teacher, None if cached is None else cached.cache.settings.context)
         assert settings.context is not None
         train, held_out = (
             [list(windows(token_ids(teacher.tokenizer, d.text), settings.context)) for d in side]
             for side in (texts.train, texts.held_out)
         )
-        cached = None if settings.cache is None else Cached.of(settings, texts, teacher, home or Path())
         rows = [window for each in train for window in each] if cached is None else cached.windows()
         if not rows or not any(held_out):
             raise BadInput(f"{texts.source}: too little text: training and held-out documents need two tokens each")
@@ -144,14 +144,15 @@ def collate(rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
     return {"input_ids": ids, "labels": labels}
 
 
-def settings_for(settings: Settings, teacher: Loaded) -> Settings:
-    """With a context that the teacher can take."""
+def settings_for(settings: Settings, teacher: Loaded, cached: int | None) -> Settings:
+    """With a context that the teacher can take, and that of the cache where there is one."""
     most = longest(teacher.model)
-    if settings.context is None:
-        return replace(settings, context=min(small.CONTEXT, most or small.CONTEXT))
-    if most is not None and settings.context > most:
-        raise BadInput(f"--context {settings.context}: the teacher {teacher.name} takes {most} tokens; write {most}")
-    return settings
+    context = settings.context or cached or min(small.CONTEXT, most or small.CONTEXT)
+    if cached is not None and context != cached:
+        raise BadInput(f"--context {context}: the cache holds windows of {cached} tokens; leave --context out")
+    if most is not None and context > most:
+        raise BadInput(f"--context {context}: the teacher {teacher.name} takes {most} tokens; write {most}")
+    return replace(settings, context=context)
 
 
 def steps_filled_in(settings: Settings, rows: int) -> Settings:
