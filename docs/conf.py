@@ -25,7 +25,7 @@ extensions = [
 exclude_patterns = ["site"]
 nitpicky = True
 smartquotes = False  # (...) and "text" are code more often than not
-suppress_warnings = ["toc.empty_glob", "myst.header"]
+suppress_warnings = ["toc.empty_glob", "myst.header", "myst-nb.lexer"]  # the last: of notebooks that are not run
 
 myst_enable_extensions = ["dollarmath", "attrs_block", "colon_fence"]
 myst_heading_anchors = 4
