@@ -5,17 +5,17 @@ BIN = $(VENV)/bin
 export PIP_CONSTRAINT = $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test quick spark check format docs sanitize wheel fuzz mutate bench clean
+.PHONY: demo test proofs spark check format docs figures sanitize wheel fuzz mutate bench clean
 
 demo: $(VENV)/.demo  ## install, then distil a teacher into a small student on real data
 	@echo "Distilling on scikit-learn's digits: about a minute on two cores. The run folder it names holds report.html."
 	$(BIN)/kullback distill
 
-test: $(VENV)/.test  ## install with the test tools, then run the whole suite
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
-
-quick: $(VENV)/.test  ## the suite without its long proofs
+test: $(VENV)/.test  ## install with the test tools, then run the suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
+
+proofs: $(VENV)/.test  ## what takes long: large samples, every pair, killed and resumed runs, whole commands
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m slow
 
 spark: $(VENV)/.spark  ## add PySpark (500 MB), which the tests of Spark need beside Java 17
 
@@ -30,7 +30,10 @@ format: $(VENV)/.test
 	$(BIN)/ruff check --fix .
 	$(BIN)/clang-format -i csrc/*.hpp csrc/*.cpp
 
-docs: $(VENV)/.test  ## regenerate every figure and table that documents quote
+docs: $(VENV)/.test  ## the site, in build/site: open index.html there
+	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -W -n --keep-going -q -b html -d build/doctrees docs build/site
+
+figures: $(VENV)/.test  ## regenerate every figure and table that documents quote
 	$(BIN)/python docs/learn/figures.py
 	$(BIN)/python bench/accuracy.py
 	$(BIN)/python docs/check.py
@@ -77,7 +80,7 @@ $(VENV)/.demo: $(BUILT_FROM)
 
 $(VENV)/.test: $(BUILT_FROM)
 	@echo "Installing kullback with all extras and the test tools into $(VENV); the first time takes some minutes."
-	$(BIN)/python -m pip install -q -e '.[code,data,distill,lm,recipes,transport,triton,test,check]'
+	$(BIN)/python -m pip install -q -e '.[code,data,distill,lm,recipes,transport,triton,test,check,docs]'
 	@touch $@
 
 $(VENV)/.spark: $(VENV)/.test

@@ -170,7 +170,7 @@ using TermCode = std::tuple<const Call*, uintptr_t, Ints, uintptr_t, Ints, uintp
 using OutputCode = std::tuple<std::string, uintptr_t>;  // dtype, address
 
 void total_bound(const Ints& shape, const std::vector<TermCode>& codes, const std::vector<OutputCode>& places,
-                 uintptr_t values, int threads) {
+                 uintptr_t values, int threads, uintptr_t rows) {
   if (codes.empty() || codes.size() > size_t(kMaxTerms)) throw std::invalid_argument("kullback._cpu: 1 to 8 terms");
   if (places.size() > size_t(kMaxOutputs)) throw std::invalid_argument("kullback._cpu: too many outputs");
   std::vector<Term> terms;
@@ -191,7 +191,8 @@ void total_bound(const Ints& shape, const std::vector<TermCode>& codes, const st
   }
   std::vector<Output> outputs;
   for (const auto& [dtype, address] : places) outputs.push_back({find(kDtypes, dtype), at<void>(address)});
-  const Total total{int(terms.size()), int(outputs.size()), terms.data(), outputs.data(), at<double>(values)};
+  const Total total{int(terms.size()), int(outputs.size()), terms.data(),
+                    outputs.data(),    at<double>(values),  rows == 0 ? nullptr : at<double>(rows)};
   nb::gil_scoped_release release;
   kullback::total(*chosen, total, threads);
 }
@@ -216,12 +217,11 @@ NB_MODULE(_cpu, m) {
       .def("backward", &Call::backward)
       .def("normalize_shard", &Call::normalize_shard)
       .def("sum_shard", &Call::sum_shard);
-  m.def("total", &total_bound);
+  m.def("total", &total_bound, nb::arg("shape"), nb::arg("terms"), nb::arg("outputs"), nb::arg("values"),
+        nb::arg("threads"), nb::arg("rows") = 0);
   m.attr("max_terms") = kMaxTerms;
   m.attr("listed_head") = kListedHead;
   m.def("formulas", [] { return listed(kFormulas); });
-  m.def("readings", [] { return listed(kReadings); });
-  m.def("dtypes", [] { return listed(kDtypes); });
   m.def("instruction_set", [] { return std::string(chosen->name); });
   m.def("instruction_sets", [] {
     std::vector<std::string> names;

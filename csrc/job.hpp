@@ -103,6 +103,7 @@ struct Total {
   const Term* terms;
   const Output* outputs;
   double* values;  // (num_terms): each term's own sum
+  double* rows;    // (num_terms, num_rows): w·D of every row, or null where it is not asked for
 };
 
 // A piece of a row's work that merges with its neighbours in the order of columns.
@@ -178,6 +179,7 @@ struct Kernels {
   void (*total_sum_piece)(const Plan&, const TotalRow&, int64_t row, int64_t piece, float* kept, TotalPiece&);
   void (*total_merge_sums)(const Plan&, const TotalPiece*, int64_t pieces, const float* kept, TotalRow&);
   void (*total_gradient_piece)(const Plan&, const TotalRow&, int64_t row, int64_t piece, float* kept);
+  void (*total_count)(const Plan&, int64_t row, const TotalRow&, double* sums);
   // rows that go together when they are short (1: they do not)
   int64_t (*rows_together)(const Job&);
   // floats of `kept` that one row needs between stage one and stage two (0: none)

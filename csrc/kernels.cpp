@@ -29,6 +29,7 @@ const Kernels kernels = {
     sum_shared,
     total_merge_sums,
     gradient_shared,
+    total_count,
     rows_together,
     kept_floats,
     apply<double>,

@@ -202,8 +202,7 @@ void total(const Kernels& kernels, const Total& given, int threads) {
       kernels.total_merge_sums(plan, parts.data(), pieces, kept, t);
       if (total.num_outputs > 0)
         each(pieces, members, [&](int64_t i) { kernels.total_gradient_piece(plan, t, row, i, kept); });
-      for (size_t k = 0; k < terms.size(); ++k)
-        if (t.weight[k] != 0.0) total.values[k] += t.weight[k] * t.value[k];
+      kernels.total_count(plan, row, t, total.values);
     }
     return;
   }

@@ -704,6 +704,16 @@ static void gradient_shared(const Plan& plan, const TotalRow& t, int64_t row, in
   total_gradient_piece(plan, t, row, piece, kept, nothing);
 }
 
+// Adds w·D of a row to each term's sum, and keeps it where that is asked for.
+static void total_count(const Plan& plan, int64_t row, const TotalRow& t, double* sums) {
+  const Total& total = plan.total;
+  for (int k = 0; k < total.num_terms; ++k) {
+    const double counted = t.weight[k] != 0.0 ? t.weight[k] * t.value[k] : 0.0;
+    sums[k] += counted;
+    if (total.rows != nullptr) total.rows[k * total.terms[k].job.num_rows + row] = counted;
+  }
+}
+
 static void total_weights(const Plan& plan, int64_t row, TotalRow& t) {
   for (int k = 0; k < plan.total.num_terms; ++k) {
     const Term& term = plan.total.terms[k];
@@ -878,8 +888,7 @@ static void total_lanes(const Plan& plan, int64_t first, int count, double* sums
       t.value[k] = all.value[k][r];
     }
     if (all.alone[r]) total_row(plan, row, nullptr, t);
-    for (int k = 0; k < total.num_terms; ++k)
-      if (t.weight[k] != 0.0) sums[k] += t.weight[k] * t.value[k];
+    total_count(plan, row, t, sums);
     if (all.alone[r]) continue;
     for (int k = 0; k < total.num_outputs; ++k) {
       float room[kShort];
@@ -900,8 +909,7 @@ static void total_rows(const Plan& plan, int64_t first, int64_t last, float* kep
     TotalRow t;
     total_weights(plan, row, t);
     total_row(plan, row, kept, t);
-    for (int k = 0; k < plan.total.num_terms; ++k)
-      if (t.weight[k] != 0.0) sums[k] += t.weight[k] * t.value[k];
+    total_count(plan, row, t, sums);
   }
 }
 

@@ -13,6 +13,7 @@ sys.path[:0] = [
     str(TESTS / "oracles"),
     str(TESTS / "engines"),
     str(TESTS / "integrations"),
+    str(TESTS / "language"),
 ]  # so that tests can say `from cases import ...`
 
 from cases import ENGINES  # noqa: E402

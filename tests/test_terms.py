@@ -6,10 +6,23 @@ import math
 import pytest
 import torch
 
-from kullback import FormError, Labels, Logits, LogProbs, Probs, Term, cross_entropy, divergences, js, kl, total
+from kullback import (
+    FormError,
+    Labels,
+    LinearLogits,
+    Logits,
+    LogProbs,
+    Probs,
+    Term,
+    cross_entropy,
+    divergences,
+    js,
+    kl,
+    total,
+)
 from kullback.divergences import CROSS_ENTROPY, HELLINGER, JEFFREYS, KL, TABLE, TV
 from kullback.engines import use
-from kullback.terms import total_and_parts
+from kullback.terms import rows, total_and_parts
 from kullback.verbs import measure, row_of
 
 LINEAR = [row for row in TABLE if row.linear is not None]
@@ -250,6 +263,95 @@ def test_errors_say_what_to_write(terms, said):
     t, s = scores(3, 5)
     with pytest.raises(FormError, match=said):
         total(terms(t, s))
+    with pytest.raises(FormError, match=said):
+        rows(terms(t, s))
+
+
+# ---------------------------------------------------------------- rows
+
+
+def rows_by_hand(terms):
+    found = []
+    for divergence, p, q, weights in terms:
+        values = measure(divergence, p, q).detach()
+        w = torch.as_tensor(weights, dtype=values.dtype).expand(values.shape)
+        found.append(torch.where(w != 0, values, 0.0) * w)
+    return torch.stack(found)
+
+
+@pytest.mark.parametrize("shape", [(5, 9), (40, 10), (3, 700), (2, 3, 130), (20_000,), (2, 70_000), (0, 4)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_rows_of_several_divergences_are_those_of_the_verbs(shape, dtype):
+    a, b = (x.detach() for x in scores(*shape, dtype=dtype))
+    y = torch.randint(shape[-1], shape[:-1], generator=torch.Generator().manual_seed(1))
+    p, q, labels = Logits(a), Logits(b), Labels(y, shape[-1])
+    w = torch.arange(math.prod(shape[:-1]), dtype=torch.float64).reshape(shape[:-1]) % 3
+    terms = [
+        Term(KL, p, q),
+        Term(KL, q, p, -0.5),
+        Term(divergences.js(0.5), p, q, w),
+        Term(TV, p, q),
+        Term(CROSS_ENTROPY, p, p),
+        Term(CROSS_ENTROPY, labels, q, w),
+    ]
+    found = rows(terms)
+    assert found.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    rtol = 1e-13 if dtype == torch.float64 else 3e-7
+    torch.testing.assert_close(found, rows_by_hand(terms), rtol=rtol, atol=0.0)
+
+
+def test_rows_from_hidden_states_chunk_by_chunk():
+    g = torch.Generator().manual_seed(0)
+    h, weight, other = (torch.randn(n, 6, generator=g, dtype=torch.float64) for n in (50, 40, 40))
+    w = torch.arange(50) % 4
+    p, q = LinearLogits(h, weight, memory=40 * 8 * 12), LinearLogits(h, other, memory=40 * 8 * 12)
+    labels = Labels(torch.arange(50) % 40, 40)
+    terms = [
+        Term(KL, p, q, w),
+        Term(HELLINGER, q, p),
+        Term(CROSS_ENTROPY, labels, q),
+        Term(divergences.renyi(2.0), p, q),
+    ]
+    whole = [
+        t._replace(**{k: x.logits() if isinstance(x, LinearLogits) else x for k, x in (("p", t.p), ("q", t.q))})
+        for t in terms
+    ]
+    torch.testing.assert_close(rows(terms[:3]), rows_by_hand(whole[:3]), rtol=1e-12, atol=0.0)
+    torch.testing.assert_close(rows(terms), rows_by_hand(whole), rtol=1e-12, atol=0.0)
+
+
+def test_rows_of_equal_sides_are_exactly_zero_and_a_dropped_row_may_hold_anything():
+    a, _ = scores(4, 3_000, dtype=torch.float32)
+    p, q = Logits(a), Logits(a.clone())
+    assert (rows([Term(KL, p, q), Term(KL, q, p), Term(divergences.js(0.5), p, q), Term(TV, p, q)]) == 0).all()
+    broken = a.clone()
+    broken[1] = NAN
+    w = torch.tensor([1.0, 0.0, 1.0, 1.0])
+    found = rows([Term(KL, Logits(a), Logits(broken), w)])
+    assert torch.equal(found, torch.zeros(1, 4))
+    assert rows([Term(KL, Logits(a), Logits(broken))]).isnan().tolist()[0][1]
+
+
+def test_rows_carry_gradients():
+    t, s = scores(3, 8)
+    terms = [Term(KL, Logits(t), Logits(s), 2.0), Term(TV, Logits(t), Logits(s))]
+    up = torch.tensor([[1.0, -1.0, 2.0], [0.5, 0.0, 1.0]], dtype=torch.float64)
+    (got,) = torch.autograd.grad(rows(terms), s, up)
+    want = torch.autograd.grad(2.0 * (up[0] * kl(Logits(t), Logits(s))).sum(), s)[0]
+    want = want + torch.autograd.grad((up[1] * measure(TV, Logits(t), Logits(s))).sum(), s)[0]
+    torch.testing.assert_close(got, want, rtol=1e-12, atol=0.0)
+
+
+def test_rows_do_not_depend_on_threads():
+    t, s = (x.detach() for x in scores(2, 100_000, dtype=torch.float32))
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            found.append(rows([Term(KL, Logits(t), Logits(s)), Term(TV, Logits(t), Logits(s))]))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(*found)
 
 
 def test_a_verb_says_which_row_it_measures():

@@ -20,6 +20,8 @@ def app() -> "typer.Typer":
     from .data.command import drift
     from .distill.command import distill
     from .kl_command.command import kl
+    from .lm.command import lm
+    from .models.command import compare
     from .recipes.command import register as register_recipes
 
     usage_error: Any = typer.BadParameter.__mro__[1]
@@ -42,11 +44,13 @@ def app() -> "typer.Typer":
     commands = typer.Typer(
         cls=Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
     )
-    commands.command()(distill)
     commands.command()(kl)
-    commands.command()(check)
-    commands.command()(code)
+    commands.command()(compare)
+    commands.command()(distill)
+    commands.add_typer(lm, name="lm")
     commands.add_typer(drift, name="drift")
+    commands.command()(code)
+    commands.command()(check)
     register_recipes(commands)
 
     def show_version(asked: bool) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from . import exact
 from ._errors import FormError
+from .core.dtypes import result_dtype
 from .core.readings import Side
 from .divergences import KL, Divergence
 from .engines import choice, dtensors
@@ -89,7 +90,7 @@ def route(divergence: Divergence, p: Any, q: Any, /, *, verb: str | None = None)
     left, right, _ = dtensors.local(left, right)
     decision = choice.decide(divergence, left, right, num_classes)
     costs = decision.costs(left, right)
-    dtype = torch.float64 if torch.float64 in decision.calls[0].dtypes else torch.float32
+    dtype = result_dtype(*decision.calls[0].dtypes)
     precision = "float64" if dtype == torch.float64 else costs[0].precision
     not_taken = (("estimate", "an exact method exists, and an exact call never falls back to an estimate"),)
     return Route(

@@ -65,42 +65,67 @@ def total(terms: Sequence[Term], *, out: Sequence[tuple[Tensor, Tensor]] = ()) -
     return total_and_parts(terms, out=out).value
 
 
+def rows(terms: Sequence[Term]) -> Tensor:
+    """weights · divergence(p‖q) of every row of every term, (K, ...): several divergences of the same rows at once.
+
+    As `total` without its sum: a tensor that appears in several terms is read once, and its exponentials are taken
+    once, where the C++ engine serves all terms.
+
+    Returns: (K, ...) of the batch shape, float64 if an input is float64 and float32 otherwise; 0 where the weight is 0.
+    Gradients: to every tensor that requires them; the terms are then measured one by one.
+    Raises: FormError: as for `total`.
+
+    >>> from kullback import divergences
+    >>> p, q = Logits([[0.0, 1.0], [2.0, 0.0]]), Logits([[0.0, 0.0], [0.0, 0.0]])
+    >>> rows([Term(divergences.KL, p, q), Term(divergences.KL, q, p), Term(divergences.CROSS_ENTROPY, p, p)])
+    tensor([[0.1109, 0.3278],
+            [0.1201, 0.4338],
+            [0.5822, 0.3653]])
+    """
+    return totals.rows(*_weighed("rows", terms))
+
+
 def total_and_parts(terms: Sequence[Term], *, out: Sequence[tuple[Tensor, Tensor]] = ()) -> Total:
     """`total`, with the value of each term beside it."""
+    return Total(*totals.total(*_weighed("total", terms), _checked(out)))
+
+
+def _weighed(verb: str, terms: Sequence[Term]) -> tuple[list[totals.Weighed], int]:
+    """The terms, checked, and their number of classes."""
     if not terms:
-        raise FormError("total: there are no terms. Write total([Term(divergence, p, q, weights), ...]).")
-    weighed = [_weigh(k, term) for k, term in enumerate(terms)]
+        raise FormError(f"{verb}: there are no terms. Write {verb}([Term(divergence, p, q, weights), ...]).")
+    weighed = [_weigh(verb, k, term) for k, term in enumerate(terms)]
     first = terms[0].p.num_classes
     for term in terms[1:]:
         if term.p.num_classes != first:
-            raise FormError(f"total: one term has V={first} and another V={term.p.num_classes}; they share their V.")
+            raise FormError(f"{verb}: one term has V={first} and another V={term.p.num_classes}; they share their V.")
     batch = weighed[0].p.batch_shape
     for w in weighed[1:]:
         if w.p.batch_shape != batch:
             raise FormError(
-                f"total: one term has batch shape {tuple(batch)} and another {tuple(w.p.batch_shape)}. "
-                "The terms of a total share their rows: write a total for each."
+                f"{verb}: one term has batch shape {tuple(batch)} and another {tuple(w.p.batch_shape)}. "
+                f"They share their rows: write {verb} for each."
             )
-    return Total(*totals.total(weighed, first, _checked(out)))
+    return weighed, first
 
 
-def _weigh(k: int, term: Term) -> totals.Weighed:
-    p, q = sides("total", term.p, term.q)
+def _weigh(verb: str, k: int, term: Term) -> totals.Weighed:
+    p, q = sides(verb, term.p, term.q)
     weights = term.weights
     if isinstance(weights, Tensor):
         if weights.requires_grad:
             raise FormError(
-                f"total: the weights of term {k} require grad, but none flows to weights. Write weights.detach(), or "
+                f"{verb}: the weights of term {k} require grad, but none flows to weights. Write weights.detach(), or "
                 "measure the rows with a verb and multiply them."
             )
         if weights.dim() and weights.shape != p.batch_shape:
             raise FormError(
-                f"total: the weights of term {k} have shape {tuple(weights.shape)}, but there is one row for each of "
+                f"{verb}: the weights of term {k} have shape {tuple(weights.shape)}, but there is one row for each of "
                 f"{tuple(p.batch_shape)}. Write weights.expand({tuple(p.batch_shape)}) if that is meant."
             )
         if weights.dim() and is_dtensor(weights) != is_dtensor(p.data[0]):
             raise FormError(
-                f"total: either the weights of term {k} or its rows are a DTensor, but not both. Write "
+                f"{verb}: either the weights of term {k} or its rows are a DTensor, but not both. Write "
                 "DTensor.from_local(weights, mesh, placements) if they are those of this rank's rows, or "
                 "distribute_tensor(weights, mesh, placements) if every rank holds them all."
             )

@@ -19,6 +19,7 @@ from torch import Tensor
 from . import divergences, exact
 from ._errors import FormError
 from .core.coarse import shared_out
+from .core.dtypes import result_dtype
 from .core.reduction import GeneratorSum, Pair, cells
 from .core.sharded import shard_of, weights_of_columns
 from .divergences import KL, Divergence
@@ -283,7 +284,7 @@ def contributions(p: FiniteForm, q: FiniteForm, /, divergence: Divergence = KL, 
         terms = linear[0].terms(pair).value
         if alone is not None:
             terms = shared_out(terms, alone)
-        return (terms * (linear[1] / unit)).to(_result_dtype(*left.data, *right.data))
+        return (terms * (linear[1] / unit)).to(result_dtype(*(x.dtype for x in (*left.data, *right.data))))
 
 
 def measure(divergence: Divergence, p: Any, q: Any, /, *, base: float = math.e, verb: str | None = None) -> Tensor:
@@ -336,10 +337,6 @@ _PARAMETERS: dict[Any, Callable[[float], float]] = {
     tsallis: lambda a: _number("tsallis", "order", a, 0.0, math.inf),
     renyi: lambda a: _number("renyi", "order", a, 0.0, math.inf),
 }
-
-
-def _result_dtype(*data: Tensor) -> torch.dtype:
-    return torch.float64 if any(x.dtype == torch.float64 for x in data) else torch.float32
 
 
 def _log_base(base: float) -> float:

@@ -15,8 +15,9 @@ import numpy as np
 import polars as pl
 import pytest
 
-from kullback.distill import BadInput, job, load_student, resume, run, unfinished
+from kullback.distill import BadInput, job, load_student, resume, run
 from kullback.distill.training import KINDS
+from kullback.kit import unfinished
 
 from .conftest import TINY, blobs
 

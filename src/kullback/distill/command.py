@@ -1,7 +1,5 @@
 """The sub-command `kullback distill`: reads options, shows progress, prints."""
 
-import shlex
-import sys
 from collections.abc import Callable
 from dataclasses import MISSING, fields
 from pathlib import Path
@@ -10,19 +8,19 @@ from typing import Annotated, Any
 import typer
 
 from kullback._errors import BadInput
-from kullback.kit.ending import STOPPED, ending, fail, of_system
+from kullback.kit.ending import ending
 from kullback.kit.files import dump_json
-from kullback.kit.progress import progress
+from kullback.kit.runs import carry_out, resumed_alone
 from kullback.kit.terminal import paragraph, show_table
+from kullback.losses.named import DIVERGENCE_CHOICES
 
 from . import job
 from .job import Begun, Progress, finished
 from .report import caption, notes, table_rows, verdict
 from .results import Results
-from .settings import DIVERGENCE_CHOICES, Settings
+from .settings import Settings
 
 _NAME = "kullback distill"
-FAILED = 1  # the exit code where a file could not be written
 _DEFAULTS: dict[str, Any] = {f.name: f.default for f in fields(Settings) if f.default is not MISSING}
 _SWEEP = ",".join(map("{:g}".format, Settings.sweep))
 
@@ -98,7 +96,7 @@ def distill(
     """
     with ending(_NAME):
         if resume is not None:
-            _alone(context)
+            resumed_alone(context)
             if (document := finished(resume)) is not None:
                 print(dump_json(document) if as_json else f"Complete already. Report: {resume / 'report.html'}")
                 return
@@ -128,48 +126,11 @@ def distill(
 
 
 def _do(work: Callable[[Progress, Begun], Results], as_json: bool) -> None:
-    """Run or go on with a job, say how far it is, and print what came out, or what is kept of it."""
-    grown: list[Results] = []
-
-    def begun(results: Results, plan: str) -> None:
-        grown.append(results)
-        print(f"{_NAME}: {plan}; kept in {results.folder}", file=sys.stderr, flush=True)
-
-    try:
-        with progress(_NAME, of="distill") as shown:
-            results = work(shown.show, begun)
-    except KeyboardInterrupt as stop:
-        partial = stop.args[0] if stop.args and isinstance(stop.args[0], Results) else None
-        if partial is None:
-            fail(_NAME, "interrupted before anything was written", STOPPED)
-        if as_json:
-            print(dump_json(partial.to_json()))
-        fail(_NAME, f"interrupted; {_kept(partial)}", STOPPED)
-    except OSError as error:
-        if not grown:
-            raise
-        fail(_NAME, f"{of_system(error)}; {_kept(grown[0])}", FAILED)
+    results: Results = carry_out(_NAME, work, as_json=as_json, of="distill")
     if as_json:
         print(dump_json(results.to_json()))
     else:
         _show(results)
-
-
-def _kept(results: Results) -> str:
-    count = len(results.outcomes) + len(results.sweep)
-    what = f"{count} finished students" if count else "the teacher" if results.teacher else "what was begun"
-    return (
-        f"{results.folder} holds {what}, as incomplete. Go on with: {_NAME} --resume {shlex.quote(str(results.folder))}"
-    )
-
-
-def _alone(context: typer.Context) -> None:
-    """--resume takes its settings from the folder."""
-    for name in context.params:
-        source = context.get_parameter_source(name)
-        if name not in ("resume", "as_json") and source is not None and source.name != "DEFAULT":
-            option = "DATA" if name == "data" else "--" + name.replace("_", "-")
-            raise BadInput(f"--resume goes on with the settings of its folder; leave {option} out")
 
 
 def _show(results: Results) -> None:

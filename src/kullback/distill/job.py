@@ -20,6 +20,8 @@ from kullback._errors import BadInput
 from kullback.forms.finite import FiniteForm
 from kullback.kit.files import check_free, new_folder, write_bytes, write_json
 from kullback.kit.threads import one_thread
+from kullback.kit.unfinished import Unfinished
+from kullback.losses.named import parse_divergence
 
 from . import measures
 from .data import Table, choose_labelled, default_labels, digits, read_table, split_rows
@@ -28,10 +30,9 @@ from .models import WEIGHTS, Scaling, Stack, Student, count_parameters, load_stu
 from .pictures import CURVE_ROWS, summary_picture
 from .report import render
 from .results import Outcome, Results, rows_of, versions
-from .settings import Settings, parse_divergence
+from .settings import Settings
 from .teachers import NetworkTask, Teacher, prepare
 from .training import KINDS, HeldOut, Kind, Rows, StudentLesson, seconds_per_step, steps_per_epoch, train
-from .unfinished import Unfinished
 
 Progress = Callable[[int, int, str], None]  # work done, work in all, what is being done
 Begun = Callable[[Results, str], None]  # what will grow, and what it will cost

@@ -101,6 +101,11 @@ class Results:
         """The kinds of which a student is finished."""
         return [kind for kind in KINDS if self.of(kind)]
 
+    def kept(self) -> str:
+        """What the run folder holds by now."""
+        count = len(self.outcomes) + len(self.sweep)
+        return f"{count} finished students" if count else "the teacher" if self.teacher else "what was begun"
+
     def summary(self, kind: Kind, measure: str) -> Summary | None:
         """Over the seeds that are finished; None if there is none."""
         values = [getattr(outcome, measure) for outcome in self.of(kind)]

@@ -1,39 +1,15 @@
 """What a run does: every choice with its default, checked once."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from kullback import alpha, chi2, hellinger, jeffreys, js, kl, renyi, tv
 from kullback._errors import BadInput
-from kullback.forms.finite import FiniteForm
-
-Verb = Callable[[FiniteForm, FiniteForm], Tensor]
-
-
-def reverse_kl(p: FiniteForm, q: FiniteForm, /) -> Tensor:
-    """KL(q‖p): mode-seeking; infinite where the teacher p has no mass and the student q has."""
-    return kl(q, p)
-
-
-PLAIN: dict[str, Verb] = {
-    "kl": kl,
-    "reverse-kl": reverse_kl,
-    "js": js,
-    "jeffreys": jeffreys,
-    "tv": tv,
-    "hellinger": hellinger,
-    "chi2": chi2,
-}
-WITH_ORDER: dict[str, Callable[..., Tensor]] = {"renyi": renyi, "alpha": alpha}
-NEEDS_MASS_EVERYWHERE = ("reverse-kl", "jeffreys")  # infinite at p_v = 0 < q_v; so is alpha of order <= 0
-DIVERGENCE_CHOICES = (*PLAIN, *(f"{name}:ORDER" for name in WITH_ORDER))
+from kullback.losses.named import parse_divergence
 
 
 @dataclass(frozen=True)
@@ -171,31 +147,6 @@ class Settings:
         return cls(**values)
 
 
-def parse_divergence(name: str) -> Verb:
-    """The verb of two forms that a name on the command line means.
-
-    Raises: BadInput, with the choices.
-
-    >>> parse_divergence("renyi:0.5")
-    functools.partial(<function renyi at ...>, order=0.5)
-    """
-    if name in PLAIN:
-        return PLAIN[name]
-    base, _, order = name.partition(":")
-    if base in WITH_ORDER:
-        number = _order(order)
-        if number is None or (base == "renyi" and number < 0):
-            raise BadInput(f"--divergence {name}: {base} needs its order, a number: write {base}:0.5, for example")
-        return partial(WITH_ORDER[base], order=number)
-    raise BadInput(f"--divergence {name!r} is unknown; choose one of {', '.join(DIVERGENCE_CHOICES)}")
-
-
-def needs_mass_everywhere(divergence: str) -> bool:
-    """Whether D(p‖q) is infinite when p has a zero and q has none."""
-    base, _, order = divergence.partition(":")
-    return base in NEEDS_MASS_EVERYWHERE or (base == "alpha" and (_order(order) or 0.0) <= 0.0)
-
-
 def check_device(name: str) -> None:
     """Refuse a device that PyTorch cannot use here."""
     try:
@@ -203,14 +154,6 @@ def check_device(name: str) -> None:
     except (RuntimeError, AssertionError, NotImplementedError, ValueError) as error:
         reason = str(error).splitlines()[0].rstrip(".")
         raise BadInput(f"--device {name!r} cannot be used ({reason}); write --device cpu") from None
-
-
-def _order(text: str) -> float | None:
-    try:
-        number = float(text)
-    except ValueError:
-        return None
-    return number if math.isfinite(number) else None
 
 
 def _or(value: int | None, otherwise: int) -> int:

@@ -15,11 +15,12 @@ from kullback import FormError, Logits, Probs
 from kullback._errors import BadInput
 from kullback.forms.finite import FiniteForm
 from kullback.kit.ending import near
+from kullback.losses.named import needs_mass_everywhere
 
 from .data import Floats, Ints, Split, Table, read_frame, stratified
 from .extras import extra
 from .models import Scaling, Stack, count_parameters, parts, predict
-from .settings import Settings, needs_mass_everywhere
+from .settings import Settings
 from .training import Kept, TeacherLesson, seconds_per_step, steps_per_epoch, train
 
 FILE_SUFFIXES = (".csv", ".parquet", ".pq", ".npy")

@@ -13,9 +13,10 @@ from torch import Tensor
 from kullback import Labels, Logits, cross_entropy
 from kullback.forms.finite import FiniteForm
 from kullback.losses import Distillation
+from kullback.losses.named import Verb
 
 from .models import Stack
-from .settings import Settings, Verb
+from .settings import Settings
 
 Kind = Literal["labels only", "teacher only", "both"]
 KINDS: tuple[Kind, ...] = ("labels only", "teacher only", "both")

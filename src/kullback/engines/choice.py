@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from kullback.core.dtypes import result_dtype
 from kullback.core.readings import Side
 from kullback.core.sharded import shard_of
 from kullback.divergences import Divergence
@@ -104,8 +105,7 @@ def decide(divergence: Divergence, p: Side, q: Side, num_classes: int) -> Decisi
         not_taken.append((ENGINES[-1].NAME, "slower; it serves second derivatives and torch.func"))
     engine: Engine = linear.Linear(taken) if made and transformed is None else taken
     factor = None if divergence.linear is None else divergence.linear[1]
-    dtype = torch.float64 if torch.float64 in dtypes else torch.float32
-    return Decision(divergence, engine, calls, factor, dtype, tuple(not_taken))
+    return Decision(divergence, engine, calls, factor, result_dtype(*dtypes), tuple(not_taken))
 
 
 def _not_forced(engine: Engine, device: str) -> str | None:

@@ -338,8 +338,9 @@ class Part(NamedTuple):
     weights: Tensor
 
 
-def total(parts: Sequence[Part], wanted: Sequence[Tensor], out: Sequence[Tensor]) -> Tensor:
-    """Every part's sum, (K,) in float64; the gradient of their sum to each `wanted` tensor goes to its buffer in `out`.
+def total(parts: Sequence[Part], wanted: Sequence[Tensor], out: Sequence[Tensor], rows: Tensor | None = None) -> Tensor:
+    """Every part's sum, (K,) in float64; the gradient of their sum to each `wanted` tensor goes to its buffer in `out`,
+    weight · divergence of every row to `rows`, (K, number of rows) in float64.
 
     The parts share their batch shape and number of classes. A row whose weight is 0 is not looked at.
     """
@@ -368,7 +369,8 @@ def total(parts: Sequence[Part], wanted: Sequence[Tensor], out: Sequence[Tensor]
             )
         )  # fmt: skip
     outputs = [(DTYPES[to.dtype], to.data_ptr()) for to in out]
-    _cpu.total(shape, codes, outputs, values.data_ptr(), torch.get_num_threads())
+    kept = 0 if rows is None else rows.data_ptr()
+    _cpu.total(shape, codes, outputs, values.data_ptr(), torch.get_num_threads(), kept)
     return values
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from kullback.core import reduction
+from kullback.core.dtypes import result_dtype
 from kullback.core.readings import LinearReading, Reading, Side
 from kullback.core.sharded import shard_of
 
@@ -380,7 +381,7 @@ class Chunks:
             gradients[id(weight)].add_product(g, product.hidden[rows])
         for b in bias:
             if id(b) in self.ids:
-                gradients[id(b)].add(g.sum(0, dtype=torch.float64 if g.dtype == torch.float64 else torch.float32))
+                gradients[id(b)].add(g.sum(0, dtype=result_dtype(g.dtype)))
 
 
 def _rows_of(x: Tensor, batch: torch.Size, rows: Index) -> Tensor:

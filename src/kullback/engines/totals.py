@@ -6,11 +6,12 @@ every term's rows are measured, weighted and added: the same value, in more pass
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor
 
+from kullback.core.dtypes import result_dtype
 from kullback.core.readings import Side
 from kullback.divergences import Divergence
 
@@ -41,7 +42,7 @@ def total(
         values = torch.stack([_weighted(term, num_classes) for term in terms])
         return values.sum(), values.detach()
     floats = {id(x): x for term in terms for x in (*term.p.data, *term.q.data) if x.is_floating_point()}
-    dtype = torch.float64 if any(x.dtype == torch.float64 for x in floats.values()) else torch.float32
+    dtype = result_dtype(*(x.dtype for x in floats.values()))
     buffers = {id(x): buffer for x, buffer in out}
     wanted = [x for x in floats.values() if id(x) in buffers or (x.requires_grad and torch.is_grad_enabled())]
     if not wanted:
@@ -52,13 +53,30 @@ def total(
     return result
 
 
+def rows(terms: Sequence[Weighed], num_classes: int) -> Tensor:
+    """weights · divergence of every row of every term, (K, ...); float32 or float64, 0 where the weight is 0."""
+    tensors = [x for term in terms for x in (*term.p.data, *term.q.data)]
+    moving = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+    work = None if moving else _work(terms, num_classes)
+    if work is None:
+        return torch.stack([_weighted_rows(term, num_classes) for term in terms])
+    batch = terms[0].p.batch_shape
+    found = torch.zeros(len(terms), batch.numel(), dtype=torch.float64, device=tensors[0].device)
+    with torch.no_grad():
+        work(1.0, (), (), found)
+    return found.to(result_dtype(*(x.dtype for x in tensors))).reshape(len(terms), *batch)
+
+
 class _Work(Protocol):
     """Who makes a total in one pass."""
 
     def __call__(
-        self, scale: float, wanted: Sequence[Tensor], out: Sequence[Tensor | None]
+        self, scale: float, wanted: Sequence[Tensor], out: Sequence[Tensor | None], rows: Tensor | None = None
     ) -> tuple[Tensor, list[Tensor]]:
-        """Each term's sum, (K,) in float64, and scale · the gradient of all to each wanted tensor, in its buffer."""
+        """Each term's sum, (K,) in float64, and scale · the gradient of all to each wanted tensor, in its buffer.
+
+        rows: (K, number of rows) zeros in float64, for weight · divergence of each row.
+        """
         ...
 
 
@@ -84,11 +102,11 @@ class _Compiled(NamedTuple):
     parts: list[cpu.Part]
 
     def __call__(
-        self, scale: float, wanted: Sequence[Tensor], out: Sequence[Tensor | None]
+        self, scale: float, wanted: Sequence[Tensor], out: Sequence[Tensor | None], rows: Tensor | None = None
     ) -> tuple[Tensor, list[Tensor]]:
         made = [torch.empty(x.shape, dtype=x.dtype) if to is None else to for x, to in zip(wanted, out, strict=True)]
         parts = self.parts if scale == 1.0 else [part._replace(weights=scale * part.weights) for part in self.parts]
-        return cpu.total(parts, wanted, made), made
+        return cpu.total(parts, wanted, made, rows), made
 
 
 def _served(
@@ -128,20 +146,23 @@ class _Chunked(NamedTuple):
     overwrite: bool
 
     def __call__(
-        self, scale: float, wanted: Sequence[Tensor], out: Sequence[Tensor | None]
+        self, scale: float, wanted: Sequence[Tensor], out: Sequence[Tensor | None], rows: Tensor | None = None
     ) -> tuple[Tensor, list[Tensor]]:
         sums = torch.zeros(len(self.terms), dtype=torch.float64, device=self.terms[0].p.data[0].device)
         weights = [_per_row(term.weights) for term in self.terms]
 
         def run(
-            sides: list[Side], rows: linear.Index, leaves: list[Tensor], out: list[Tensor | None]
+            sides: list[Side], at: linear.Index, leaves: list[Tensor], out: list[Tensor | None]
         ) -> Sequence[Tensor]:
             chunk = [
-                Weighed(term.divergence, p, q, w[rows] if isinstance(w, Tensor) else w)
+                Weighed(term.divergence, p, q, w[at] if isinstance(w, Tensor) else w)
                 for term, p, q, w in zip(self.terms, sides[::2], sides[1::2], weights, strict=True)
             ]
-            values, gradients = _chunk(chunk, self.num_classes, scale, leaves, out)
+            here = None if rows is None else rows.new_zeros(len(chunk), sides[0].batch_shape.numel())
+            values, gradients = _chunk(chunk, self.num_classes, scale, leaves, out, here)
             sums.add_(values)
+            if rows is not None:
+                rows[:, at] = cast(Tensor, here)
             return gradients
 
         sides = [side for term in self.terms for side in (term.p, term.q)]
@@ -169,12 +190,20 @@ def _counted(weights: Sequence[Tensor | float]) -> Tensor | None:
 
 
 def _chunk(
-    terms: Sequence[Weighed], num_classes: int, scale: float, wanted: Sequence[Tensor], out: Sequence[Tensor | None]
+    terms: Sequence[Weighed],
+    num_classes: int,
+    scale: float,
+    wanted: Sequence[Tensor],
+    out: Sequence[Tensor | None],
+    rows: Tensor | None,
 ) -> tuple[Tensor, Sequence[Tensor]]:
     """Each term's sum over a chunk, (K,), and scale · the gradient of all to each wanted tensor."""
     parts = _served(terms, num_classes, wanted)
     if parts is not None:
-        return _Compiled(parts)(scale, wanted, out)
+        return _Compiled(parts)(scale, wanted, out, rows)
+    if rows is not None:
+        rows.copy_(torch.stack([_weighted_rows(term, num_classes).reshape(-1) for term in terms]))
+        return rows.sum(-1), ()
     free = {id(x): x.detach().requires_grad_() for x in wanted}
     with torch.enable_grad():
         values = torch.stack(
@@ -199,12 +228,23 @@ def _chunk(
 
 
 def _weighted(term: Weighed, num_classes: int) -> Tensor:
-    """One term through its rows; a row of weight 0 counts for nothing, whatever it holds."""
-    rows, weights = choice.measure(term.divergence, term.p, term.q, num_classes), term.weights
+    """One term through its rows."""
+    rows = choice.measure(term.divergence, term.p, term.q, num_classes)
+    weights = term.weights
+    if not isinstance(weights, Tensor) and weights != 0.0:
+        return rows.sum() * weights
+    return _counted_rows(rows, weights).sum()
+
+
+def _weighted_rows(term: Weighed, num_classes: int) -> Tensor:
+    return _counted_rows(choice.measure(term.divergence, term.p, term.q, num_classes), term.weights)
+
+
+def _counted_rows(rows: Tensor, weights: Tensor | float) -> Tensor:
+    """A row of weight 0 counts for nothing, whatever it holds."""
     if isinstance(weights, Tensor):
-        kept = torch.where(weights != 0, rows, 0.0)
-        return (kept * weights.to(rows.dtype)).sum()
-    return rows.sum() * weights if weights != 0.0 else torch.where(torch.zeros_like(rows) > 0, rows, 0.0).sum()
+        return torch.where(weights != 0, rows, 0.0) * weights.to(rows.dtype)
+    return rows * weights if weights != 0.0 else torch.where(torch.zeros_like(rows) > 0, rows, 0.0)
 
 
 # ---------------------------------------------------------------- as autograd sees it

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.distributions import Bernoulli, Categorical, Distribution, Independent, OneHotCategorical
 
 from kullback._errors import FormError
+from kullback.core.dtypes import result_dtype as wider
 from kullback.forms.density import Density
 from kullback.forms.empirical import what_to_estimate
 from kullback.forms.finite import FiniteForm, Logits, Probs
@@ -68,7 +69,7 @@ def support_if_any(d: Any) -> Support | None:
 
 def result_dtype(p: Any, q: Any) -> torch.dtype:
     """float64 if a parameter on either side is, else float32."""
-    return torch.float64 if torch.float64 in (_dtype(p), _dtype(q)) else torch.float32
+    return wider(_dtype(p), _dtype(q))
 
 
 def _dtype(d: Any) -> torch.dtype:

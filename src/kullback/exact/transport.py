@@ -16,6 +16,7 @@ from torch.distributions import (
 )
 
 from kullback._errors import FormError, NoExactMethod, ToleranceError
+from kullback.core.dtypes import result_dtype as wider
 from kullback.forms.finite import FiniteForm
 from kullback.forms.points import Points
 
@@ -72,8 +73,7 @@ def wasserstein(
         raise FormError("wasserstein: positions, cost and regularization belong to forms over classes; leave them out.")
     if _is_points(p) and _is_points(q):
         left, right = _points(p), _points(q)
-        given = (torch.as_tensor(d.x).dtype for d in (p, q))
-        dtype = torch.float64 if torch.float64 in given else torch.float32
+        dtype = wider(*(torch.as_tensor(d.x).dtype for d in (p, q)))
         return _root(_line(*left.pair(), *right.pair(), order), order).to(dtype)
     check("wasserstein", p, q)
     return _root(_distributions(p, q, order), order).to(result_dtype(p, q))

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from kullback._errors import FormError
+from kullback.core.dtypes import result_dtype
 from kullback.core.readings import DrawnReading, TopKReading, Weights, leftover
 
 from .finite import Array, FiniteForm, Logits, dense_tensor, floating_tensor, positive_number, readable, refuse_row
@@ -296,7 +297,7 @@ def top_k(logits: Tensor | FiniteForm, k: int, *, tail: Tail, temperature: float
     blocks = []
     for w, log_w in weights_by_rows(form):
         log_probs, ids = log_w.topk(k, dim=-1)
-        blocks.append((ids, log_probs.to(_wide(form)), w.scatter(-1, ids, 0.0).sum(-1)))
+        blocks.append((ids, log_probs.to(result_dtype(form.dtype)), w.scatter(-1, ids, 0.0).sum(-1)))
     ids, log_probs, left = (torch.cat(parts) for parts in zip(*blocks, strict=True))
     shape = (*form.batch_shape, k)
     kept = TopK(ids.reshape(shape), log_probs.reshape(shape), form.num_classes, tail=tail, validate=False)
@@ -331,7 +332,7 @@ def draw(
             raise FormError("draw: a row holds NaN, from which nothing is drawn. Drop such rows first.")
         found = torch.multinomial(w, n, replacement=True, generator=generator) if len(w) else w.new_zeros(0, n)
         drawn = found.long().sort(-1).values
-        blocks.append((drawn, log_w.gather(-1, drawn).to(_wide(form))))
+        blocks.append((drawn, log_w.gather(-1, drawn).to(result_dtype(form.dtype))))
     drawn, log_probs = (torch.cat(parts) for parts in zip(*blocks, strict=True))
     place, counts = _merged(drawn)
     shape = (*form.batch_shape, place.shape[-1])
@@ -369,10 +370,6 @@ def _dense(owner: str, logits: Any, temperature: float) -> FiniteForm:
         logits = Logits(floating_tensor(owner, logits))
     form: FiniteForm = logits.detach()
     return form.tempered(positive_number(owner, "temperature", temperature))
-
-
-def _wide(form: FiniteForm) -> torch.dtype:
-    return torch.float64 if form.dtype == torch.float64 else torch.float32
 
 
 def _count(owner: str, name: str, value: Any, most: float) -> int:

@@ -56,7 +56,34 @@ class _Means:
         return {name: value / max(tokens, 1.0) for name, value in zip(names, values, strict=True)}
 
 
-class DistillationMixin:
+class TokenMeans:
+    """Evaluation as means over the tokens of the whole set, where the Trainer's loss is a mean of batches."""
+
+    accelerator: Any
+    _evaluating = False
+    _evaluated: _Means
+
+    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
+        """The Trainer's; what was added to `_evaluated` meanwhile replaces its metrics of the same name."""
+        self._evaluating, self._evaluated = True, _Means()
+        try:
+            output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)  # type: ignore[misc]
+        finally:
+            self._evaluating = False
+        found = self._evaluated.take(self.accelerator)
+        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in found.items()})
+        return output
+
+    def _no_repeats(self, size: int, device: torch.device) -> Tensor:
+        """(size,) bool: False for the sequences that a sampler repeated to fill the last batch of all ranks."""
+        if self.accelerator.num_processes == 1:
+            return torch.ones(size, dtype=torch.bool, device=device)
+        first = self.accelerator.process_index * size
+        mine = torch.arange(first, first + size, device=device)
+        return torch.isin(mine, self.accelerator.gather_for_metrics(mine))
+
+
+class DistillationMixin(TokenMeans):
     """`DistillationTrainer` for a Trainer of one's own: `class Mine(DistillationMixin, MyTrainer)`.
 
     MyTrainer calls `super().compute_loss`, or has none of its own: what divides the loss by the tokens of all ranks and
@@ -65,7 +92,7 @@ class DistillationMixin:
 
     model: Any
     args: Any
-    accelerator: Any
+    compute_loss_func: Any
 
     def __init__(
         self,
@@ -78,28 +105,31 @@ class DistillationMixin:
         teacher_columns: Sequence[str] = (),
         **kwargs: Any,
     ) -> None:
-        if kwargs.get("compute_loss_func") is not None:
-            raise FormError(
-                f"{OWNER}: compute_loss_func is given, but the loss is the trainer's own: write loss=..., any loss of "
-                "kullback.losses between a student and a teacher."
-            )
-        kwargs["compute_loss_func"] = self._loss_of
         self.loss: Any = Distillation() if loss is None else loss
-        self._accepted = _accepted(self.loss)
+        self._accepted = accepted(self.loss)
         self.fused, self.num_classes, self.teacher_columns = fused, num_classes, tuple(teacher_columns)
         if num_classes is not None and (isinstance(num_classes, bool) or not isinstance(num_classes, int)):
             raise FormError(f"{OWNER}: num_classes is {num_classes!r}; write the integer number of real tokens.")
         self._step: _Step | None = None
-        self._trained, self._evaluated = _Means(), _Means()
-        self._evaluating = self._whole = False
+        self._trained = _Means()
+        self._whole = False
         self._proven: set[str] = set()
         super().__init__(*args, **kwargs)
+        if self.compute_loss_func is not None:
+            raise FormError(
+                f"{OWNER}: compute_loss_func is given, but the loss is the trainer's own: write loss=..., any loss of "
+                "kullback.losses between a student and a teacher."
+            )
+        self.compute_loss_func = self._loss_of
         self._loss_shifts_labels = True  # labels are shifted here, so their first column is counted nowhere
         self._check_settings()
+        self._take_teacher(teacher)
+        self._check_vocabulary(teacher_tokenizer)
+
+    def _take_teacher(self, teacher: Any) -> None:
         self.teacher = teacher
         self._teacher_is_model = isinstance(teacher, transformers.PreTrainedModel) or hasattr(teacher, "get_base_model")
         self._check_models()
-        self._check_vocabulary(teacher_tokenizer)
 
     # ------------------------------------------------------------ what is refused before a step
 
@@ -300,17 +330,6 @@ class DistillationMixin:
             self._proven = set()
         super().log(logs, *args, **kwargs)  # type: ignore[misc]
 
-    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
-        """The Trainer's, whose loss is a mean of batches, with means over the tokens of the whole set instead."""
-        self._evaluating, self._evaluated = True, _Means()
-        try:
-            output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)  # type: ignore[misc]
-        finally:
-            self._evaluating = False
-        found = self._evaluated.take(self.accelerator)
-        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in found.items()})
-        return output
-
     def prediction_step(
         self, model: Any, inputs: dict[str, Any], prediction_loss_only: bool, *args: Any, **kw: Any
     ) -> Any:
@@ -322,14 +341,6 @@ class DistillationMixin:
             return super().prediction_step(model, inputs, prediction_loss_only, *args, **kw)  # type: ignore[misc]
         finally:
             self._whole = False
-
-    def _no_repeats(self, size: int, device: torch.device) -> Tensor:
-        """(size,) bool: False for the sequences that a sampler repeated to fill the last batch of all ranks."""
-        if self.accelerator.num_processes == 1:
-            return torch.ones(size, dtype=torch.bool, device=device)
-        first = self.accelerator.process_index * size
-        mine = torch.arange(first, first + size, device=device)
-        return torch.isin(mine, self.accelerator.gather_for_metrics(mine))
 
 
 class DistillationTrainer(DistillationMixin, transformers.Trainer):  # type: ignore[misc]
@@ -386,7 +397,7 @@ def _next_labels(inputs: dict[str, Any]) -> Tensor:
     return torch.nn.functional.pad(labels[..., 1:], (0, 1), value=IGNORED)
 
 
-def _accepted(loss: Any) -> set[str]:
+def accepted(loss: Any) -> set[str]:
     """The arguments of a loss, which is between a student and a teacher, and a mean whose denominator is given."""
     call = getattr(loss, "parts", None) or getattr(loss, "forward", loss)
     names = set(inspect.signature(call).parameters) if callable(call) and not inspect.isclass(loss) else set()

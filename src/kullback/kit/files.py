@@ -35,14 +35,14 @@ def new_folder(out: Path | None, now: datetime, name: str) -> Path:
     raise BadInput(f"{stem} to -99 exist already; name a folder with --out")
 
 
-def check_free(out: Path | None) -> None:
+def check_free(out: Path | None, option: str = "--out") -> None:
     """Refuse a run folder that exists and is not empty. Raises: BadInput."""
     if out is None or not out.exists():
         return
     if not out.is_dir():
-        raise BadInput(f"--out {out}: is a file; nothing was overwritten, name another folder")
+        raise BadInput(f"{option} {out}: is a file; nothing was overwritten, name another folder")
     if any(out.iterdir()):
-        raise BadInput(f"--out {out}: exists and is not empty; nothing was overwritten, name another folder")
+        raise BadInput(f"{option} {out}: exists and is not empty; nothing was overwritten, name another folder")
 
 
 def check_file(option: str, path: Path, suffixes: tuple[str, ...]) -> None:

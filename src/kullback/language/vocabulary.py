@@ -7,24 +7,31 @@ from kullback._errors import FormError
 SAMPLE = "The naïve café: 3.14 ≤ π?\n\tdef f(x):\n        return x[0] # Übung, Ελλάδα, 東京, مرحبا, 🙂\r\n  1234567890"
 
 
-def same_vocabulary(student: Any, teacher: Any) -> None:
-    """An error unless both tokenizers have the same tokens under the same ids, and make the same ids of a text."""
-    one, other = (_tokens(whose, x) for whose, x in (("processing_class", student), ("teacher_tokenizer", teacher)))
-    advice = (
+def same_vocabulary(
+    one: Any,
+    other: Any,
+    *,
+    names: tuple[str, str] = ("the student", "the teacher"),
+    owner: str = "DistillationTrainer",
+    advice: str = (
         "A divergence compares class by class, so the scores of token i must be of the same token on both sides. "
         "Distil between models of one tokenizer."
-    )
-    if one != other:
-        differ = sorted(token for token in one.keys() | other.keys() if one.get(token) != other.get(token))
-        first = differ[0]
-        raise FormError(
-            f"DistillationTrainer: the tokenizers differ in {len(differ)} tokens; {first!r} has id {one.get(first)} in "
-            f"the student's and {other.get(first)} in the teacher's. {advice}"
+    ),
+) -> None:
+    """An error unless both tokenizers have the same tokens under the same ids, and make the same ids of a text."""
+    owner = f"{owner}: " if owner else ""
+    tokens = [_tokens(owner, name, x) for name, x in zip(names, (one, other), strict=True)]
+    if tokens[0] != tokens[1]:
+        differ = sorted(
+            token for token in tokens[0].keys() | tokens[1].keys() if tokens[0].get(token) != tokens[1].get(token)
         )
-    ids = [_plain(x)(SAMPLE, add_special_tokens=False)["input_ids"] for x in (student, teacher)]
+        first = differ[0]
+        where = " and ".join(f"{having.get(first)} in {name}'s" for name, having in zip(names, tokens, strict=True))
+        raise FormError(f"{owner}the tokenizers differ in {len(differ)} tokens; {first!r} has id {where}. {advice}")
+    ids = [_plain(x)(SAMPLE, add_special_tokens=False)["input_ids"] for x in (one, other)]
     if ids[0] != ids[1]:
         raise FormError(
-            "DistillationTrainer: the tokenizers have the same tokens but split a sample text differently, into "
+            f"{owner}the tokenizers have the same tokens but split a sample text differently, into "
             f"{len(ids[0])} and {len(ids[1])}. {advice}"
         )
 
@@ -39,8 +46,8 @@ def _plain(tokenizer: Any) -> Any:
     return getattr(tokenizer, "tokenizer", tokenizer)
 
 
-def _tokens(name: str, tokenizer: Any) -> dict[str, int]:
+def _tokens(owner: str, name: str, tokenizer: Any) -> dict[str, int]:
     if not hasattr(_plain(tokenizer), "get_vocab"):
-        raise FormError(f"DistillationTrainer: {name} is a {type(tokenizer).__name__}, but a tokenizer is needed.")
+        raise FormError(f"{owner}the tokenizer of {name} is a {type(tokenizer).__name__}, but a tokenizer is needed.")
     found: dict[str, int] = _plain(tokenizer).get_vocab()
     return found

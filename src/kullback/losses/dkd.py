@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from kullback._errors import FormError
+from kullback.core.dtypes import result_dtype
 from kullback.core.readings import Side
 from kullback.forms.finite import FiniteForm, Labels, Logits
 from kullback.forms.linear import LinearLogits
@@ -100,7 +101,7 @@ class DKD(LossOfParts):
         target = Term(rows, kl, b_p, b_q, keep, num_items, scale)
         others = Term(rows, kl, r_p, r_q, keep, num_items, scale)
         loss, values = mixed([(self.alpha, target), (self.beta, others)])
-        dtype = torch.float64 if torch.float64 in (q.dtype, p.dtype) else torch.float32
+        dtype = result_dtype(q.dtype, p.dtype)
         return DKDParts(*(x.to(dtype) for x in (loss, *values)))
 
     def _split(self, form: FiniteForm, labels: Tensor, keep: Tensor) -> tuple[Logits, Logits]:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from kullback._errors import FormError
+from kullback.core.dtypes import result_dtype
 from kullback.core.generators import excess
 from kullback.forms.finite import readable
 
@@ -152,7 +153,7 @@ def gaussian_kl_per_dimension(q: DiagonalGaussian, p: DiagonalGaussian | None = 
     if p is not None:
         mu, logvar = (mu - p.mu.double()) * torch.exp(-p.logvar.double() / 2), logvar - p.logvar.double()
     spread = excess(torch.ones_like(logvar), torch.exp(logvar), logvar)
-    return (0.5 * (mu * mu + spread)).to(_result_dtype(q, p))
+    return (0.5 * (mu * mu + spread)).to(_dtype_of(q, p))
 
 
 def gaussian_kl(q: Gaussian, p: Gaussian | None = None) -> Tensor:
@@ -192,7 +193,7 @@ def gaussian_kl(q: Gaussian, p: Gaussian | None = None) -> Tensor:
     spread = excess(torch.ones_like(log_variance), torch.exp(log_variance), log_variance)
     below = change.tril(-1)
     total = 0.5 * ((shift * shift).sum(-1) + (below * below).sum((-2, -1)) + spread.sum(-1))
-    return total.to(_result_dtype(q, p))
+    return total.to(_dtype_of(q, p))
 
 
 def _solve(lower: Tensor, right: Tensor) -> Tensor:
@@ -205,9 +206,8 @@ def _noise(mu: Tensor, sample_shape: tuple[int, ...], generator: torch.Generator
     return torch.randn(shape, dtype=mu.dtype, device=mu.device, generator=generator)
 
 
-def _result_dtype(q: Gaussian, p: Gaussian | None) -> torch.dtype:
-    dtypes = {q.mu.dtype} if p is None else {q.mu.dtype, p.mu.dtype}
-    return torch.float64 if torch.float64 in dtypes else torch.float32
+def _dtype_of(q: Gaussian, p: Gaussian | None) -> torch.dtype:
+    return result_dtype(*(side.mu.dtype for side in (q, p) if side is not None))
 
 
 def _check_point(owner: str, mu: Tensor, z: Tensor) -> None:

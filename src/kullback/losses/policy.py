@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from kullback._errors import FormError
+from kullback.core.dtypes import result_dtype
 from kullback.core.generators import excess
 from kullback.forms.finite import FiniteForm
 from kullback.verbs import kl
@@ -151,7 +152,7 @@ class PolicyKL(LossOfParts):
         value = exact.double() if exact is not None and self.value == "exact" else _weighted(self.value, weight, d)
         slope = self._slope(weight, log_pi, d, exact)
         per_row = value.detach() + slope  # the value of one, the gradient of the other
-        out = torch.float64 if torch.float64 in (log_prob.dtype, reference_log_prob.dtype) else torch.float32
+        out = result_dtype(log_prob.dtype, reference_log_prob.dtype)
         shown = average(value.detach(), mask=keep, num_items=num_items, reduction=self.reduction)
         counts = ratio if keep is None else torch.where(keep, ratio, 0.0)
         return PolicyParts(

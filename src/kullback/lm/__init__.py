@@ -1,0 +1,1 @@
+"""Commands of language models: `kullback lm distill`, `kullback lm cache`."""
