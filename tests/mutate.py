@@ -395,7 +395,7 @@ def survivors_of(file: str, source: str, every: list[Site], text: str) -> list[M
         if any(name.startswith(f"`` {lines[site.line - 1].strip()} ``") for name in names):
             mutant = planted(file, source, site)
             mutants[mutant.name].append(mutant)
-    return [mutants[name].pop() for name in names if mutants[name]]
+    return [mutants[name].pop(0) for name in names if mutants[name]]
 
 
 def attempt(mutant: Mutant, cover: Cover, budget: float, last: float) -> str:
