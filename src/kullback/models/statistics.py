@@ -182,7 +182,8 @@ def percentile(
         error = clusters.error(below - float(np.mean(below)))
         if error is not None:
             ends = share - clusters.quantile * error, share + clusters.quantile * error
-            sides = min(len(np.unique(clusters.index[x <= value])), len(np.unique(clusters.index[x > value])))
+            held = np.bincount(clusters.index, below, clusters.count)
+            sides = min(np.count_nonzero(held), np.count_nonzero(held < clusters.sizes))
             if ends[0] >= 0.0 and ends[1] <= 1.0 and sides >= FEWEST:
                 low, high = (scale * quantile(ordered, end) for end in ends)
     return Statistic(name, scale * value, low=low, high=high, unit=unit)
