@@ -51,7 +51,7 @@ def test_the_summary_has_the_numbers_that_were_given(run):
     rows = report.summary_rows(results)
     assert [row[0] for row in rows[1:]] == ["bf16", "int8 <b>", "int4", "reference, other batches"]
     for row, one in zip(rows[1:], results["candidates"], strict=False):
-        mean = one["statistics"]["KL divergence statistics"][0]
+        mean = report.of(one, report.MEAN)
         value, error = (float(x) for x in row[1].split(" ± "))
         assert value == pytest.approx(mean["value"], rel=0.05)
         assert error == pytest.approx(mean["clustered"], rel=0.05)
@@ -103,11 +103,9 @@ def test_numbers_that_do_not_exist_are_dashes(tmp_path):
         one["by_class"] = []
         for each in one["statistics"]["Perplexity statistics"]:
             each |= dict.fromkeys(("value", "iid", "clustered", "low", "high"))
-    for pair in results["pairs"]:
-        pair |= {"p_value": None, "p_adjusted": None}
     results["noise_floor"] = []
     text = report.render(results, tmp_path, synthetic.pieces)
-    assert "By class of token" not in text
+    assert "lasses of tokens" not in text
     assert not re.search(r"\bnan\b|\bNone\b", text)
     assert report.summary_rows(results)[1][2] == "–"
 
@@ -118,6 +116,55 @@ def test_a_run_that_was_stopped_before_it_measured_anything_has_a_page(tmp_path)
         del one["statistics"]
     results["text"]["measured"], results["pairs"], results["noise_floor"] = 0, [], []
     assert "Nothing was compared." in report.render(results, tmp_path, synthetic.pieces)
+
+
+def test_an_infinite_mean_is_said(tmp_path):
+    """JSON has no infinity; a candidate that rules out a token that came has no finite KL."""
+    results = synthetic.run_folder(tmp_path, candidates={"finite": 1e-3, "infinite": 1e-2}, documents=3)
+    one = results["candidates"][1]
+    report_of = next(each for each in one["statistics"]["KL divergence statistics"] if each["name"] == report.MEAN)
+    report_of |= dict.fromkeys(("value", "iid", "clustered", "low", "high"))
+    one["worst"][0]["kl"] = None
+    assert report.summary_rows(results)[2][:3] == ["infinite", "∞", "–"]
+    text = report.render(results, tmp_path, synthetic.pieces)
+    assert "Closest to teacher: finite" in text
+    assert "<td>∞</td>" in text
+    assert "<!-- infinite -->" in text
+
+
+def test_the_text_is_coloured_by_the_farthest_candidate_first(run):
+    page = run[1].read_text(encoding="utf-8")
+    choices = re.findall(r'<input type="radio" name="layer" value="\d"[^>]*>([^<]*)<', page)
+    assert choices == ["int4", "bf16", "int8 &lt;b&gt;"]
+
+
+def test_a_log_of_llama_cpp_stands_beside_the_statistics(run):
+    results = run[0] | {"llama_cpp": {"statistics": {"Mean KLD": "0.0001 ± 0.00001"}}}
+    rows = {row[0]: row for row in report.block_rows(results, "KL divergence statistics")}
+    assert rows[""][-1] == "llama.cpp"
+    assert rows["Mean KLD, nats"][-1] == "0.0001 ± 0.00001"
+    assert rows["Median KLD, nats"][-1] == "–"
+    assert len(report.block_rows(run[0], "KL divergence statistics")[0]) == 4
+
+
+def test_an_interrupted_run_shows_the_text_that_was_measured(tmp_path):
+    """The middle document was not reached."""
+    results = synthetic.run_folder(tmp_path, documents=2, status="interrupted")
+    names = synthetic.pa.table({"name": [f"docs/module_{i}.txt" for i in range(9)], "tokens": [1] * 9})
+    synthetic.pq.write_table(names, tmp_path / "documents.parquet")
+    page = report.render(results, tmp_path, synthetic.pieces)
+    assert page.count('class="passage"') == 2
+    assert "Stopped after" in page
+
+
+def test_a_context_is_of_neighbours_alone(run):
+    """Spans that lie apart in a document are not run together."""
+    path = run[1].parent / run[0]["candidates"][0]["tokens"]
+    spans = [report.Span(0, 5, 9), report.Span(0, 100, 103), report.Span(1, 5, 9), report.Span(0, 7, 101)]
+    found = report.read_tokens(path, spans)
+    for span in spans:
+        assert found[span]["position"].tolist() == list(range(span.first, span.last + 1))
+        assert set(found[span]["document"]) == {span.document}
 
 
 def test_many_candidates_still_make_a_small_page(tmp_path):
@@ -140,8 +187,8 @@ def test_tables_sort(tab):
 def test_a_token_shows_what_both_models_held_likely(tab, run):
     """The box of a token of the first passage, against its row in the file."""
     candidate = run[0]["candidates"][2]
-    rows = report.read_tokens(run[1].parent / candidate["tokens"], {0})[0]
-    i = 30
+    i, span = 30, report.Span(0, 1, 60)
+    rows = report.read_tokens(run[1].parent / candidate["tokens"], [span])[span]
     tab.get_by_label("int4").check()
     piece = tab.locator(".passage").first.locator(".t").nth(i)
     piece.hover()

@@ -44,6 +44,9 @@ def verdict(results: Mapping[str, Any]) -> str:
         f"On held-out text the student {first['name']} is {plus_minus(first['kl'])} nats a token from the teacher, "
         f"the one {second['name']} {plus_minus(second['kl'])}: a difference of {plus_minus(gap)}{_within(gap, level)}."
     )
+    if (spread := gap.get("stderr_over_seeds")) is not None:
+        each = ", ".join(significant(value) for value in gap["by_seed"])
+        said.append(f"Seed by seed the difference is {each}, on average ± {significant(spread, 2)} over seeds.")
     if ratio and ratio["value"] is not None:
         sure = ratio["low"] is not None and not ratio["low"] <= 1.0 <= ratio["high"]
         than = "lower" if ratio["value"] < 1.0 else "higher"
@@ -75,7 +78,7 @@ def table_rows(results: Mapping[str, Any]) -> list[list[str]]:
     """A row for each student, and the teacher."""
     level = f"{100 * results['level']:g} % interval"
     training = ("parameters", "steps", "seconds")
-    rows = [["", "KL(teacher‖student)", level, "± over seeds", "perplexity", level, "same top, %", *training]]
+    rows = [["", "KL(teacher‖student)", level, "± over seeds", "perplexity", "same top, %", *training]]
     for one in results["students"]:
         rows.append(
             [
@@ -84,7 +87,6 @@ def table_rows(results: Mapping[str, Any]) -> list[list[str]]:
                 interval(one.get("kl")),
                 significant((one.get("kl") or {}).get("stderr_over_seeds"), 2),
                 plus_minus(one.get("perplexity")),
-                interval(one.get("perplexity")),
                 plus_minus(_percent(one.get("same_top"))),
                 *(_whole(one.get(key)) for key in training),
             ]
@@ -93,7 +95,7 @@ def table_rows(results: Mapping[str, Any]) -> list[list[str]]:
     perplexity = teacher.get("perplexity")
     size = _whole(teacher.get("parameters"))
     steps = _whole(teacher.get("trained_steps"))
-    rows.append(["the teacher", "0", "–", "–", plus_minus(perplexity), interval(perplexity), "100", size, steps, "–"])
+    rows.append(["the teacher", "0", "–", "–", plus_minus(perplexity), "100", size, steps, "–"])
     return rows
 
 
@@ -133,10 +135,10 @@ def _passage(example: Mapping[str, Any]) -> Passage:
     layers = []
     for name, student in example["students"].items():
         opinions = [
-            () if value is None else (_opinion("teacher", teacher, i), _opinion(name, student, i))
+            () if value is None else (_opinion("the teacher", teacher, i), _opinion("the student", student, i))
             for i, value in enumerate(student["kl"])
         ]
-        layers.append(Layer(name, student["kl"], opinions))
+        layers.append(Layer(f"the student {name}", student["kl"], opinions))
     return Passage(example["title"], example["pieces"], layers)
 
 

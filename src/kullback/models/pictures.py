@@ -1,5 +1,6 @@
 """The pictures of a comparison, as SVG."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -14,20 +15,20 @@ LONGEST = 18  # letters of a name
 
 def means_picture(means: Sequence[tuple[str, Mapping[str, Any]]], floors: Sequence[float | None]) -> str:
     """Mean KL of each candidate with its interval, on a logarithmic axis; dashed: the reference against itself."""
-    shown = [mean["value"] for _, mean in means if (mean["value"] or 0.0) > 0.0]
+    shown = [0.0 < mean["value"] < math.inf for _, mean in means]
 
     def draw(axes: Any) -> None:
         for i, (_, mean) in enumerate(means):
-            if (mean["value"] or 0.0) > 0.0:
+            if shown[i]:
                 axes.errorbar(mean["value"], i, xerr=_bars([mean]), color=_colour(i), marker=_mark(i), markersize=7,
                               capsize=4, linewidth=2)  # fmt: skip
             else:
-                said = "exactly 0" if mean["value"] == 0.0 else "not finite"
+                said = "exactly 0" if mean["value"] == 0.0 else "infinite"
                 axes.text(0.01, i, said, transform=axes.get_yaxis_transform(), va="center", color=_colour(i))
         for floor in floors:
             if floor:
                 axes.axvline(floor, color=INK, linestyle=(0, (4, 3)), linewidth=1.4)
-        if shown:
+        if any(shown):
             axes.set_xscale("log")
             low, high = axes.get_xlim()
             if high / low < 10.0:

@@ -1,11 +1,11 @@
 """report.html of a comparison: one file that needs no other. Every number in it was computed before."""
 
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -33,11 +33,12 @@ def render(results: Mapping[str, Any], folder: Path, pieces: Pieces) -> str:
     """
     candidates = [one for one in results["candidates"] if one.get("statistics")]
     results = {**results, "candidates": candidates}
-    chosen = _chosen(results, folder) if candidates else []
-    wanted = {document for _, document, _ in chosen} | {w["document"] for one in candidates for w in one["worst"]}
-    tokens = [read_tokens(folder / one["tokens"], wanted) for one in candidates]
-    text = Texts(pieces)
-    shown = [_passage(title, document, at, results, tokens, text) for title, document, at in chosen]
+    passages = _chosen(results, folder) if candidates else []
+    text, tokens = Texts(pieces), []
+    for one in candidates:
+        around = [Span(w["document"], w["position"] - AROUND, w["position"] + AROUND) for w in one["worst"][:WORST]]
+        tokens.append(read_tokens(folder / one["tokens"], [*(span for _, span in passages), *around]))
+    shown = [_passage(title, span, results, tokens, text) for title, span in passages if len(tokens[0][span]["token"])]
     return page.render(
         __package__,
         "report.html.j2",
@@ -47,12 +48,10 @@ def render(results: Mapping[str, Any], folder: Path, pieces: Pieces) -> str:
         verdict=verdict(results),
         summary=summary_rows(results),
         pairs=pair_rows(results),
-        blocks=[
-            (title, block_rows(candidates, title)) for title in (candidates[0]["statistics"] if candidates else ())
-        ],
+        blocks=[(title, block_rows(results, title)) for title in (candidates[0]["statistics"] if candidates else ())],
         charts=[(title, said, draw()) for title, said, draw in _charts(results)] if candidates else [],
         classes=class_rows(candidates) if candidates else [],
-        worst=[(one["name"], worst_rows(one, its, text)) for one, its in zip(candidates, tokens, strict=True)],
+        worst=[(one["name"], worst_rows(one, its, text)) for one, its in _farthest_first(candidates, tokens)],
         shown=prepare(shown, unit="KL", number=significant) if shown else None,
         percent=f"{100 * results['level']:g} %",
         settings={name: _setting(value) for name, value in results["settings"].items()},
@@ -120,7 +119,8 @@ def of(one: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     for block in one["statistics"].values():
         for each in block:
             if each["name"] == name:
-                return each  # type: ignore[no-any-return]
+                infinite = name == MEAN and each["value"] is None  # JSON has none
+                return {**each, "value": math.inf} if infinite else each
     return dict.fromkeys(("value", "iid", "clustered", "low", "high")) | {"name": name, "unit": ""}
 
 
@@ -162,16 +162,18 @@ def summary_rows(results: Mapping[str, Any]) -> list[list[str]]:
     return rows
 
 
-def block_rows(candidates: Sequence[Mapping[str, Any]], title: str) -> list[list[str]]:
-    """A row for each statistic of a block, a column for each candidate."""
-    rows = [["", *(one["name"] for one in candidates)]]
+def block_rows(results: Mapping[str, Any], title: str) -> list[list[str]]:
+    """A row for each statistic of a block, a column for each candidate, and for llama.cpp's log where there is one."""
+    candidates, log = results["candidates"], (results.get("llama_cpp") or {}).get("statistics", {})
+    rows = [["", *(one["name"] for one in candidates), *(["llama.cpp"] if log else [])]]
     for first in candidates[0]["statistics"][title]:
         name, unit = first["name"], first["unit"]
-        rows.append([f"{name}, {unit}" if unit else name, *(plus_minus(of(one, name)) for one in candidates)])
+        cells = [*(plus_minus(of(one, name)) for one in candidates), *([log.get(name, "–")] if log else [])]
+        rows.append([f"{name}, {unit}" if unit else name, *cells])
     return rows
 
 
-def pair_rows(results: Mapping[str, Any]) -> list[tuple[list[str], "Span | None"]]:
+def pair_rows(results: Mapping[str, Any]) -> list[tuple[list[str], "Bar | None"]]:
     """A row for each pair of candidates, and its interval as the page draws it."""
     rows = []
     for one in results["pairs"]:
@@ -185,12 +187,12 @@ def pair_rows(results: Mapping[str, Any]) -> list[tuple[list[str], "Span | None"
             _p(one["p_adjusted"]),
             *shares,
         ]
-        rows.append((cells, Span.of(d)))
+        rows.append((cells, Bar.of(d)))
     return rows
 
 
 @dataclass(frozen=True)
-class Span:
+class Bar:
     """An interval on an axis of its own with 0 in the middle, in per cent of its width."""
 
     low: float
@@ -198,7 +200,7 @@ class Span:
     high: float
 
     @classmethod
-    def of(cls, mean: Mapping[str, Any]) -> "Span | None":
+    def of(cls, mean: Mapping[str, Any]) -> "Bar | None":
         ends = [mean["low"], mean["value"], mean["high"]]
         if None in ends:
             return None
@@ -278,13 +280,22 @@ class Texts:
         return [self._known[i] if i >= 0 else "" for i in asked]
 
 
-Rows = dict[str, Any]  # columns of a document's scored tokens, in order
+Rows = dict[str, Any]  # columns of some scored tokens, in the order of the file
 
 
-def read_tokens(path: Path, documents: Collection[int]) -> dict[int, Rows]:
-    """The scored tokens of some documents, from a candidate's Parquet."""
-    parquet = extra("pyarrow.parquet", of="lm")
-    table = parquet.read_table(path, columns=COLUMNS, filters=[("document", "in", sorted(documents))])
+class Span(NamedTuple):
+    """Part of a document, by the positions of its tokens, both ends included."""
+
+    document: int
+    first: int
+    last: int
+
+
+def read_tokens(path: Path, spans: Iterable[Span]) -> dict[Span, Rows]:
+    """The scored tokens of spans, of which there is one, from a candidate's Parquet."""
+    parquet, spans = extra("pyarrow.parquet", of="lm"), list(dict.fromkeys(spans))
+    wanted = [[("document", "=", d), ("position", ">=", a), ("position", "<=", b)] for d, a, b in spans]
+    table = parquet.read_table(path, columns=COLUMNS, filters=wanted)
     columns = {}
     for name in COLUMNS:
         column = table.column(name).combine_chunks()
@@ -292,10 +303,10 @@ def read_tokens(path: Path, documents: Collection[int]) -> dict[int, Rows]:
         flat = (column.flatten() if wide else column).to_numpy(zero_copy_only=False)
         columns[name] = flat.reshape(-1, column.type.list_size) if wide else flat
     found = {}
-    for document in documents:
-        rows = np.flatnonzero(columns["document"] == document)
-        rows = rows[np.argsort(columns["position"][rows], kind="stable")]
-        found[document] = {name: column[rows] for name, column in columns.items()}
+    for span in spans:
+        document, position = columns["document"], columns["position"]
+        rows = np.flatnonzero((document == span.document) & (position >= span.first) & (position <= span.last))
+        found[span] = {name: column[rows] for name, column in columns.items()}
     return found
 
 
@@ -303,37 +314,37 @@ COLUMNS = ["document", "position", "token", "kl", "log_p", "log_q",
            "choices_p_ids", "choices_q_ids", "choices_p", "choices_q"]  # fmt: skip
 
 
-def _chosen(results: Mapping[str, Any], folder: Path) -> list[tuple[str, int, int]]:
-    """Titles, documents and first positions of the passages: beginnings of two documents, and what is around the worst
-    token of all.
-    """
+def _chosen(results: Mapping[str, Any], folder: Path) -> list[tuple[str, Span]]:
+    """The passages: beginnings of the first document and of the middle one, and what is around the worst token."""
     names = extra("pyarrow.parquet", of="lm").read_table(folder / "documents.parquet").column("name").to_pylist()
-    scored = [i for i in range(len(names)) if i < results["text"]["documents"]]
-    chosen = [(f"{names[i]}, from its beginning", i, 0) for i in dict.fromkeys((scored[0], scored[len(scored) // 2]))]
-    worst = [w for one in results["candidates"] for w in one["worst"]]
+    candidates = results["candidates"]
+    long = max(40, min(PASSAGE, 4 * PASSAGE // len(candidates)))
+    chosen = [(f"{names[i]}, from its beginning", Span(i, 0, long)) for i in dict.fromkeys((0, len(names) // 2))]
+    worst = [w for one in candidates for w in one["worst"]]
     if worst:
         w = max(worst, key=lambda w: _first(w["kl"]))
-        chosen.append(
-            (f"{names[w['document']]}, around the token of the largest KL", w["document"], w["position"] - PASSAGE // 2)
-        )
+        around = Span(w["document"], w["position"] - long // 2, w["position"] + long // 2)
+        chosen.append((f"{names[around.document]}, around the token of the largest KL", around))
     return chosen
 
 
+def _farthest_first(candidates: Sequence[Mapping[str, Any]], tokens: Sequence[dict[Span, Rows]]) -> list[Any]:
+    """Pairs of both, by mean KL."""
+    both = list(zip(candidates, tokens, strict=True))
+    return sorted(both, key=lambda pair: -_first(of(pair[0], MEAN)["value"]))
+
+
 def _passage(
-    title: str, document: int, start: int, results: Mapping[str, Any], tokens: Sequence[dict[int, Rows]], text: Texts
+    title: str, span: Span, results: Mapping[str, Any], tokens: Sequence[dict[Span, Rows]], text: Texts
 ) -> Passage:
-    """Scored tokens of a document from a position on, with each candidate's KL and choices."""
-    first = tokens[0][document]
-    begin = int(np.searchsorted(first["position"], start))
-    part = slice(begin, begin + max(40, min(PASSAGE, PASSAGE * 4 // len(tokens))))
-    pieces = text.of(first["token"][part])
+    """Scored tokens, with each candidate's KL and choices; the candidate that is farthest first."""
     layers = []
-    for one, its in zip(results["candidates"], tokens, strict=True):
-        rows = {name: column[part] for name, column in its[document].items()}
+    for one, its in _farthest_first(results["candidates"], tokens):
+        rows = its[span]
         values = [float(kl) for kl in rows["kl"]]
         opinions = [_opinions(results["reference"]["name"], one["name"], rows, i, text) for i in range(len(values))]
         layers.append(Layer(one["name"], values, opinions))
-    return Passage(title, pieces, layers)
+    return Passage(title, text.of(tokens[0][span]["token"]), layers)
 
 
 def _opinions(reference: str, candidate: str, rows: Rows, i: int, text: Texts) -> tuple[Opinion, Opinion]:
@@ -370,22 +381,21 @@ class Worst:
     candidate: str
 
 
-def worst_rows(one: Mapping[str, Any], tokens: Mapping[int, Rows], text: Texts) -> list[Worst]:
+def worst_rows(one: Mapping[str, Any], tokens: Mapping[Span, Rows], text: Texts) -> list[Worst]:
     """The tokens of the largest KL in their contexts, and what either model would have said."""
     found = []
     for w in one["worst"][:WORST]:
-        rows = tokens[w["document"]]
-        at = int(np.searchsorted(rows["position"], w["position"]))
-        pieces = text.of(rows["token"][max(0, at - AROUND) : at + AROUND + 1])
-        i = min(at, AROUND)
+        rows = tokens[Span(w["document"], w["position"] - AROUND, w["position"] + AROUND)]
+        at = int(np.flatnonzero(rows["position"] == w["position"])[0])
+        pieces = text.of(rows["token"])
         sides = _opinions("", "", rows, at, text)
         found.append(
             Worst(
-                significant(w["kl"]),
-                f"{w.get('name', w['document'])}, token {w['position']}",
-                _line("".join(pieces[:i])),
-                named(pieces[i]),
-                _line("".join(pieces[i + 1 :])),
+                significant(_first(w["kl"])),
+                f"{w['name']}, token {w['position']}",
+                _line("".join(pieces[:at])),
+                named(pieces[at]),
+                _line("".join(pieces[at + 1 :])),
                 *map(_likeliest, sides),
             )
         )
