@@ -2,7 +2,7 @@
 
     python tests/mutate.py                                  a sample of 12 mutations of every numeric file
     python tests/mutate.py exact/special.py losses/ --sample 40
-    python tests/mutate.py --again                          only what survived the last run
+    python tests/mutate.py --again                          only what survived the last run and is open
 
 cosmic-ray makes the mutations (`OPERATORS`); those of a file are shuffled with a fixed seed and the first ones are
 tried. Every trial is a fork of one process that has imported PyTorch but not kullback: it imports the mutated module in
@@ -12,8 +12,8 @@ their usual time; what survives that is tried on `--last` seconds more. A trial 
 counts as caught; a mutation with which kullback cannot be imported is not counted.
 
 Annotations and error messages are left alone. Results are written to docs/mutations.md, where a person says of each
-survivor what it is: `equivalent` (no value can differ) leaves the count, anything else stays in it. A judgement is kept
-for as long as the line reads as it did.
+survivor what it is: `equivalent` (no value can differ) leaves the count, `caught by` a test that the budget left out
+counts as caught, anything else stays. A judgement is kept for as long as the line reads as it did.
 """
 
 import argparse
@@ -25,8 +25,10 @@ import os
 import random
 import re
 import resource
+import shutil
 import signal
 import sys
+import tempfile
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
@@ -51,6 +53,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE, PAGE, COVER = ROOT / "src" / "kullback", ROOT / "docs" / "mutations.md", ROOT / "build" / "mutation-cover.json"
 FILES = ("core", "exact", "estimate", "losses", "forms", "route.py", "terms.py")
 TESTS = ("exact", "estimate", "losses", "forms", "laws", "oracles", "gradients", "test_route.py", "test_terms.py")
+# what ranks do, other processes execute, where coverage.py does not see it: these tests start them
+RANKS = dict.fromkeys(("core/sharded.py", "forms/sharded.py"), "tests/sharded/test_ranks.py")
 CAUGHT, SURVIVED, UNFIT = "caught", "survived", "unfit"
 
 _ARITHMETIC = {"Add": "Sub", "Sub": "Add", "Mul": "Div", "Div": "Mul", "Pow": "Mul", "FloorDiv": "Mul", "Mod": "Mul"}
@@ -287,13 +291,33 @@ class Planted(MetaPathFinder, Loader):
         exec(compile(self.mutant.source, str(PACKAGE / self.mutant.file), "exec"), module.__dict__)
 
 
+class TwoRanks:
+    """Runs the checks of two ranks, and no other number."""
+
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        items[:] = [item for item in items if "[2-" in item.nodeid]
+
+
 def trial(mutant: Mutant, tests: list[str], expected: float) -> str:
     """Run the tests on the mutated package, in a fork."""
+    with tempfile.TemporaryDirectory() as folder:
+        return forked(mutant, tests, expected, Path(folder))
+
+
+def forked(mutant: Mutant, tests: list[str], expected: float, folder: Path) -> str:
+    ranks = RANKS.get(mutant.file)
+    if ranks is not None:  # the processes that a test starts import a copy
+        shutil.copytree(PACKAGE, folder / "kullback", ignore=shutil.ignore_patterns("__pycache__"))
+        (folder / "kullback" / mutant.file).write_text(mutant.source)
     child = os.fork()
     if child == 0:
         end = 80
         with contextlib.suppress(BaseException):
+            os.setpgid(0, 0)
             seconds = int(8 + 3 * expected)
+            if ranks is not None:
+                os.environ["PYTHONPATH"], seconds = str(folder), seconds + 60
+                signal.alarm(300)  # two ranks may wait for each other for ever
             resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 5))
             resource.setrlimit(resource.RLIMIT_DATA, (6 << 30, 6 << 30))
             for stream in (1, 2):
@@ -304,9 +328,14 @@ def trial(mutant: Mutant, tests: list[str], expected: float) -> str:
             except Exception:
                 os._exit(90)
             files = sorted({test.split("::")[0] for test in tests})
-            end = int(pytest.main([*QUIET, "-x", *(str(ROOT / f) for f in files)], plugins=[Only(tests)]))
+            if files:
+                end = int(pytest.main([*QUIET, "-x", *(str(ROOT / f) for f in files)], plugins=[Only(tests)]))
+            if ranks is not None and (not files or end in (0, 5)):
+                end = int(pytest.main([*QUIET, "-x", str(ROOT / ranks)], plugins=[TwoRanks()]))
         os._exit(end)
     _, status = os.waitpid(child, 0)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child, signal.SIGKILL)
     if os.WIFSIGNALED(status):
         return CAUGHT
     return {0: SURVIVED, 5: SURVIVED, 90: UNFIT}.get(os.WEXITSTATUS(status), CAUGHT)
@@ -315,6 +344,7 @@ def trial(mutant: Mutant, tests: list[str], expected: float) -> str:
 # ------------------------------------------------------------------------------------------------------------ the page
 
 _HEAD = re.compile(r"^### (\S+): (\d+) of (\d+) caught")
+_DRAWN = re.compile(r": (\d+) of (\d+) caught\n\nDrawn \d+ of \d+: (\d+) cannot be imported")
 _LINE = re.compile(r"^\* (`` .* `` → `` .* ``): (.*)$")
 
 
@@ -338,9 +368,9 @@ def section(
     file: str, counts: Counter[str], total: int, survivors: list[Mutant], judged: dict[tuple[str, str], str]
 ) -> str:
     told = [(m, judged.get((file, m.name), "open")) for m in survivors]
-    equivalent = sum(words.startswith("equivalent") for _, words in told)
+    equivalent, seen = (sum(words.startswith(said) for _, words in told) for said in ("equivalent", "caught by"))
     tried = counts[CAUGHT] + counts[SURVIVED]
-    head = f"### {file}: {counts[CAUGHT]} of {tried - equivalent} caught\n\n"
+    head = f"### {file}: {counts[CAUGHT] + seen} of {tried - equivalent} caught\n\n"
     head += f"Drawn {tried + counts[UNFIT]} of {total}: {counts[UNFIT]} cannot be imported, {equivalent} equivalent.\n"
     return head + "".join(f"\n* {m.name}: {words}" for m, words in told) + "\n" * bool(told)
 
@@ -355,6 +385,30 @@ def write_page(page: Path, sections: dict[str, str]) -> None:
     share = f"**{caught} of {tried} caught: {100 * caught / max(tried, 1):.1f} %.**\n"
     body = "\n".join(sections[file].strip() + "\n" for file in sorted(sections))
     page.write_text(f"{top}<!-- results of tests/mutate.py -->\n\n{share}\n{body}")
+
+
+def survivors_of(file: str, source: str, every: list[Site], text: str) -> list[Mutant]:
+    """The mutations that a section of the page lists, as far as their lines still read so."""
+    lines, names = source.split("\n"), [found[1] for line in text.splitlines() if (found := _LINE.match(line))]
+    mutants: dict[str, list[Mutant]] = defaultdict(list)
+    for site in every:
+        if any(name.startswith(f"`` {lines[site.line - 1].strip()} ``") for name in names):
+            mutant = planted(file, source, site)
+            mutants[mutant.name].append(mutant)
+    return [mutants[name].pop(0) for name in names if mutants[name]]
+
+
+def attempt(mutant: Mutant, cover: Cover, budget: float, last: float) -> str:
+    """What becomes of a mutation on ever more tests."""
+    tests, done, ranks = cover.tests(mutant), set[str](), mutant.file in RANKS
+    for seconds, of in [(budget, None)] if ranks else [(1.0, 1), (budget, None), (last, None)]:
+        picked = cover.chosen([t for t in tests if t not in done], seconds, of)
+        done |= set(picked)
+        if picked or ranks:
+            end = trial(mutant, picked, sum(cover.seconds[t] for t in picked))
+            if end != SURVIVED:
+                return end
+    return SURVIVED
 
 
 def files(wanted: list[str]) -> list[str]:
@@ -373,7 +427,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--budget", type=float, default=8.0, help="seconds of tests a mutation")
     parser.add_argument("--last", type=float, default=30.0, help="seconds more for one that survives these")
-    parser.add_argument("--again", action="store_true", help="try only what survived the last run")
+    parser.add_argument("--again", action="store_true", help="try only what survived the last run and is open")
     parser.add_argument("--fresh", action="store_true", help="run the suite under coverage.py anew")
     parser.add_argument("--page", type=Path, default=PAGE, help="where results go, for a second sample")
     parser.add_argument("--list", action="store_true", help="only count the mutations")
@@ -390,31 +444,31 @@ def main() -> None:
     sections, judged = read_page(options.page)
     for file in files(options.files):
         source = (PACKAGE / file).read_text()
-        every = sites(source)
-        random.Random(f"{options.seed} {file}").shuffle(every)
-        drawn = [planted(file, source, site) for site in every[: options.sample or len(every)]]
+        every, begun = sites(source), time.monotonic()
+        counts: Counter[str] = Counter()
+        if options.again:
+            old = _DRAWN.search(sections.get(file, ""))
+            if old is None:
+                continue
+            seen = sections[file].count(" ``: caught by")
+            counts.update({CAUGHT: int(old[1]) - seen, UNFIT: int(old[3])})
+            drawn = survivors_of(file, source, every, sections[file])
+        else:
+            random.Random(f"{options.seed} {file}").shuffle(every)
+            drawn = [planted(file, source, site) for site in every[: options.sample or len(every)]]
         if not drawn:
             continue
-        again = {name for f, name in judged if f == file} if options.again else set()
-        counts: Counter[str] = Counter()
-        survivors, begun = [], time.monotonic()
+        survivors = []
         for mutant in drawn:
-            end = CAUGHT
-            if not options.again or mutant.name in again:
-                tests = cover.tests(mutant)
-                done: set[str] = set()
-                for budget, of in ((1.0, 1), (options.budget, None), (options.last, None)):
-                    picked = cover.chosen([t for t in tests if t not in done], budget, of)
-                    done |= set(picked)
-                    end = trial(mutant, picked, sum(cover.seconds[t] for t in picked)) if picked else SURVIVED
-                    if end != SURVIVED:
-                        break
-                if judged.get((file, mutant.name), "").startswith("equivalent") and end == CAUGHT:
-                    print(f"judged equivalent, but caught: {file}:{mutant.line}: {mutant.name}", flush=True)
+            settled = options.again and not judged.get((file, mutant.name), "open").startswith("open")
+            end = SURVIVED if settled else attempt(mutant, cover, options.budget, options.last)
             counts[end] += 1
+            if judged.get((file, mutant.name), "").startswith("equivalent") and end == CAUGHT:
+                print(f"judged equivalent, but caught: {file}:{mutant.line}: {mutant.name}", flush=True)
             if end == SURVIVED:
                 survivors.append(mutant)
-                print(f"survived ({len(tests)} tests): {file}:{mutant.line}: {mutant.name}", flush=True)
+            if end == SURVIVED and not settled:
+                print(f"survived: {file}:{mutant.line}: {mutant.name}", flush=True)
         sections[file] = section(file, counts, len(every), survivors, judged)
         write_page(options.page, sections)
         print(f"{file}: {dict(counts)}, {time.monotonic() - begun:.0f} s", flush=True)

@@ -212,7 +212,7 @@ def test_a_plug_in_says_how_much_it_saw(method):
 
 @pytest.mark.parametrize("seen", [[0, 2, 2], [2, 0, 2], [2, 2, 0]])
 def test_resamples_as_far_as_what_was_seen_count_whatever_the_last_digit(seen):
-    """Four draws of three equal classes: 18 + 24 + 3 of 81 are as far or farther; orders of (0, 2, 2) differ by 1e-16."""
+    """Four draws of three equal classes: 18 + 24 + 3 of 81 are as far; orders of (0, 2, 2) differ by 1e-16."""
     known = Probs(torch.full((3,), 1.0 / 3.0))
     found = estimate.homogeneity_test(Counts(seen), known, generator=seeded(), permutations=4000)
     assert found.p_value == pytest.approx(45 / 81, abs=4 * math.sqrt(45 / 81 * 36 / 81 / 4000))

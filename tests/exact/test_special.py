@@ -1,4 +1,4 @@
-"""The small functions under the closed forms, against 60 digits: near equality, at the borders of their branches, far."""
+"""The small functions under the closed forms against 60 digits: near equality, where branches meet, far."""
 
 import math
 
@@ -29,7 +29,7 @@ def exact(formula, *points):
     return [float(formula(*map(mpmath.mpf, at))) for at in zip(*points, strict=True)]
 
 
-def agree(found, formula, *points, rel=4e-15, abs=0.0):  # noqa: A002
+def agree(found, formula, *points, rel=4e-15, abs=0.0):
     assert found.tolist() == pytest.approx(exact(formula, *points), rel=rel, abs=abs)
 
 

@@ -196,6 +196,16 @@ def test_percentiles_have_the_interval_of_woodruff(measured, rows):
     assert top.low is top.high is None
 
 
+def test_a_percentile_among_equal_values_counts_them_all_below():
+    g = np.random.default_rng(0)
+    x, document = g.integers(0, 4, 300).astype(float), np.repeat(np.arange(10), 30)
+    found = statistics.percentile("x", x, np.sort(x), 0.4, clusters := Clusters.of(document))
+    assert found.value == 1.0
+    half = clusters.quantile * math.sqrt(leave_one_out([x <= 1.0], document)[0, 0])
+    assert (found.low, found.high) == (np.quantile(x, 0.4 - half), np.quantile(x, 0.4 + half))
+    assert half != pytest.approx(clusters.quantile * math.sqrt(leave_one_out([x < 1.0], document)[0, 0]), rel=0.01)
+
+
 def test_intervals_are_students_with_the_documents_effective_number(measured):
     found, clusters = statistics.summarize(measured["sixteenths"]), Clusters.of(measured["sixteenths"]["document"])
     lengths = np.array(LENGTHS)
@@ -524,6 +534,32 @@ def test_a_histogram_counts_every_token_once(measured):
 
 
 # ---------------------------------------------------------------- pieces
+
+
+def test_an_error_beyond_its_mean_gives_an_interval_from_zero():
+    # a noise floor: one document of many differs at all, and there by rounding
+    x, clusters = np.zeros(400), Clusters.of(np.repeat(np.arange(4), 100))
+    x[7] = 1e-13
+    found = mean("Mean KLD", x, clusters, symmetric="log")
+    half = clusters.quantile * found.clustered
+    assert half > found.value
+    assert (found.low, found.high) == (0.0, pytest.approx(found.value + half))
+    assert found.high < 5 * found.value
+    share = mean("Same top p", 1.0 * (x == 0), clusters, unit="%", scale=100.0, symmetric="odds")
+    assert share.high == 100.0
+    assert share.low == pytest.approx(share.value - clusters.quantile * share.clustered)
+    few = mean("Better", 1.0 * (x > 0), clusters, symmetric="odds")
+    assert (few.low, few.high) == (0.0, pytest.approx(few.value + clusters.quantile * few.clustered))
+
+
+@pytest.mark.parametrize("value", [0.02, 0.5, 0.9, 0.999])
+def test_an_interval_of_a_share_is_symmetric_in_the_log_odds(value):
+    g = np.random.default_rng(0)
+    x, clusters = (g.random(20_000) < value).astype(float), Clusters.of(np.repeat(np.arange(200), 100))
+    found = mean("share", x, clusters, symmetric="odds")
+    low, middle, high = (math.log(each / (1 - each)) for each in (found.low, found.value, found.high))
+    half = clusters.quantile * found.clustered / (found.value * (1 - found.value))
+    assert [middle - low, high - middle] == pytest.approx([half, half])
 
 
 def test_a_mean_of_no_tokens_does_not_exist():

@@ -20,6 +20,15 @@ with torch.no_grad():
     far = {name: kl(Logits(advice[test]), Logits(student(images[test]))).mean() for name, student in students.items()}
 assert far["teacher only"] < far["both"] < far["labels only"], far
 """,
+    "2-distil-a-language-model": """
+alone, both = found["labels only"], found["teacher and labels"]
+assert both["eval_kl"] < 0.7 * alone["eval_kl"] and both["eval_hard"] < alone["eval_hard"], found
+""",
+    "3-compare-a-quantised-model": """
+kl = {name: mean(name)["value"] for name in candidates}
+assert 0 < kl["int8"] < kl["int4"] < kl["int3"] and kl["bfloat16"] < kl["int4"], kl
+assert found.complete and found.measured == 5000 and len(changed) > 0
+""",
     "4-watch-a-table": """
 assert [one.name for one in found.columns if one.drift] == ["weather"], found.columns
 largest = sorted(first.cells, key=lambda one: -one.contribution)[:2]
@@ -58,6 +67,6 @@ def test_a_notebook_runs_and_shows_what_it_says(name, tmp_path):
         text=True,
         cwd=tmp_path,
         env={**os.environ, "MPLBACKEND": "Agg", "OMP_NUM_THREADS": "1"},
-        timeout=300,
+        timeout=1200,
     )
     assert run.returncode == 0, run.stdout + run.stderr

@@ -20,6 +20,7 @@ VOCABULARY = 2048
 CONTEXT = 128
 HELD_OUT = 0.1  # of the documents
 PAD, BEGIN = "<pad>", "<s>"
+STEPS = 500
 WARM_UP = 0.05  # of the steps
 FEWEST_TOKENS = 300  # of a byte-level vocabulary: 256 bytes, two special tokens, a few merges
 
@@ -64,7 +65,7 @@ def small_teacher(
     out: str | Path,
     *,
     seed: int = 0,
-    steps: int = 500,
+    steps: int = STEPS,
     texts: Sequence[Document] | None = None,
     size: Size = TEACHER,
     vocabulary: int = VOCABULARY,

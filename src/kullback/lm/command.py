@@ -2,7 +2,9 @@
 
 import typer
 
+from .cache_command import cache
 from .distill.command import distill
 
 lm = typer.Typer(no_args_is_help=True, help="Language models: distil one, keep what a teacher says.")
 lm.command()(distill)
+lm.command()(cache)

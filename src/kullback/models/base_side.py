@@ -1,5 +1,6 @@
 """llama.cpp's base file as a reference, with the text that is in it."""
 
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +39,7 @@ class BaseRows(Rows):
 
 
 class BaseReference:
-    """A base file: a `Side` and the text that it was made of. `begin` takes the place of the first token of each chunk."""
+    """A base file: a `Side` and the text that it was made of. `begin` takes the place of each chunk's first token."""
 
     longest: int | None = None
     tokenizer: Any = None
@@ -49,6 +50,7 @@ class BaseReference:
             f"llama.cpp's base file, {self.file.n_chunk:,} chunks of {self.file.n_ctx:,} tokens, 16 bits a class"
         )
         self.begin: int | None = None
+        weakref.finalize(self, self.file.close)
         self.device = torch.device("cpu")
 
     def pieces(self) -> Iterator[Piece]:

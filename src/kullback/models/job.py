@@ -2,14 +2,17 @@
 
 import io
 import json
+import shutil
 import time
+import weakref
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from hashlib import sha256
+from itertools import islice
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import mkdtemp
 from typing import Any
 
 from kullback._errors import BadInput
@@ -20,7 +23,7 @@ from kullback.kit.runs import Begun, Show
 from kullback.kit.unfinished import Unfinished
 from kullback.language.fingerprints import model_fingerprint, tokenizer_hash
 
-from . import summary, table
+from . import llama_log, summary, table
 from .base_file import BaseFileWriter
 from .measuring import NotFinite, chunks, measure
 from .noise import floors
@@ -29,7 +32,7 @@ from .report import render
 from .results import COMPLETE, Comparison, versions
 from .settings import Settings
 from .sides import ModelSide
-from .store import About, Writer
+from .store import DOCUMENTS, About, Writer
 from .text import Chunks, Source, batches
 
 NAME = "kullback-compare"
@@ -112,14 +115,17 @@ def _begin(
     elif settings.save_reference is not None:
         check_free(settings.save_reference, "--save-reference")
     _need_packages()
+    printed = None if settings.llama_log is None else summary.of_log(llama_log.read(settings.llama_log))
     plan = make_plan(given, settings)
-    holder = None if stays or out is not None else TemporaryDirectory(prefix=NAME)
+    temporary = not stays and out is None
     if prepared:
         assert out is not None
         folder = out
     else:
-        folder = new_folder(out, started, NAME) if holder is None else Path(holder.name)
-    found = Comparison(folder, settings, started, plan, holder=holder)
+        folder = Path(mkdtemp(prefix=NAME)) if temporary else new_folder(out, started, NAME)
+    found = Comparison(folder, settings, started, plan, llama_cpp=printed)
+    if temporary:
+        weakref.finalize(found, shutil.rmtree, folder, ignore_errors=True)
     unfinished = Unfinished(folder)
     unfinished.save("run", _state(given, settings, plan, started))
     return _go(_Job(found, unfinished, progress, clock), begun)
@@ -156,7 +162,9 @@ def resume(folder: str | Path, progress: Show | None = None, begun: Begun | None
     if plan.survey.fingerprint != state["text"] or _signatures(given) != state["models"]:
         what = "a model" if plan.survey.fingerprint == state["text"] else "the text"
         raise BadInput(f"--resume {folder}: {what} has changed since it was begun; begin anew with another --out")
-    comparison = Comparison(folder, settings, datetime.fromisoformat(state["started"]), plan)
+    printed = None if settings.llama_log is None else summary.of_log(llama_log.read(given.at(settings.llama_log)))
+    begun_at = datetime.fromisoformat(state["started"])
+    comparison = Comparison(folder, settings, begun_at, plan, llama_cpp=printed)
     before = float(document(folder).get("seconds", 0.0))
     return _go(_Job(comparison, unfinished, progress, clock - before), begun)
 
@@ -228,6 +236,7 @@ def _go(job: _Job, begun: Begun | None) -> Comparison:
 def _measure(job: _Job) -> None:
     """Every token of the text, but those that are measured already."""
     found, plan = job.found, job.found.plan
+    write_bytes(found.folder / DOCUMENTS, _documents(plan))
     paths = [found.tokens(name) for name in plan.names]
     store, base = _store(found)
     # a base file is written in one go
@@ -265,7 +274,6 @@ def _measure(job: _Job) -> None:
         if store is not None:
             _finish_store(job, store)
     found.speed = spent | {"tokens": float(rows)}
-    _write_documents(job)
 
 
 def _measured(plan: Plan, paths: Sequence[Path], store: Writer | None) -> tuple[int, int]:
@@ -350,19 +358,10 @@ def _write(job: _Job) -> None:
         write_bytes(found.folder / "report.html", html.encode())
 
 
-def _write_documents(job: _Job) -> None:
-    write_bytes(job.found.folder / "documents.parquet", _documents(job.found.plan))
-
-
 def _documents(plan: Plan) -> bytes:
     arrow, file = extra("pyarrow", of="lm"), io.BytesIO()
-    names, tokens = [], []
-    last = max((piece.document for piece in plan.text.pieces()), default=-1)
-    for i, (name, count) in enumerate(plan.text.names()):
-        if i > last:
-            break
-        names.append(name)
-        tokens.append(count)
+    some = list(islice(plan.text.names(), plan.survey.last + 1))
+    names, tokens = [name for name, _ in some], [count for _, count in some]
     made = arrow.table({"name": arrow.array(names, arrow.string()), "tokens": arrow.array(tokens, arrow.int64())})
     extra("pyarrow.parquet", of="lm").write_table(made, file)
     return file.getvalue()

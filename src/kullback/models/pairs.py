@@ -73,7 +73,7 @@ def paired(one: Table, other: Table, names: tuple[str, str] = ("one", "other")) 
         found = mean(name, difference, clusters, unit="nats")
         p = None if found.value is None else clusters.p_value(found.value, found.clustered)
     better, worse, equal = (
-        mean(label, which.astype(float), clusters, unit="%", scale=100.0, bounds=(0.0, 1.0))
+        mean(label, which.astype(float), clusters, unit="%", scale=100.0, symmetric="odds")
         for label, which in (("Better", a < b), ("Worse", a > b), ("Equal", a == b))
     )
     return Paired(*names, found, p, better, worse, equal)
@@ -107,7 +107,7 @@ def beside_floor(candidate: Table, floor: Table, names: tuple[str, str] = ("cand
     Raises: BadInput: their tokens are not the same.
     """
     excess = paired(candidate, floor, names)
-    of_floor = mean(MEAN_KLD, floor["kl"], Clusters.of(floor["document"]), unit="nats", log=True)
+    of_floor = mean(MEAN_KLD, floor["kl"], Clusters.of(floor["document"]), unit="nats", symmetric="log")
     times = float(np.mean(candidate["kl"])) / of_floor.value if of_floor.value else None
     low = excess.difference.low
     return Floor(of_floor, times, excess, None if low is None else low > 0.0)

@@ -3,7 +3,6 @@
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -42,7 +41,6 @@ class Comparison:
     complete: bool = False
     seconds: float = 0.0
     speed: dict[str, float] = field(default_factory=dict)
-    holder: TemporaryDirectory[str] | None = None  # of a temporary folder, which goes with this object
 
     def __getitem__(self, name: str) -> dict[str, Any]:
         """A candidate's statistics."""

@@ -99,7 +99,7 @@ def by_group(columns: Table, group: npt.NDArray[np.int64], labels: Sequence[str]
                 n,
                 clusters.count,
                 100.0 * n / len(kl),
-                mean(MEAN_KLD, kl[here], clusters, unit="nats", log=True),
+                mean(MEAN_KLD, kl[here], clusters, unit="nats", symmetric="log"),
                 100.0 * float(np.sum(kl[here])) / total if 0.0 < total < np.inf else None,
             )
         )

@@ -94,7 +94,7 @@ def perplexity(log_p: Floats, log_q: Floats, clusters: Clusters) -> tuple[Statis
             _perplexity(names[0], base, clusters),
             Statistic(names[1], 100.0 * correlation if math.isfinite(correlation) else None, unit="%"),
             mean(names[2], nll - base, clusters),
-            statistic(names[3], ratio, ratio * (da - db), clusters, log=True),
+            statistic(names[3], ratio, ratio * (da - db), clusters, symmetric="log"),
             statistic(names[4], ppl - ppl_base, ppl * da - ppl_base * db, clusters),
         ]
     return tuple(found)
@@ -103,7 +103,7 @@ def perplexity(log_p: Floats, log_q: Floats, clusters: Clusters) -> tuple[Statis
 def divergence(kl: Floats, clusters: Clusters) -> tuple[Statistic, ...]:
     """Block 2: KL(reference‖candidate), in nats."""
     return (
-        mean(MEAN_KLD, kl, clusters, unit="nats", log=True),
+        mean(MEAN_KLD, kl, clusters, unit="nats", symmetric="log"),
         *_percentiles("KLD", kl, KLD_PERCENTILES, clusters, unit="nats"),
     )
 
@@ -111,7 +111,7 @@ def divergence(kl: Floats, clusters: Clusters) -> tuple[Statistic, ...]:
 def probability(columns: Table, clusters: Clusters) -> tuple[Statistic, ...]:
     """Block 3: Δp, the candidate's probability of the token that came less the reference's, and the likeliest token."""
     same = (columns["top_p"] == columns["top_q"]).astype(float)
-    same_top = mean("Same top p", same, clusters, unit="%", scale=100.0, bounds=(0.0, 1.0))
+    same_top = mean("Same top p", same, clusters, unit="%", scale=100.0, symmetric="odds")
     delta = np.exp(columns["log_q"]) - np.exp(columns["log_p"])
     if np.isnan(delta).any():
         names = ("Mean Δp", *_names("Δp", PROBABILITY_PERCENTILES), "RMS Δp")
@@ -122,7 +122,7 @@ def probability(columns: Table, clusters: Clusters) -> tuple[Statistic, ...]:
     return (
         mean("Mean Δp", delta, clusters, unit="%", scale=100.0, bounds=(-1.0, 1.0)),
         *_percentiles("Δp", delta, PROBABILITY_PERCENTILES, clusters, unit="%", scale=100.0),
-        statistic("RMS Δp", rms, influence, clusters, unit="%", scale=100.0, log=True, bounds=(0.0, 1.0)),
+        statistic("RMS Δp", rms, influence, clusters, unit="%", scale=100.0, symmetric="log", bounds=(0.0, 1.0)),
         same_top,
     )
 
@@ -132,13 +132,13 @@ def others(columns: Table, clusters: Clusters) -> tuple[Statistic, ...]:
     overlap = columns["overlap"]
     agreement = f"Top-{LIKELIEST} agreement"
     return (
-        mean("Mean KL(Q‖base)", columns["reverse"], clusters, unit="nats", log=True),
-        mean("Mean JS", columns["js"], clusters, unit="nats", log=True, bounds=(0.0, math.log(2.0))),
-        mean("Mean total variation", columns["tv"], clusters, log=True, bounds=(0.0, 1.0)),
+        mean("Mean KL(Q‖base)", columns["reverse"], clusters, unit="nats", symmetric="log"),
+        mean("Mean JS", columns["js"], clusters, unit="nats", symmetric="log", bounds=(0.0, math.log(2.0))),
+        mean("Mean total variation", columns["tv"], clusters, symmetric="log", bounds=(0.0, 1.0)),
         Statistic(agreement, None, unit="%")
         if (overlap < 0).any()
-        else mean(agreement, overlap / LIKELIEST, clusters, unit="%", scale=100.0, bounds=(0.0, 1.0)),
-        mean("Mean entropy(base)", columns["entropy"], clusters, unit="nats", log=True),
+        else mean(agreement, overlap / LIKELIEST, clusters, unit="%", scale=100.0, symmetric="odds"),
+        mean("Mean entropy(base)", columns["entropy"], clusters, unit="nats", symmetric="log"),
     )
 
 
@@ -147,7 +147,7 @@ def others(columns: Table, clusters: Clusters) -> tuple[Statistic, ...]:
 
 def _perplexity(name: str, nll: Floats, clusters: Clusters) -> Statistic:
     a = float(np.mean(nll))
-    return statistic(name, exp(a), exp(a) * (nll - a) if math.isfinite(a) else nll, clusters, log=True)
+    return statistic(name, exp(a), exp(a) * (nll - a) if math.isfinite(a) else nll, clusters, symmetric="log")
 
 
 def _names(of: str, percentiles: tuple[float, ...]) -> list[str]:
@@ -158,23 +158,31 @@ def _names(of: str, percentiles: tuple[float, ...]) -> list[str]:
 def _percentiles(
     of: str, x: Floats, percentiles: tuple[float, ...], clusters: Clusters, *, unit: str, scale: float = 1.0
 ) -> list[Statistic]:
-    """Maximum, percentiles from above, minimum. A percentile's interval is Woodruff's (1952): where the share of tokens
-    below it would be, give or take that share's own error by document.
+    """Maximum, percentiles from above, minimum."""
+    ordered, shares = np.sort(x), (100.0, *percentiles, 0.0)
+    return [
+        percentile(name, x, ordered, each / 100.0, clusters, unit=unit, scale=scale)
+        for name, each in zip(_names(of, percentiles), shares, strict=True)
+    ]
+
+
+def percentile(
+    name: str, x: Floats, ordered: Floats, share: float, clusters: Clusters, *, unit: str = "", scale: float = 1.0
+) -> Statistic:
+    """A quantile of x, which is also given in ascending order.
+
+    Its interval is Woodruff's (1952): the quantiles at the ends of the interval of the share of tokens that lie below
+    it. None where those ends are beyond the smallest or the largest, and of these themselves.
     """
-    ordered = np.sort(x)
-    found = []
-    for name, each in zip(_names(of, percentiles), (100.0, *percentiles, 0.0), strict=True):
-        value, share = quantile(ordered, each / 100.0), each / 100.0
-        low = high = None
-        if 0.0 < share < 1.0 and math.isfinite(value):
-            below = (x <= value).astype(float)
-            error = clusters.error(below - float(np.mean(below)))
-            if error is not None:
-                ends = share - clusters.quantile * error, share + clusters.quantile * error
-                if ends[0] >= 0.0 and ends[1] <= 1.0:
-                    low, high = (scale * quantile(ordered, end) for end in ends)
-        found.append(Statistic(name, scale * value, low=low, high=high, unit=unit))
-    return found
+    value, low, high = quantile(ordered, share), None, None
+    if 0.0 < share < 1.0 and math.isfinite(value):
+        below = (x <= value).astype(float)
+        error = clusters.error(below - float(np.mean(below)))
+        if error is not None:
+            ends = share - clusters.quantile * error, share + clusters.quantile * error
+            if ends[0] >= 0.0 and ends[1] <= 1.0:
+                low, high = (scale * quantile(ordered, end) for end in ends)
+    return Statistic(name, scale * value, low=low, high=high, unit=unit)
 
 
 def quantile(ordered: Floats, share: float) -> float:

@@ -209,7 +209,7 @@ class Stored:
         n = self.about_run.num_classes if num_classes is None else num_classes
         first, file = self._at(batch.start)
         rows = slice(first, first + batch.rows)
-        
+
         def read(name: str) -> Tensor:
             found: Tensor = file.get_slice(name)[rows.start : rows.stop]
             return found.to(self.device)

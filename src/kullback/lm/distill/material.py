@@ -14,7 +14,7 @@ from kullback.language import small
 from kullback.language.cache import TeacherCache
 from kullback.language.documents import Document, docstrings, documents, fingerprint, split
 from kullback.language.fingerprints import model_fingerprint, tokenizer_hash
-from kullback.language.loading import Loaded, load, longest
+from kullback.language.loading import Loaded, load, load_tokenizer, longest
 from kullback.language.stored import Row
 from kullback.language.vocabulary import size_of
 from kullback.language.windows import IGNORED, Window, begins, token_ids, windows
@@ -65,13 +65,13 @@ class Material:
         Args: folder: of the teacher.  home: where the relative paths of other folders start.
         """
         teacher = load(folder, device=settings.device)
-        settings = settings_for(settings, teacher)
+        cached = None if settings.cache is None else Cached.of(settings, texts, teacher, home or Path())
+        settings = settings_for(settings, teacher, None if cached is None else cached.cache.settings.context)
         assert settings.context is not None
         train, held_out = (
             [list(windows(token_ids(teacher.tokenizer, d.text), settings.context)) for d in side]
             for side in (texts.train, texts.held_out)
         )
-        cached = None if settings.cache is None else Cached.of(settings, texts, teacher, home or Path())
         rows = [window for each in train for window in each] if cached is None else cached.windows()
         if not rows or not any(held_out):
             raise BadInput(f"{texts.source}: too little text: training and held-out documents need two tokens each")
@@ -83,11 +83,6 @@ class Material:
         s, tokenizer = self.settings, self.teacher.tokenizer
         if s.student is not None:
             begun = load((home or Path()) / s.student, device=s.device)
-            if tokenizer_hash(begun.tokenizer) != tokenizer_hash(tokenizer):
-                raise BadInput(
-                    f"--student {s.student}: has another tokenizer than the teacher {self.teacher.name}; a divergence "
-                    "compares token by token, so both need the same one"
-                )
             return begun.model.float().train().requires_grad_(True)
         assert s.context is not None
         config = small.Size(s.hidden, s.layers, s.heads).config(self.classes, s.context)
@@ -144,14 +139,27 @@ def collate(rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
     return {"input_ids": ids, "labels": labels}
 
 
-def settings_for(settings: Settings, teacher: Loaded) -> Settings:
-    """With a context that the teacher can take."""
+def check_folders(settings: Settings) -> None:
+    """What can be told of teacher and student before the text is read. Raises: BadInput."""
+    if settings.teacher is None:
+        return
+    tokenizer = load_tokenizer(settings.teacher)
+    if settings.student is not None and tokenizer_hash(load_tokenizer(settings.student)) != tokenizer_hash(tokenizer):
+        raise BadInput(
+            f"--student {settings.student}: has another tokenizer than the teacher {settings.teacher}; a divergence "
+            "compares token by token, so both need the same one"
+        )
+
+
+def settings_for(settings: Settings, teacher: Loaded, cached: int | None) -> Settings:
+    """With a context that the teacher can take, and that of the cache where there is one."""
     most = longest(teacher.model)
-    if settings.context is None:
-        return replace(settings, context=min(small.CONTEXT, most or small.CONTEXT))
-    if most is not None and settings.context > most:
-        raise BadInput(f"--context {settings.context}: the teacher {teacher.name} takes {most} tokens; write {most}")
-    return settings
+    context = settings.context or cached or min(small.CONTEXT, most or small.CONTEXT)
+    if cached is not None and context != cached:
+        raise BadInput(f"--context {context}: the cache holds windows of {cached} tokens; leave --context out")
+    if most is not None and context > most:
+        raise BadInput(f"--context {context}: the teacher {teacher.name} takes {most} tokens; write {most}")
+    return replace(settings, context=context)
 
 
 def steps_filled_in(settings: Settings, rows: int) -> Settings:

@@ -67,7 +67,7 @@ class Settings:
     learning_rate: float = 8e-3
     context: int | None = None
     held_out: float = small.HELD_OUT
-    teacher_steps: int = 500
+    teacher_steps: int = small.STEPS
     seeds: int = 2
     seed: int = 0
     ranks: int = 1
