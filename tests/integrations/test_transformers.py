@@ -332,7 +332,13 @@ def test_padded_vocabularies_are_cut_to_the_real_tokens():
 
 @pytest.mark.parametrize(
     ("settings", "scale"),
-    [({"lm_head_multiplier": 0.5}, 0.5), ({"logit_scale": 0.25}, 0.25), ({"logits_scaling": 4.0}, 0.25), ({}, 1.0)],
+    [
+        ({"lm_head_multiplier": 0.5}, 0.5),
+        ({"output_multiplier": 0.2}, 0.2),
+        ({"logit_scale": 0.25}, 0.25),
+        ({"logits_scaling": 4.0}, 0.25),
+        ({}, 1.0),
+    ],
 )
 def test_the_config_says_how_scores_are_scaled(settings, scale):
     model = tiny.model()
