@@ -169,6 +169,7 @@ def test_a_compiled_model_is_asked_through_its_wrapper():
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of what inductor imports
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 @pytest.mark.parametrize("fused", [True, False])
 def test_a_model_that_inductor_compiled_makes_the_same_step(fused):
