@@ -5,11 +5,13 @@ import json
 import os
 import pickle
 import random
+import re
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -231,7 +233,8 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bytes(tmp_path, policy, afte
     assert progress[-1] == sum(len(task.window.ids) for task in bigrams.tasks())
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("policy", ["top-k", pytest.param("drawn", marks=pytest.mark.slow)])
+@pytest.mark.skipif(os.name == "nt", reason="signals")
 def test_killed_again_and_again_it_comes_to_the_same_bytes(tmp_path, policy):
     """SIGKILL at moments of which nobody is told."""
     bigrams.write(tmp_path / "whole", bigrams.settings(policy), batch=2)
@@ -559,3 +562,11 @@ def test_another_tokenizer_is_refused(tmp_path):
     cache.check_tokenizer(one)
     with pytest.raises(FormError, match="are of another tokenizer"):
         cache.check_tokenizer(other)
+
+
+def test_the_example_of_the_page_makes_labels_of_the_columns(cached, tmp_path):
+    page = (Path(__file__).parents[2] / "docs" / "caches.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"^## Read it with datasets\n\n```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    names = {}
+    exec(block.replace('data_dir="cache"', f'data_dir="{cached}", cache_dir="{tmp_path}"'), names)
+    assert names["labels"] == opened(cached).row(0).labels.tolist()
