@@ -179,7 +179,7 @@ def test_killed_at_random_moments_it_comes_to_the_same_files(tmp_path, teacher, 
     for _ in range(10):
         process = subprocess.Popen([*command, str(out)], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         files_before = len(list(out.glob("*.parquet")))
-        while process.poll() is None and len(list(out.glob("*.parquet"))) < files_before + 2:
+        while process.poll() is None and len(list(out.glob("*.parquet"))) < files_before + 4:
             time.sleep(0.002)
         time.sleep(draws.uniform(0.0, 0.05))
         ended = process.poll() is not None
