@@ -167,8 +167,8 @@ def run_table(found: dict[str, Any]) -> str:
     lines += [
         "",
         f"From the teacher less from labels alone, paired by document and seed: KL {kl['value']:.4f} (95 %: "
-        f"{kl['low']:.4f} to {kl['high']:.4f}); perplexity times {ratio['value']:.3f} (95 %: {ratio['low']:.3f} to "
-        f"{ratio['high']:.3f}).",
+        f"{kl['low']:.4f} to {kl['high']:.4f}; by seed {', '.join(f'{x:.4f}' for x in kl['by_seed'])}); perplexity "
+        f"times {ratio['value']:.3f} (95 %: {ratio['low']:.3f} to {ratio['high']:.3f}).",
     ]
     return "\n".join(wrapped(lines)) + "\n"
 
