@@ -85,7 +85,14 @@ def by_hand(a, b, tokens, documents):
     made["Mean PPL(base)"] = (np.exp(-log_p.mean()), None, None)
     made["RMS Δp"] = (100 * np.sqrt(np.mean(delta**2)), None, None)
     made["Cor(ln(PPL(Q)), ln(PPL(base)))"] = (100 * np.corrcoef(log_q, log_p)[0, 1], None, None)
-    for share, name in ((1, "Maximum"), (0.999, "99.9%"), (0.99, "99.0%"), (0.5, "Median"), (0.01, "1.0%"), (0, "Minimum")):
+    for share, name in (
+        (1, "Maximum"),
+        (0.999, "99.9%"),
+        (0.99, "99.0%"),
+        (0.5, "Median"),
+        (0.01, "1.0%"),
+        (0, "Minimum"),
+    ):
         made[f"{name} KLD"] = (np.quantile(kl, share), None, None)
     made["Minimum Δp"] = (100 * delta.min(), None, None)
     return made
