@@ -14,7 +14,7 @@ SIZE = Size(hidden=32, layers=2, heads=2)
 @pytest.fixture(scope="session")
 def texts():
     """Short documents of different lengths."""
-    return [document.text[: 300 + 150 * i] for i, document in enumerate(docstrings()[20:32])]
+    return [document.text[: 300 + 120 * i] for i, document in enumerate(docstrings()[20:28])]
 
 
 @pytest.fixture(scope="session")
@@ -54,3 +54,15 @@ def text_folder(texts, tmp_path_factory):
     for i, text in enumerate(texts):
         (root / f"{i:02}.txt").write_text(text, encoding="utf-8")
     return root
+
+
+@pytest.fixture(autouse=True)
+def _page(request, monkeypatch):
+    """The page takes a second: only tests that ask for it (`page`) draw it."""
+    if "page" not in request.fixturenames:
+        monkeypatch.setattr("kullback.models.job.render", lambda *given: "<!doctype html>")
+
+
+@pytest.fixture
+def page():
+    """Draw the report."""

@@ -85,14 +85,8 @@ def by_hand(a, b, tokens, documents):
     made["Mean PPL(base)"] = (np.exp(-log_p.mean()), None, None)
     made["RMS Δp"] = (100 * np.sqrt(np.mean(delta**2)), None, None)
     made["Cor(ln(PPL(Q)), ln(PPL(base)))"] = (100 * np.corrcoef(log_q, log_p)[0, 1], None, None)
-    for share, name in (
-        (1, "Maximum"),
-        (0.999, "99.9%"),
-        (0.99, "99.0%"),
-        (0.5, "Median"),
-        (0.01, "1.0%"),
-        (0, "Minimum"),
-    ):
+    shares = {"Maximum": 1, "99.9%": 0.999, "99.0%": 0.99, "Median": 0.5, "1.0%": 0.01, "Minimum": 0}
+    for name, share in shares.items():
         made[f"{name} KLD"] = (np.quantile(kl, share), None, None)
     made["Minimum Δp"] = (100 * delta.min(), None, None)
     return made
@@ -271,7 +265,7 @@ def test_bfloat16_against_float32(models, texts, tokenizer):
     assert of(found, "half", "Mean KLD")["value"] == pytest.approx(expected, rel=0.05)
 
 
-def test_the_document_is_strict_json_and_in_the_folder(models, texts, tokenizer, tmp_path):
+def test_the_document_is_strict_json_and_in_the_folder(models, texts, tokenizer, tmp_path, page):
     reference, others = models
     out = tmp_path / "run"
     found = compare(reference, others, text=texts[:3], tokenizer=tokenizer, context=CONTEXT, out=out, noise=0)
@@ -280,7 +274,7 @@ def test_the_document_is_strict_json_and_in_the_folder(models, texts, tokenizer,
     assert document["status"] == "complete"
     assert [c["name"] for c in document["candidates"]] == ["near", "far"]
     assert all((out / c["tokens"]).is_file() for c in document["candidates"])
-    assert (out / "report.html").stat().st_size < 500_000
+    assert 50_000 < (out / "report.html").stat().st_size < 500_000
     assert not (out / "unfinished").exists()
     with pytest.raises(BadInput, match="not empty"):
         compare(reference, others, text=texts[:3], tokenizer=tokenizer, out=out)

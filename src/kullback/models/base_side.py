@@ -39,7 +39,7 @@ class BaseRows(Rows):
 
 
 class BaseReference:
-    """A base file: a `Side` and the text that it was made of. `begin` takes the place of the first token of each chunk."""
+    """A base file: a `Side` and the text that it was made of. `begin` takes the place of each chunk's first token."""
 
     longest: int | None = None
     tokenizer: Any = None

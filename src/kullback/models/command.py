@@ -64,8 +64,8 @@ def compare(
     save_reference: Annotated[
         Path | None,
         typer.Option(
-            help="Keep the reference's run, to compare with it later without the model: in a new folder, or, if it ends "
-            "in .kld, as llama.cpp's base file. Candidates may then be left out.",
+            help="Keep the reference's run, to compare with it later without the model: in a new folder, or, if it "
+            "ends in .kld, as llama.cpp's base file. Candidates may then be left out.",
             metavar="DIR|FILE.kld",
         ),
     ] = None,
@@ -94,6 +94,7 @@ def compare(
     demo: Annotated[
         bool, typer.Option("--demo", help="A small model trained here against its own roundings; no download.")
     ] = False,
+    full: Annotated[bool, typer.Option("--full", help="Print every line of llama.cpp's blocks.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of the tables.")] = False,
 ) -> None:
     """Compare language models token by token: how much did quantising, pruning, converting or serving change a model?
@@ -103,11 +104,11 @@ def compare(
     """
     with ending(_NAME):
         if resume is not None:
-            resumed_alone(context)
+            resumed_alone(context, "full")
             if (found := job.finished(resume)) is not None:
                 print(dump_json(found) if as_json else f"Complete already. Report: {resume / 'report.html'}")
                 return
-            _do(lambda show, begun: job.resume(resume, show, begun), as_json)
+            _do(lambda show, begun: job.resume(resume, show, begun), as_json, full)
             return
         settings = Settings(
             device=device,
@@ -127,7 +128,7 @@ def compare(
                 raise BadInput(
                     "--demo brings its own models and text; write it without REFERENCE, CANDIDATE and --text"
                 )
-            _do(lambda show, begun: demos.run(settings, out, show, begun), as_json)
+            _do(lambda show, begun: demos.run(settings, out, show, begun), as_json, full)
             return
         if not models:
             raise BadInput("two models are needed: kullback compare REFERENCE CANDIDATE --text FILE; or write --demo")
@@ -136,6 +137,7 @@ def compare(
         _do(
             lambda show, begun: job.run(reference, candidates, text, settings, out, show, begun),
             as_json,
+            full,
         )
 
 
@@ -145,14 +147,15 @@ def _named(given: str) -> tuple[str | None, str]:
     return (name, path) if sign and name and not Path(given).exists() else (None, given)
 
 
-def _do(work: Any, as_json: bool) -> None:
+def _do(work: Any, as_json: bool, full: bool) -> None:
     found: Comparison = carry_out(_NAME, work, as_json=as_json, of="lm")
     if as_json:
         print(dump_json(found.to_json()))
         return
-    for title, header, rows in terminal.tables(found.to_json()):
-        show_table(header, rows, of="lm", title=title, width=140)
+    for header, rows in terminal.tables(found.to_json(), full=full):
+        show_table(header, rows, of="lm", width=140)
         print()
     for line in terminal.sentences(found):
         print(paragraph(line))
-    print(f"Report: {found.folder / 'report.html'} ({found.seconds:.0f} s)")
+    if found.candidates:
+        print(f"Report: {found.folder / 'report.html'} ({found.seconds:.0f} s)")

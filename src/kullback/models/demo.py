@@ -1,4 +1,4 @@
-"""`kullback compare --demo`: a small model trained here, against int8 and int4 roundings and a bfloat16 copy of itself."""
+"""`kullback compare --demo`: a small model trained here, against its int8 and int4 roundings and a bfloat16 copy."""
 
 import copy
 from datetime import datetime

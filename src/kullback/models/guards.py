@@ -30,8 +30,8 @@ def check_tokenizers(reference: Side, candidates: Sequence[Side]) -> list[str]:
         except FormError as error:
             raise BadInput(str(error)) from None
         notes.append(
-            f"The tokenizers of {names[0]} and {names[1]} are not written alike, but have the same tokens under the same "
-            f"ids and split a sample text alike. The text is split by that of {names[0]}."
+            f"The tokenizers of {names[0]} and {names[1]} are not written alike, but have the same tokens under the "
+            f"same ids and split a sample text alike. The text is split by that of {names[0]}."
         )
         if begins(side.tokenizer) != begins(reference.tokenizer):
             one, other = names if begins(reference.tokenizer) else names[::-1]
@@ -52,8 +52,8 @@ def about_beginning(tokenizer: Any) -> str:
     """How documents begin, in a sentence."""
     if begins(tokenizer):
         return (
-            f"Each document begins with {tokenizer.bos_token!r} (id {tokenizer.bos_token_id}), as its tokenizer sets it; "
-            "that token is not scored."
+            f"Each document begins with {tokenizer.bos_token!r} (id {tokenizer.bos_token_id}), as its tokenizer sets "
+            "it; that token is not scored."
         )
     return "The tokenizer sets no beginning-of-text token, so the first token of each document is not scored."
 
@@ -71,8 +71,8 @@ def classes(sizes: Mapping[str, int], tokenizer: Any, declared: int | None, surv
     if n is None:
         if len(set(sizes.values())) > 1:
             raise BadInput(
-                f"the models score different numbers of classes ({scored}) and there is no tokenizer that says how many "
-                f"are tokens; write --num-classes {least} if the others are padding"
+                f"the models score different numbers of classes ({scored}) and there is no tokenizer that says how "
+                f"many are tokens; write --num-classes {least} if the others are padding"
             )
         n = least
     if n < 1 or n > least:

@@ -23,7 +23,7 @@ from kullback.kit.runs import Begun, Show
 from kullback.kit.unfinished import Unfinished
 from kullback.language.fingerprints import model_fingerprint, tokenizer_hash
 
-from . import summary, table
+from . import llama_log, summary, table
 from .base_file import BaseFileWriter
 from .measuring import NotFinite, chunks, measure
 from .noise import floors
@@ -115,6 +115,7 @@ def _begin(
     elif settings.save_reference is not None:
         check_free(settings.save_reference, "--save-reference")
     _need_packages()
+    printed = None if settings.llama_log is None else summary.of_log(llama_log.read(settings.llama_log))
     plan = make_plan(given, settings)
     temporary = not stays and out is None
     if prepared:
@@ -122,7 +123,7 @@ def _begin(
         folder = out
     else:
         folder = Path(mkdtemp(prefix=NAME)) if temporary else new_folder(out, started, NAME)
-    found = Comparison(folder, settings, started, plan)
+    found = Comparison(folder, settings, started, plan, llama_cpp=printed)
     if temporary:
         weakref.finalize(found, shutil.rmtree, folder, ignore_errors=True)
     unfinished = Unfinished(folder)
@@ -161,7 +162,9 @@ def resume(folder: str | Path, progress: Show | None = None, begun: Begun | None
     if plan.survey.fingerprint != state["text"] or _signatures(given) != state["models"]:
         what = "a model" if plan.survey.fingerprint == state["text"] else "the text"
         raise BadInput(f"--resume {folder}: {what} has changed since it was begun; begin anew with another --out")
-    comparison = Comparison(folder, settings, datetime.fromisoformat(state["started"]), plan)
+    printed = None if settings.llama_log is None else summary.of_log(llama_log.read(given.at(settings.llama_log)))
+    begun_at = datetime.fromisoformat(state["started"])
+    comparison = Comparison(folder, settings, begun_at, plan, llama_cpp=printed)
     before = float(document(folder).get("seconds", 0.0))
     return _go(_Job(comparison, unfinished, progress, clock - before), begun)
 

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from kullback.forms.finite import FiniteForm
 from kullback.forms.linear import LinearLogits

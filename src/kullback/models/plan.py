@@ -15,7 +15,7 @@ from .measuring import NotFinite, measure
 from .settings import CONTEXT, Settings
 from .sides import ModelSide, Side, open_side
 from .store import Stored, is_stored
-from .text import Batch, Chunks, Cut, Reading, Source, Survey, batches
+from .text import Batch, Chunks, Cut, Piece, Reading, Source, Survey, batches
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,8 @@ def make_plan(given: Given, settings: Settings) -> Plan:
         survey, beginning = Survey.of(text), guards.about_beginning(tokenizer)
         notes += [_OF_CHUNKS] if settings.saves_base_file else []
     first = next(batches(text, 1))
-    sizes = {side.name: side.rows(first).num_classes for side in (reference, *candidates)}
+    probe = Batch(0, (Piece(0, [0, 0], 1, 1),))  # a token that every model has
+    sizes = {side.name: side.rows(probe).num_classes for side in (reference, *candidates)}
     num_classes, more = guards.classes(sizes, tokenizer, declared, survey)
     plan = Plan(
         reference, candidates, text, source, survey, tokenizer, context, batch_size, num_classes, beginning,
@@ -159,8 +160,8 @@ def _check_stored(
             notes.append(f"There is no tokenizer of {whose}: that ids mean the same tokens was not checked.")
         elif tokenizer_hash(side.tokenizer) != about.tokenizer_hash:
             raise BadInput(
-                f"{side.name}: has another tokenizer than the one with which {stored.folder} was stored; compare models "
-                "of one tokenizer, or store the reference again"
+                f"{side.name}: has another tokenizer than the one with which {stored.folder} was stored; compare "
+                "models of one tokenizer, or store the reference again"
             )
     if given.text is not None:
         now = Survey.of(Cut(given.at(given.text), _needed(tokenizer), about.context, about.limit))
@@ -200,8 +201,8 @@ def _check_base(
         )
     notes += [
         _OF_CHUNKS,
-        "llama.cpp's base file has 16 bits a class: no divergence below about 1e-9 nats a token means anything, and what "
-        "is more than 16 nats below the likeliest token is stored as 16 nats below it.",
+        "llama.cpp's base file has 16 bits a class: no divergence below about 1e-9 nats a token means anything, and "
+        "what is more than 16 nats below the likeliest token is stored as 16 nats below it.",
     ]
     if begin is None:
         return notes, "Chunks begin with the tokens of the text."

@@ -37,8 +37,8 @@ class Side(Protocol):
 
 
 class ModelSide:
-    """A causal language model of transformers. Scores go through its head a chunk at a time, if its head can be read and
-    is proven to make them; otherwise those of a piece are whole.
+    """A causal language model of transformers. Scores go through its head a chunk at a time, if its head can be read
+    and is proven to make them; otherwise those of a piece are whole.
     """
 
     def __init__(self, model: Any, name: str, tokenizer: Any = None, folder: Path | None = None) -> None:
@@ -93,7 +93,7 @@ class ModelSide:
 
 
 class CallableSide:
-    """A function from token ids (1, length) to logits (1, length, V) or a form of them; called with a piece at a time."""
+    """A function from token ids (1, length) to logits (1, length, V) or a form of them; called a piece at a time."""
 
     longest: int | None = None
 
@@ -116,8 +116,8 @@ class CallableSide:
         form = Logits(found) if isinstance(found, Tensor) else found
         if not isinstance(form, Logits | LinearLogits):
             raise BadInput(
-                f"{self.name}: returned a {type(found).__name__}, but logits (1, length, V), Logits or LinearLogits are "
-                "needed: return output.logits"
+                f"{self.name}: returned a {type(found).__name__}, but logits (1, length, V), Logits or LinearLogits "
+                "are needed: return output.logits"
             )
         if tuple(form.batch_shape) not in (ids.shape, ids.shape[1:]):
             raise BadInput(

@@ -1,6 +1,6 @@
 """From the tokens' scores to the document that results.json holds."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import cache
 from typing import Any
@@ -10,6 +10,7 @@ from kullback.language.pieces import pieces
 
 from . import slices
 from .clusters import Statistic
+from .llama_log import LlamaLog
 from .pairs import Paired, every_pair
 from .results import Comparison
 from .scores import Scores
@@ -50,6 +51,16 @@ def of_summary(summary: Summary) -> dict[str, Any]:
         "measured": {"tokens": summary.tokens, "documents": summary.documents},
         "statistics": {title: [statistic(each) for each in block] for title, block in summary.blocks.items()},
     }
+
+
+def of_log(log: LlamaLog) -> dict[str, Any]:
+    """What llama.cpp printed, by the names of ours, as text: value ± error as if tokens were independent."""
+    named: dict[str, str] = {}
+    for block in log.blocks.values():
+        for name, printed in block.items():
+            error = "" if printed.error is None else f" ± {printed.error:g}"
+            named[name] = f"{printed.value:g}{error}"
+    return {"statistics": named, "chunks": len(log.chunks)}
 
 
 def statistic(each: Statistic) -> dict[str, Any]:

@@ -4,47 +4,55 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from .results import COMPLETE, Comparison
-from .statistics import DIVERGENCE, MEAN_KLD, OTHERS, PERPLEXITY, PROBABILITY
+from .statistics import MEAN_KLD
 from .summary import texts
 from .text import document_ids
 
 Rows = list[list[str]]
-SHOWN = 5  # of the worst tokens, of the candidate that is farthest
+SHORT = (
+    MEAN_KLD,
+    "99.9% KLD",
+    "Maximum KLD",
+    "Mean ln(PPL(Q)/PPL(base))",
+    "RMS Δp",
+    "Same top p",
+    "Mean JS",
+    "Mean total variation",
+)
+SHOWN = 2  # of the worst tokens, of the candidate that is farthest
 AROUND = 8  # tokens before one of the worst
 
 
-def tables(found: Mapping[str, Any]) -> Iterator[tuple[str, list[str], Rows]]:
-    """(title, header, rows): a column for each candidate under llama.cpp's names, then the pairs."""
-    candidates = found["candidates"]
-    if not candidates or not candidates[0].get("statistics"):
+def tables(found: Mapping[str, Any], *, full: bool = False) -> Iterator[tuple[list[str], Rows]]:
+    """(header, rows): a column for each candidate, the noise floor, what llama.cpp printed; then the pairs.
+
+    Args: full: every line of llama.cpp's blocks, instead of those that decide.
+    """
+    candidates = [each for each in found["candidates"] if each.get("statistics")]
+    if not candidates:
         return
-    beside = [(floor["name"], floor["statistics"]) for floor in found["noise_floor"]]
-    theirs = (found.get("llama_cpp") or {}).get("statistics", {})
-    for title in (PERPLEXITY, DIVERGENCE, PROBABILITY, OTHERS):
-        columns = [(each["name"], each["statistics"][title]) for each in candidates]
-        floors = [(f"reference, {name}", blocks[title]) for name, blocks in beside]
-        header = [f"{title}", *(name for name, _ in (*columns, *floors)), *(["llama.cpp"] if theirs else [])]
+    columns = [(each["name"], each["statistics"]) for each in candidates]
+    columns += [(f"reference, {floor['name']}", floor["statistics"]) for floor in found["noise_floor"]]
+    printed = (found["llama_cpp"] or {}).get("statistics", {})
+    names = [name for name, _ in columns] + ["llama.cpp"] * bool(printed)
+    blocks = columns[0][1]
+    parts = {title: [each["name"] for each in block] for title, block in blocks.items()} if full else {"": list(SHORT)}
+    for title, wanted in parts.items():
         rows = []
-        for i, first in enumerate(columns[0][1]):
-            cells = [value(block[i]) for _, block in (*columns, *floors)]
-            if theirs:
-                cells.append(theirs.get(first["name"], ""))
-            unit = f", {first['unit']}" if first["unit"] else ""
-            rows.append([f"{first['name']}{unit}", *cells])
-        yield "", header, rows
+        for name in wanted:
+            cells = [of(each, name) for _, each in columns]
+            unit = f", {cells[0]['unit']}" if cells[0]["unit"] else ""
+            rows.append([f"{name}{unit}", *map(value, cells), *([printed.get(name, "")] if printed else [])])
+        yield [title, *names], rows
     if found["pairs"]:
-        yield (
-            "",
-            [
-                "Mean KLD, first - second",
-                "difference ± by document",
-                "95 % interval",
-                "p",
-                "first better",
-                "second better",
-            ],
-            [_pair(pair) for pair in found["pairs"]],
-        )
+        header = ["Mean KLD", "difference", "95 % interval", "p (Holm)", "first better", "second better"]
+        yield header, [_pair(pair) for pair in found["pairs"]]
+
+
+def of(blocks: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """A statistic by its name, in whatever block."""
+    found: Mapping[str, Any] = next(each for block in blocks.values() for each in block if each["name"] == name)
+    return found
 
 
 def value(of: Mapping[str, Any]) -> str:
@@ -94,20 +102,19 @@ def sentences(found: Comparison) -> list[str]:
     """What the tables do not say."""
     document = found.to_json()
     text, said = document["text"], []
-    measured = (
-        f"{text['scored']:,} tokens"
-        if document["status"] == COMPLETE
-        else f"{text['measured']:,} of {text['scored']:,} tokens: it was stopped"
-    )
+    measured = f"{text['scored']:,} tokens"
+    if document["status"] != COMPLETE:
+        measured = f"{text['measured']:,} of {text['scored']:,} tokens: it was stopped"
     if document["candidates"]:
+        reference = document["reference"]
         said.append(
-            f"{measured} of {text['documents']:,} documents ({text['source']}), reference {document['reference']['name']}: "
-            f"{document['reference']['about']}. Errors: by document (as if tokens were independent); KLD is "
-            "KL(reference‖candidate) in nats."
+            f"{measured} of {text['documents']:,} documents of {text['source']}; reference {reference['name']}: "
+            f"{reference['about']}. KLD is KL(reference‖candidate) in nats. Errors: by document (as if tokens were "
+            "independent)."
         )
-    elif found.settings.save_reference is not None:
-        said.append(f"{measured} of {found.plan.reference.name} are stored in {found.settings.save_reference}")
-    said += [f"Noise floor, {floor['name']}: {floor['about']}." for floor in document["noise_floor"]]
+    if found.settings.save_reference is not None:
+        said.append(f"The run of {found.plan.reference.name} ({measured}) is kept in {found.settings.save_reference}.")
+    said += [f"Reference, {floor['name']}: {floor['about']}." for floor in document["noise_floor"]]
     said += _worst(found)
     said += [f"Note: {note}" for note in document["notes"]]
     return said
@@ -139,5 +146,5 @@ def _worst(found: Comparison) -> list[str]:
 
 
 def _mean(one: Mapping[str, Any]) -> float:
-    mean = next(each for each in one["statistics"][DIVERGENCE] if each["name"] == MEAN_KLD)["value"]
+    mean = of(one["statistics"], MEAN_KLD)["value"]
     return float("inf") if mean is None else float(mean)

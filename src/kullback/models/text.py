@@ -114,8 +114,8 @@ class Cut:
 
 @dataclass(frozen=True)
 class Chunks:
-    """Documents as llama.cpp reads them: one row of tokens, cut every `context` tokens; the second half of each chunk is
-    scored, and what is left over is not. A chunk stands where a document does elsewhere.
+    """Documents as llama.cpp reads them: one row of tokens, cut every `context` tokens; the second half of each chunk
+    is scored, and what is left over is not. A chunk stands where a document does elsewhere.
     """
 
     source: Source
@@ -149,7 +149,7 @@ class Chunks:
 
 
 def chunk_piece(number: int, ids: list[int], begin: int | None) -> Piece:
-    """A chunk as llama.cpp runs and scores it: with a beginning-of-text token in place of its first, where there is one."""
+    """A chunk as llama.cpp runs and scores it: with a beginning-of-text token, if any, in place of its first."""
     first = len(ids) // 2 + 1
     return Piece(number, ids if begin is None else [begin, *ids[1:]], first, first)
 
