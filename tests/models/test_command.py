@@ -36,14 +36,14 @@ def test_one_screen_says_what_matters(invoke, folders, text_folder, page):
     code, said = invoke(f"{folders['reference']} {folders['near']} b={folders['far']} --text {text_folder} {OPTIONS}")
     assert code == 0, said
     assert len(said.splitlines()) < 45
-    header = next(line for line in said.splitlines() if "near" in line and "b" in line)
-    assert "reference, other batches" in header
+    header = next(line for line in said.splitlines() if "reference, other batches" in line)
+    assert header.split()[:2] == ["near", "b"]
     for name in ("Mean KLD, nats", "99.9% KLD", "Mean ln(PPL(Q)/PPL(base))", "Same top p", "Mean JS"):
         assert name in said
     assert re.search(r"near - b +-0\.\d+ ± 0\.\d+ \(0\.\d+\)", said)
-    assert "The largest KLD of b:" in said
+    assert "The largest KLD of b" in said
     assert "came" in said
-    assert "Errors: by document (as if tokens were independent)" in said
+    assert "Errors: by document (as if tokens were independent)" in " ".join(said.split())
     folder = re.search(r"Report: (kullback-compare-[\d-]+)/report.html", said)[1]
     assert os.path.getsize(f"{folder}/report.html") > 50_000
     assert json.loads(Path(folder, "results.json").read_text())["candidates"][1]["name"] == "b"
