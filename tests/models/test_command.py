@@ -157,3 +157,37 @@ def test_rounding_is_to_nearest_in_each_group(bits, group):
             codes = rounded / step if step else rounded
             assert (codes - codes.round()).abs().max() < 1e-4
             assert rounded.unique().numel() <= 2**bits - 1
+
+
+DOCS = Path(__file__).resolve().parents[2] / "docs" / "compare.md"
+
+
+def test_the_documents_commands_run_as_they_stand(invoke, models, tokenizer, text_folder, tmp_path):
+    """After the demo, for which a folder with its names stands in."""
+    from kullback.language.small import new_model, save
+
+    root = tmp_path / "demo" / "models"
+    root.mkdir(parents=True)
+    config = models[0].config.__class__(**{**models[0].config.to_dict(), "max_position_embeddings": 128})
+    for seed, name in enumerate(("reference", "int8", "int4")):  # one of the commands asks for a context of 128 tokens
+        save(new_model(config, seed), tokenizer, root / name)
+    text = tmp_path / "demo" / "text"
+    text.mkdir()
+    for path in sorted(text_folder.iterdir())[:3]:
+        (text / path.name).write_text(path.read_text())
+    blocks = re.findall(r"^```sh\n(.*?)^```", DOCS.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    commands = [line for block in blocks for line in block.splitlines()]
+    assert commands[0] == "kullback compare --demo --out demo"
+    assert len(commands) == 8
+    for command in commands[1:]:
+        code, said = invoke(command.removeprefix("kullback compare "))
+        assert code == 0, (command, said)
+    means = {
+        name: json.loads(Path(name, "results.json").read_text())["candidates"][0]["statistics"][
+            "KL divergence statistics"
+        ][0]["value"]
+        for name in ("run", "from-kept", "from-likeliest", "from-kld")
+    }
+    assert means["from-kept"] == means["run"]
+    assert 0.0 < means["from-likeliest"] <= means["run"]
+    assert means["from-kld"] > 0.0
