@@ -12,8 +12,8 @@ their usual time; what survives that is tried on `--last` seconds more. A trial 
 counts as caught; a mutation with which kullback cannot be imported is not counted.
 
 Annotations and error messages are left alone. Results are written to docs/mutations.md, where a person says of each
-survivor what it is: `equivalent` (no value can differ) leaves the count, anything else stays in it. A judgement is kept
-for as long as the line reads as it did.
+survivor what it is: `equivalent` (no value can differ) leaves the count, `caught by` a test that the budget left out
+counts as caught, anything else stays. A judgement is kept for as long as the line reads as it did.
 """
 
 import argparse
@@ -368,9 +368,9 @@ def section(
     file: str, counts: Counter[str], total: int, survivors: list[Mutant], judged: dict[tuple[str, str], str]
 ) -> str:
     told = [(m, judged.get((file, m.name), "open")) for m in survivors]
-    equivalent = sum(words.startswith("equivalent") for _, words in told)
+    equivalent, seen = (sum(words.startswith(said) for _, words in told) for said in ("equivalent", "caught by"))
     tried = counts[CAUGHT] + counts[SURVIVED]
-    head = f"### {file}: {counts[CAUGHT]} of {tried - equivalent} caught\n\n"
+    head = f"### {file}: {counts[CAUGHT] + seen} of {tried - equivalent} caught\n\n"
     head += f"Drawn {tried + counts[UNFIT]} of {total}: {counts[UNFIT]} cannot be imported, {equivalent} equivalent.\n"
     return head + "".join(f"\n* {m.name}: {words}" for m, words in told) + "\n" * bool(told)
 
@@ -395,7 +395,7 @@ def survivors_of(file: str, source: str, every: list[Site], text: str) -> list[M
         if any(name.startswith(f"`` {lines[site.line - 1].strip()} ``") for name in names):
             mutant = planted(file, source, site)
             mutants[mutant.name].append(mutant)
-    return [mutants[name].pop() for name in names if mutants[name]]
+    return [mutants[name].pop(0) for name in names if mutants[name]]
 
 
 def attempt(mutant: Mutant, cover: Cover, budget: float, last: float) -> str:
@@ -450,7 +450,8 @@ def main() -> None:
             old = _DRAWN.search(sections.get(file, ""))
             if old is None:
                 continue
-            counts.update({CAUGHT: int(old[1]), UNFIT: int(old[3])})
+            seen = sections[file].count(" ``: caught by")
+            counts.update({CAUGHT: int(old[1]) - seen, UNFIT: int(old[3])})
             drawn = survivors_of(file, source, every, sections[file])
         else:
             random.Random(f"{options.seed} {file}").shuffle(every)

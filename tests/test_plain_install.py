@@ -10,8 +10,9 @@ import pytest
 
 # every package that an extra brings and a plain install does not
 OPTIONAL = [
-    "constriction", "duckdb", "gymnasium", "matplotlib", "narwhals", "ot", "pandas", "polars", "pyarrow", "pyspark",
-    "safetensors", "sklearn", "statsmodels", "triton", "vega_datasets",
+    "accelerate", "constriction", "datasets", "duckdb", "gymnasium", "matplotlib", "narwhals", "ot", "pandas", "peft",
+    "polars", "pyarrow", "pyspark", "safetensors", "sklearn", "statsmodels", "tokenizers", "transformers", "triton",
+    "trl", "vega_datasets",
 ]  # fmt: skip
 HIDE = f"import sys; sys.modules.update(dict.fromkeys({OPTIONAL!r})); from kullback.cli import main; main()"
 
@@ -55,6 +56,7 @@ def test_works_without_extras(plain, arguments, code, words):
         (["kl", "x.parquet", "q.csv"], "distill"),
         (["kl", "p.csv", "q.csv", "--plot", "a.svg"], "distill"),
         (["distill"], "distill"),
+        (["lm", "distill"], "lm"),
         (["drift", "p.csv", "q.csv"], "data"),
         (["recipes", "run", "rdrop"], "recipes"),
         (["code", "p.csv", "q.csv", "p.csv"], "code"),

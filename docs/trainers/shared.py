@@ -1,4 +1,4 @@
-"""What the scripts beside this one train: a student and a teacher of a few hundred weights, and texts of uneven length."""
+"""What the scripts beside this one train: a student and a teacher of some hundred weights, and uneven texts."""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,4 @@
-"""Distillation under DistributedDataParallel: torchrun --nproc_per_node 2 with_ddp.py. Prints KL(teacher‖student)."""
+"""Distillation under DistributedDataParallel: torchrun --nproc_per_node 2 with_ddp.py. Prints the KL."""
 
 from contextlib import nullcontext
 

@@ -1,4 +1,4 @@
-"""Distillation under FSDP2, from hidden states: torchrun --nproc_per_node 2 with_fsdp2.py. Prints KL(teacher‖student)."""
+"""Distillation under FSDP2, from hidden states: torchrun --nproc_per_node 2 with_fsdp2.py. Prints the KL."""
 
 import torch
 import torch.distributed as dist

@@ -1,5 +1,4 @@
-"""Distillation in Lightning on one process or several: python with_lightning.py [ranks]. Prints KL(teacher‖student) per token
-before the first epoch and after each."""
+"""Distillation in Lightning: python with_lightning.py [ranks]. Prints the KL before the first epoch and after each."""
 
 import sys
 

@@ -1,5 +1,4 @@
-"""Distillation with heads split by the vocabulary: torchrun --nproc_per_node 2 with_tensor_parallel.py. Prints
-KL(teacher‖student)."""
+"""Distillation with heads split by classes: torchrun --nproc_per_node 2 with_tensor_parallel.py. Prints the KL."""
 
 import torch
 import torch.distributed as dist

@@ -1,4 +1,4 @@
-"""Three trainers of TRL with kullback's losses, on random models: python with_trl.py, or torchrun --nproc_per_node 2."""
+"""Three trainers of TRL with kullback's losses, on random models: python with_trl.py."""
 
 import os
 import tempfile

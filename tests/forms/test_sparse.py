@@ -24,6 +24,7 @@ from kullback import (
     measure,
     top_k,
 )
+from kullback.core.readings import LogitsReading, TopKReading
 from kullback.divergences import TABLE
 from kullback.engines import cpu
 from kullback.testing import check_form
@@ -469,3 +470,12 @@ def test_verls_gradient_outside_of_the_list():
     want = q * (m_p - (1 - m_p) * m_q / (1 - m_q))
     outside = torch.ones(4, V, dtype=torch.bool).scatter(-1, ids, False)
     torch.testing.assert_close(g[outside], want[outside], rtol=1e-10, atol=1e-13)
+
+
+def test_a_reading_without_a_temperature_leaves_what_it_reads():
+    log_p = torch.log(torch.tensor([[0.5, 0.3]], dtype=torch.float64))
+    mine, each = TopKReading(4, "even").logs(log_p)
+    assert torch.equal(mine, log_p)
+    assert each.exp().tolist() == [[pytest.approx(0.1)]]
+    found = LogitsReading().weights((log_p,)).w
+    assert found.tolist() == [[pytest.approx(5 / 8), pytest.approx(3 / 8)]]

@@ -1,4 +1,4 @@
-"""The scripts of docs/trainers: each makes the steps of one definition in float64, and the pages quote them as they are."""
+"""The scripts of docs/trainers: each makes the steps of one definition in float64; the pages quote them."""
 
 import importlib.util
 import os

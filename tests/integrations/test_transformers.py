@@ -168,6 +168,17 @@ def test_a_compiled_model_is_asked_through_its_wrapper():
     assert tiny.ratio(step, gradients) == pytest.approx(1.0, abs=1e-6)
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_model_that_inductor_compiled_makes_the_same_step(fused):
+    (loss, *_), gradients = tiny.reference(tiny.model(seed=1), tiny.model(seed=2), tiny.texts(8))
+    args = tiny.settings(torch_compile=True, per_device_train_batch_size=4, gradient_accumulation_steps=2)
+    logged, step = tiny.stepped(tiny.model(seed=1), tiny.model(seed=2), tiny.texts(8), args=args, fused=fused)
+    assert logged["loss"] == pytest.approx(loss, rel=1e-6)
+    assert tiny.ratio(step, gradients) == pytest.approx(1.0, abs=1e-6)
+
+
 def test_a_frozen_head_stays_as_it_is():
     student, teacher = tiny.model(seed=1), tiny.model(seed=2)
     student.lm_head.weight.requires_grad_(False)
@@ -398,12 +409,12 @@ def test_a_trainer_of_ones_own_takes_the_mixin():
     assert tiny.ratio(step, gradients) == pytest.approx(1.0, abs=1e-6)
 
 
-def test_two_ranks_make_the_step_and_the_means_of_one(tmp_path):
-    """Accumulation 2 on each; 7 texts in batches of 2 on 2 ranks, so that the sampler repeats one of them."""
-    here, out = Path(__file__).resolve().parent, tmp_path / "found.pt"
+def of_two_ranks(script, out, *more):
+    """What the script writes to `out`."""
+    here = Path(__file__).resolve().parent
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     result = subprocess.run(
-        [*command, str(here / "two_ranks.py"), str(out)],
+        [*command, str(here / script), str(out), *map(str, more)],
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(here)},
         capture_output=True,
         text=True,
@@ -411,7 +422,12 @@ def test_two_ranks_make_the_step_and_the_means_of_one(tmp_path):
         check=False,
     )
     assert result.returncode == 0, result.stderr[-3000:]
-    found = torch.load(out, weights_only=True)
+    return torch.load(out, weights_only=True)
+
+
+def test_two_ranks_make_the_step_and_the_means_of_one(tmp_path):
+    """Accumulation 2 on each; 7 texts in batches of 2 on 2 ranks, so that the sampler repeats one of them."""
+    found = of_two_ranks("two_ranks.py", tmp_path / "found.pt")
     student, teacher = tiny.model("gemma2", seed=1), tiny.model("gemma2", seed=2)
     (loss, soft, hard), gradients = tiny.reference(student, teacher, tiny.texts(32))
     wanted = wanted_of_evaluation(student, teacher, tiny.texts(7))
@@ -425,6 +441,25 @@ def test_two_ranks_make_the_step_and_the_means_of_one(tmp_path):
         for name, value in wanted.items():
             assert evaluated[f"eval_{name}"] == pytest.approx(value.item(), rel=1e-6), name
     assert "average_tokens_across_devices=False gives ranks with fewer tokens" in found["refused"]
+
+
+def test_students_that_fsdp2_has_sharded_make_the_same_step(tmp_path):
+    """Also after an evaluation, which leaves weights whole, of which an optimizer made then would know nothing."""
+    found = of_two_ranks("fsdp_ranks.py", tmp_path / "found.pt", tmp_path)
+    assert "the student's head is a unit of FSDP2 of its own" in found.pop("refused")
+    for (name, layout, fused), run in found.items():
+        student, teacher = tiny.model(name, seed=1), tiny.model(name, seed=2)
+        (loss, soft, hard), gradients = tiny.reference(student, teacher, tiny.texts(32))
+        what = name, layout, fused
+        assert run["logged"]["loss"] == pytest.approx(loss, rel=1e-6), what
+        assert run["logged"]["soft"] == pytest.approx(soft, rel=1e-6), what
+        assert run["logged"]["hard"] == pytest.approx(hard, rel=1e-6), what
+        assert tiny.ratio(run["step"], gradients) == pytest.approx(1.0, abs=1e-6), what
+        assert tiny.off(run["step"], gradients) < 1e-5, what
+        if run["evaluated"]:
+            for term, value in wanted_of_evaluation(student, teacher, tiny.texts(7)).items():
+                assert run["evaluated"][f"eval_{term}"] == pytest.approx(value.item(), rel=1e-6), (what, term)
+    assert len(found) == 12
 
 
 # ---------------------------------------------------------------- refusals
@@ -449,7 +484,6 @@ def encoder_decoder():
         ({"num_classes": 6.0}, r"num_classes is 6.0; write the integer"),
         ({"args": {"label_smoothing_factor": 0.1}}, r"Write loss=Distillation\(smoothing=0.1\)"),
         ({"args": {"n_gpu": 2}}, r"2 GPUs in one process.*torchrun --nproc_per_node 2"),
-        ({"teacher_columns": ("ids",)}, r"remove_unused_columns=False"),
         ({"teacher_tokenizer": object()}, r"not the student's. Write processing_class=\.\.\., too"),
     ],
 )

@@ -273,9 +273,11 @@ def test_spaces_at_the_ends_of_a_name_show():
     assert [named(t) for t in ("  a b ", " ", "\t\n", "")] == ["␣␣a b␣", "␣", "⇥↵", "(nothing)"]
 
 
-def test_colours_are_decades_or_halves_below_the_largest():
-    assert bounds([3.0], count=3) == [0.3, 1.0, 3.0]
-    assert bounds([1000.0], count=3) == [100.0, 300.0, 1000.0]
+def test_colours_are_parts_of_decades_below_the_largest():
+    assert bounds([2.0], count=3) == [0.5, 1.0, 2.0]
+    assert bounds([1000.0], count=3) == [200.0, 500.0, 1000.0]
+    assert bounds([0.00099], count=2) == [0.0002, 0.0005]
+    assert bounds([0.4, 0.4, 3.5], count=3) == [0.3, 1.0, 3.0]
     assert bounds([1e-7, 1e-7, 1e-7, 1.5], count=3) == [0.01, 0.1, 1.0]
     assert bounds([0.0, None, float("inf")], count=2) == [0.1, 1.0]
     lowest = bounds([0.5, 2.0])

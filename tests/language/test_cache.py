@@ -446,6 +446,7 @@ def test_documents_are_shuffled_by_a_seed_and_their_windows_are_not(cached):
     stored = [(row.number, row.start) for row in cache.rows()]
     shuffled = [(row.number, row.start) for row in cache.rows(seed=3)]
     assert sorted(shuffled) == stored == sorted(stored)
+    assert cache.documents() == [row.document for row in cache.rows()]
     assert shuffled != stored
     assert shuffled == [(row.number, row.start) for row in cache.rows(seed=3)]
     assert shuffled != [(row.number, row.start) for row in cache.rows(seed=4)]

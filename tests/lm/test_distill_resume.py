@@ -152,9 +152,11 @@ def test_a_killed_run_goes_on_to_the_same_numbers(settings, tmp_path):
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert not (folder / "student").exists()
-    assert 20 <= int(last_checkpoint(place, 1).name.partition("-")[2]) < 200
+    assert 20 <= (last := int(last_checkpoint(place, 1).name.partition("-")[2])) < 200
     assert json.loads((folder / "results.json").read_text())["status"] == "incomplete"
-    found = resume(folder)
+    at = []
+    found = resume(folder, lambda done, total, what: at.append(done) if "from the teacher" in what else None)
+    assert at[1] - at[0] == (last + 1) * job.TAUGHT_STEP  # it went on, and did not begin anew
     whole = run(replace(settings, out=tmp_path / "whole"))
     assert without_times(found.to_json()) == without_times(whole.to_json())
     one, other = (load_file(each.folder / "student" / "model.safetensors") for each in (found, whole))

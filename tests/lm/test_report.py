@@ -94,7 +94,10 @@ def results():
             "perplexity": number(33.0, 0.9),
         },
         "students": students,
-        "difference": {"kl": number(-0.21, 0.009), "perplexity_ratio": number(0.863, 0.01)},
+        "difference": {
+            "kl": number(-0.21, 0.009, by_seed=[-0.2, -0.22], stderr_over_seeds=0.01),
+            "perplexity_ratio": number(0.863, 0.01),
+        },
         "examples": [example(f"module_{k}", 150, k) for k in range(3)],
     }
 
@@ -130,6 +133,7 @@ def test_the_verdict_says_how_much_nearer_and_how_sure():
     said = report.verdict(results())
     assert "0.310 ± 0.012 nats a token from the teacher, the one from labels alone 0.520 ± 0.012" in said
     assert "a difference of -0.2100 ± 0.0090 (95 %: -0.228 to -0.192)." in said
+    assert "Seed by seed the difference is -0.200, -0.220, on average ± 0.010 over seeds." in said
     assert said.endswith("Its perplexity is 13.7 % lower (95 %: ratio 0.843 to 0.883).")
     unsure = results()
     unsure["difference"]["perplexity_ratio"] = number(1.01, 0.02)
@@ -183,7 +187,7 @@ def test_a_token_shows_what_teacher_and_student_held_likely(tab):
         text = box.inner_text()
         assert f"KL {report.significant(given['students'][arm]['kl'][i])}" in text
         heads = [box.locator(".who").nth(k).inner_text() for k in range(2)]
-        assert heads == ["teacher", arm]
+        assert heads == ["the teacher", "the student"]
         for side in (given["teacher"], given["students"][arm]):
             assert f"gave it {100 * side['came'][i]:.1f} %" in text
             assert side["choices"][i][0][0].replace(" ", "␣") in text

@@ -196,6 +196,16 @@ def test_percentiles_have_the_interval_of_woodruff(measured, rows):
     assert top.low is top.high is None
 
 
+def test_a_percentile_among_equal_values_counts_them_all_below():
+    g = np.random.default_rng(0)
+    x, document = g.integers(0, 4, 300).astype(float), np.repeat(np.arange(10), 30)
+    found = statistics.percentile("x", x, np.sort(x), 0.4, clusters := Clusters.of(document))
+    assert found.value == 1.0
+    half = clusters.quantile * math.sqrt(leave_one_out([x <= 1.0], document)[0, 0])
+    assert (found.low, found.high) == (np.quantile(x, 0.4 - half), np.quantile(x, 0.4 + half))
+    assert half != pytest.approx(clusters.quantile * math.sqrt(leave_one_out([x < 1.0], document)[0, 0]), rel=0.01)
+
+
 def test_intervals_are_students_with_the_documents_effective_number(measured):
     found, clusters = statistics.summarize(measured["sixteenths"]), Clusters.of(measured["sixteenths"]["document"])
     lengths = np.array(LENGTHS)

@@ -67,6 +67,6 @@ def test_a_notebook_runs_and_shows_what_it_says(name, tmp_path):
         text=True,
         cwd=tmp_path,
         env={**os.environ, "MPLBACKEND": "Agg", "OMP_NUM_THREADS": "1"},
-        timeout=300,
+        timeout=1200,
     )
     assert run.returncode == 0, run.stdout + run.stderr

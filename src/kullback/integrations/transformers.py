@@ -13,6 +13,7 @@ from kullback.forms.finite import FiniteForm, Logits
 from kullback.forms.sparse import Drawn
 from kullback.kit.extras import extra
 from kullback.language.heads import ASKED, Head, cut, head_of, prove
+from kullback.language.stored import StoredTeacher
 from kullback.language.vocabulary import same_vocabulary, size_of
 from kullback.losses import GKD, Distillation
 from kullback.terms import Term, total
@@ -60,6 +61,7 @@ class TokenMeans:
     """Evaluation as means over the tokens of the whole set, where the Trainer's loss is a mean of batches."""
 
     accelerator: Any
+    model: Any
     _evaluating = False
     _evaluated: _Means
 
@@ -70,6 +72,9 @@ class TokenMeans:
             output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)  # type: ignore[misc]
         finally:
             self._evaluating = False
+            for module in self.model.modules():
+                if hasattr(module, "reshard"):  # FSDP2: an optimizer made now would hold weights that it never gathers
+                    module.reshard()
         found = self._evaluated.take(self.accelerator)
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in found.items()})
         return output
@@ -90,9 +95,9 @@ class DistillationMixin(TokenMeans):
     undoes DistributedDataParallel's mean stands in the Trainer's, and an override that returns its own loss skips it.
     """
 
-    model: Any
     args: Any
     compute_loss_func: Any
+    _signature_columns: Any
 
     def __init__(
         self,
@@ -107,13 +112,21 @@ class DistillationMixin(TokenMeans):
     ) -> None:
         self.loss: Any = Distillation() if loss is None else loss
         self._accepted = accepted(self.loss)
-        self.fused, self.num_classes, self.teacher_columns = fused, num_classes, tuple(teacher_columns)
+        stored = isinstance(teacher, StoredTeacher)
+        columns = (*teacher_columns, *(teacher.columns if stored else ()))
+        self.fused, self.num_classes, self.teacher_columns = fused, num_classes, tuple(dict.fromkeys(columns))
         if num_classes is not None and (isinstance(num_classes, bool) or not isinstance(num_classes, int)):
             raise FormError(f"{OWNER}: num_classes is {num_classes!r}; write the integer number of real tokens.")
         self._step: _Step | None = None
         self._trained = _Means()
         self._whole = False
         self._proven: set[str] = set()
+        if stored:
+            _check_temperature(self.loss, teacher.temperature)
+            if len(args) < 3 and kwargs.get("data_collator") is None:
+                kwargs["data_collator"] = teacher.collator()
+            if len(args) < 4 and kwargs.get("train_dataset") is None:
+                kwargs["train_dataset"] = teacher.dataset()
         super().__init__(*args, **kwargs)
         if self.compute_loss_func is not None:
             raise FormError(
@@ -152,11 +165,6 @@ class DistillationMixin(TokenMeans):
             )
         if self.get_cp_size() > 1 or self.get_sp_size() > 1:  # type: ignore[attr-defined]
             raise FormError(f"{OWNER}: sequences split over ranks (context or sequence parallel) are not served.")
-        if self.teacher_columns and a.remove_unused_columns:
-            raise FormError(
-                f"{OWNER}: teacher_columns {self.teacher_columns} would be removed from the data before the teacher "
-                "sees them. Write TrainingArguments(remove_unused_columns=False)."
-            )
 
     def _check_models(self) -> None:
         if not self._teacher_is_model and not callable(self.teacher):
@@ -189,6 +197,8 @@ class DistillationMixin(TokenMeans):
 
     def _check_vocabulary(self, teacher_tokenizer: Any) -> None:
         tokenizer = getattr(self, "processing_class", None)
+        if isinstance(self.teacher, StoredTeacher) and hasattr(tokenizer, "get_vocab"):
+            self.teacher.check_tokenizer(tokenizer)
         if teacher_tokenizer is not None:
             if tokenizer is None:
                 raise FormError(
@@ -218,6 +228,11 @@ class DistillationMixin(TokenMeans):
         return None
 
     # ------------------------------------------------------------ a step
+
+    def _set_signature_columns_if_needed(self) -> None:
+        """The Trainer removes columns that the student does not take; the teacher's stay."""
+        super()._set_signature_columns_if_needed()  # type: ignore[misc]
+        self._signature_columns = [*dict.fromkeys([*self._signature_columns, *self.teacher_columns])]
 
     def compute_loss(
         self,
@@ -271,6 +286,12 @@ class DistillationMixin(TokenMeans):
         if head is None:
             return Logits(outputs.logits)
         hidden = outputs.hidden_states[-1]
+        if hasattr(head.linear.weight, "full_tensor") and not hasattr(hidden, "full_tensor"):
+            raise FormError(
+                f"{OWNER}: the {whose}'s head is a unit of FSDP2 of its own, whose weight is in shards again after the "
+                "forward pass. Leave the head in the root module's group, or shard it with "
+                "reshard_after_forward=False, or write fused=False."
+            )
         with self.accelerator.autocast():
             if whose not in self._proven and prove(whose, head, hidden, outputs.logits):
                 self._proven.add(whose)
@@ -296,7 +317,8 @@ class DistillationMixin(TokenMeans):
         means = self._evaluated if self._evaluating else self._trained
         if self._evaluating:
             measured["loss"] = loss * items
-            measured["kl"] = GKD(0.0, scaled=True)(student=student, teacher=teacher, mask=keep, num_items=1)
+            if not isinstance(self.teacher, StoredTeacher) or self.teacher.temperature == 1.0:  # else it has none at 1
+                measured["kl"] = GKD(0.0, scaled=True)(student=student, teacher=teacher, mask=keep, num_items=1)
             measured["student_entropy"] = total([Term(CROSS_ENTROPY, student, student, keep.double())])
         means.add(tokens=keep.sum(), **measured)
         return loss
@@ -349,7 +371,9 @@ class DistillationTrainer(DistillationMixin, transformers.Trainer):  # type: ign
     Args, beside the Trainer's own:
         teacher: a causal language model of transformers, run without gradient on the student's device and in its
             autocast; or a callable that takes the inputs and returns logits (batch, length, V) or a form of them, one
-            row for each position: row t is the distribution of token t + 1, as in a model's own logits.
+            row for each position: row t is the distribution of token t + 1, as in a model's own logits. Or a cache
+            (`kullback.language.cache.TeacherCache`), which brings its own `train_dataset`, `data_collator` and
+            `teacher_columns` where they are not given.
         loss: a loss of `kullback.losses` between `student` and `teacher`, a mean: `Distillation()`, `GKD`, `SkewKL`,
             `DKD`.
         fused: True goes from hidden states to the loss, without logits of all positions (`LinearLogits`); False makes
@@ -359,7 +383,7 @@ class DistillationTrainer(DistillationMixin, transformers.Trainer):  # type: ign
             first step and after each log.
         num_classes: how many classes are tokens, where V is padded; both sides are cut to it.
         teacher_tokenizer: compared with `processing_class`: the same tokens under the same ids.
-        teacher_columns: names of inputs that the teacher takes and the student does not.
+        teacher_columns: names of inputs, or columns of the data, that the teacher takes and the student does not.
 
     The loss is a mean over the tokens that have a label, of all micro-batches and all ranks of a step. Labels are
     shifted here, as in transformers; where they are -100, neither term counts the position.
@@ -380,6 +404,16 @@ class DistillationTrainer(DistillationMixin, transformers.Trainer):  # type: ign
     >>> sorted(name for name in trainer.evaluate() if name[5:] in ("loss", "soft", "hard", "kl", "student_entropy"))
     ['eval_hard', 'eval_kl', 'eval_loss', 'eval_soft', 'eval_student_entropy']
     """
+
+
+def _check_temperature(loss: Any, temperature: float) -> None:
+    """An error if the loss would temper again what a cache keeps at a temperature."""
+    if temperature != 1.0 and getattr(loss, "teacher_temperature", None) != 1.0:
+        raise FormError(
+            f"{OWNER}: the cache keeps its teacher at temperature {temperature:g}, and the loss takes one at 1, which "
+            f"it tempers itself. Write loss=Distillation({temperature:g}, teacher_temperature=1), or cache the teacher "
+            "at temperature 1."
+        )
 
 
 def _next_labels(inputs: dict[str, Any]) -> Tensor:

@@ -81,25 +81,28 @@ def named(text: str) -> str:
 
 
 def bounds(values: Iterable[float | None], count: int = LEVELS) -> list[float]:
-    """Lower ends of the colours, rising: the highest is the largest of 1, 3, 10, 30, ... below the largest value.
+    """Lower ends of the colours, rising up to the largest value, in the finest of three steps that leaves no more than
+    half of the positive numbers below the lowest: thirds of a decade (1, 2, 5, 10), halves (1, 3, 10), or decades.
 
-    Steps are of half a decade; of a whole one, where half of the positive numbers would lie below the lowest.
-
-    >>> bounds([0.5, 0.4, 5.0, None], count=3)
-    [0.3, 1.0, 3.0]
+    >>> bounds([2.0, 4.0, 5.0, None], count=3), bounds([0.4, 0.4, 5.0], count=3), bounds([0.01, 0.01, 5.0], count=3)
+    ([1.0, 2.0, 5.0], [0.3, 1.0, 3.0], [0.01, 0.1, 1.0])
     """
     positive = sorted(v for v in values if v is not None and 0.0 < v < math.inf)
     if not positive:
         return [10.0 ** (k - count + 1) for k in range(count)]
-    top = math.floor(2.0 * math.log10(positive[-1]))
-    top += _half_decade(top + 1) <= positive[-1]
-    step = 1 if positive[len(positive) // 2] >= _half_decade(top - count + 1) else 2
-    return [_half_decade(top - step * k) for k in reversed(range(count))]
+    for series in ((1, 2, 5), (1, 3), (1,)):
+        top = math.floor(math.log10(positive[-1])) * len(series)
+        while _rounded_step(top + 1, series) <= positive[-1]:
+            top += 1
+        found = [_rounded_step(top - k, series) for k in reversed(range(count))]
+        if found[0] <= positive[len(positive) // 2]:
+            break
+    return found
 
 
-def _half_decade(k: int) -> float:
-    """1, 3, 10, 30, ... for k = 0, 1, 2, 3, ..., and downwards."""
-    return float(f"{3 if k % 2 else 1}e{k // 2}")
+def _rounded_step(k: int, series: tuple[int, ...]) -> float:
+    """The k-th of the series continued over the decades, up and down; the 0-th is 1."""
+    return float(f"{series[k % len(series)]}e{k // len(series)}")
 
 
 def level(value: float | None, lowest: Sequence[float]) -> int:

@@ -2,6 +2,7 @@
 
 from bisect import bisect_right
 from collections import OrderedDict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -93,14 +94,20 @@ class TeacherCache(StoredTeacher):
         return self._group(group).row(place - self._first[group])
 
     def document_numbers(self) -> Numbers:
-        parquet = extra("pyarrow.parquet", of="lm")
-        tables = (parquet.read_table(shard.path, columns=["document_index"]) for shard in self._shards)
-        return np.concatenate([table.column(0).to_numpy() for table in tables])
+        return np.concatenate([column.to_numpy() for column in self._column("document_index")])
+
+    def documents(self) -> list[str]:
+        """The name of each window's document, without reading what the teacher said."""
+        return [name for column in self._column("document") for name in column.to_pylist()]
 
     def check(self) -> None:
         """Read all of it, and compare it with its checksums. Raises: BadInput."""
         for group in range(len(self._groups)):
             self._group(group)
+
+    def _column(self, name: str) -> Iterator[Any]:
+        parquet = extra("pyarrow.parquet", of="lm")
+        return (parquet.read_table(shard.path, columns=[name]).column(0) for shard in self._shards)
 
     def _group(self, group: int) -> "_Group":
         if group in self._kept:

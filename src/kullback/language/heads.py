@@ -39,7 +39,7 @@ def head_of(model: Any) -> Head | str:
         head = head.modules_to_save[active[0]] if len(active) == 1 else head
     if head is None:
         return f"{name} has no output embeddings"
-    if type(head) is not nn.Linear:
+    if type(head) is not nn.Linear and not _sharded_linear(head):
         return f"the head of {name} is a {type(head).__name__}, no plain nn.Linear"
     config = base.config.get_text_config()
     scale = 1.0
@@ -79,6 +79,12 @@ def cut(form: FiniteForm, num_classes: int) -> FiniteForm:
     if isinstance(form, LinearLogits):
         return form.with_tensors(form.data, *(x[:num_classes] for x in form.tensors[1:]))
     return form.with_tensors(form.data[..., :num_classes]) if isinstance(form, Logits) else form
+
+
+def _sharded_linear(head: Any) -> bool:
+    """A plain nn.Linear that FSDP2 made a unit of its own: served where its weight stays whole after the forward pass,
+    as transformers shards a head; where it does not, `LinearLogits` refuses it."""
+    return nn.Linear in type(head).__bases__ and hasattr(head, "set_reshard_after_forward")
 
 
 def _number(config: Any, name: str, default: float) -> float:

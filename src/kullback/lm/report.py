@@ -44,6 +44,9 @@ def verdict(results: Mapping[str, Any]) -> str:
         f"On held-out text the student {first['name']} is {plus_minus(first['kl'])} nats a token from the teacher, "
         f"the one {second['name']} {plus_minus(second['kl'])}: a difference of {plus_minus(gap)}{_within(gap, level)}."
     )
+    if (spread := gap.get("stderr_over_seeds")) is not None:
+        each = ", ".join(significant(value) for value in gap["by_seed"])
+        said.append(f"Seed by seed the difference is {each}, on average ± {significant(spread, 2)} over seeds.")
     if ratio and ratio["value"] is not None:
         sure = ratio["low"] is not None and not ratio["low"] <= 1.0 <= ratio["high"]
         than = "lower" if ratio["value"] < 1.0 else "higher"
@@ -132,10 +135,10 @@ def _passage(example: Mapping[str, Any]) -> Passage:
     layers = []
     for name, student in example["students"].items():
         opinions = [
-            () if value is None else (_opinion("teacher", teacher, i), _opinion(name, student, i))
+            () if value is None else (_opinion("the teacher", teacher, i), _opinion("the student", student, i))
             for i, value in enumerate(student["kl"])
         ]
-        layers.append(Layer(name, student["kl"], opinions))
+        layers.append(Layer(f"the student {name}", student["kl"], opinions))
     return Passage(example["title"], example["pieces"], layers)
 
 

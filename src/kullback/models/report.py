@@ -51,7 +51,7 @@ def render(results: Mapping[str, Any], folder: Path, pieces: Pieces) -> str:
         blocks=[(title, block_rows(results, title)) for title in (candidates[0]["statistics"] if candidates else ())],
         charts=[(title, said, draw()) for title, said, draw in _charts(results)] if candidates else [],
         classes=class_rows(candidates) if candidates else [],
-        worst=[(one["name"], worst_rows(one, its, text)) for one, its in zip(candidates, tokens, strict=True)],
+        worst=[(one["name"], worst_rows(one, its, text)) for one, its in _farthest_first(candidates, tokens)],
         shown=prepare(shown, unit="KL", number=significant) if shown else None,
         percent=f"{100 * results['level']:g} %",
         settings={name: _setting(value) for name, value in results["settings"].items()},
@@ -328,13 +328,18 @@ def _chosen(results: Mapping[str, Any], folder: Path) -> list[tuple[str, Span]]:
     return chosen
 
 
+def _farthest_first(candidates: Sequence[Mapping[str, Any]], tokens: Sequence[dict[Span, Rows]]) -> list[Any]:
+    """Pairs of both, by mean KL."""
+    both = list(zip(candidates, tokens, strict=True))
+    return sorted(both, key=lambda pair: -_first(of(pair[0], MEAN)["value"]))
+
+
 def _passage(
     title: str, span: Span, results: Mapping[str, Any], tokens: Sequence[dict[Span, Rows]], text: Texts
 ) -> Passage:
     """Scored tokens, with each candidate's KL and choices; the candidate that is farthest first."""
-    both = list(zip(results["candidates"], tokens, strict=True))
     layers = []
-    for one, its in sorted(both, key=lambda pair: -_first(of(pair[0], MEAN)["value"])):
+    for one, its in _farthest_first(results["candidates"], tokens):
         rows = its[span]
         values = [float(kl) for kl in rows["kl"]]
         opinions = [_opinions(results["reference"]["name"], one["name"], rows, i, text) for i in range(len(values))]

@@ -20,7 +20,7 @@ from kullback.language.loading import load
 
 from . import measures, worker
 from .examples import examples
-from .material import DEFAULT_STEPS, Material, Texts
+from .material import DEFAULT_STEPS, Material, Texts, check_folders
 from .results import Outcome, Results, versions
 from .settings import ARMS, Arm, Settings
 
@@ -49,6 +49,7 @@ def run(settings: Settings, progress: Progress | None = None, begun: Begun | Non
     settings.check()
     check_free(settings.out)
     _need_packages()
+    check_folders(settings)
     work = _Work(settings, progress)
     work.begin("reading the text")
     texts = Texts.of(settings)
@@ -119,7 +120,7 @@ class _Work:
 
     def plan(self, settings: Settings) -> None:
         """How much there is in all."""
-        steps = settings.steps or 0
+        steps = settings.steps or DEFAULT_STEPS
         students = settings.seeds * steps * (TAUGHT_STEP + ALONE_STEP)
         self.total = READ + MEASURE + students + (0 if settings.teacher else settings.teacher_steps * TEACHER_STEP)
 

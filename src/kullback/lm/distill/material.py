@@ -14,7 +14,7 @@ from kullback.language import small
 from kullback.language.cache import TeacherCache
 from kullback.language.documents import Document, docstrings, documents, fingerprint, split
 from kullback.language.fingerprints import model_fingerprint, tokenizer_hash
-from kullback.language.loading import Loaded, load, longest
+from kullback.language.loading import Loaded, load, load_tokenizer, longest
 from kullback.language.stored import Row
 from kullback.language.vocabulary import size_of
 from kullback.language.windows import IGNORED, Window, begins, token_ids, windows
@@ -83,11 +83,6 @@ class Material:
         s, tokenizer = self.settings, self.teacher.tokenizer
         if s.student is not None:
             begun = load((home or Path()) / s.student, device=s.device)
-            if tokenizer_hash(begun.tokenizer) != tokenizer_hash(tokenizer):
-                raise BadInput(
-                    f"--student {s.student}: has another tokenizer than the teacher {self.teacher.name}; a divergence "
-                    "compares token by token, so both need the same one"
-                )
             return begun.model.float().train().requires_grad_(True)
         assert s.context is not None
         config = small.Size(s.hidden, s.layers, s.heads).config(self.classes, s.context)
@@ -142,6 +137,18 @@ def collate(rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
     """`small.collate` of windows, by the names of a model's arguments."""
     ids, labels = small.collate([row["window"] for row in rows])
     return {"input_ids": ids, "labels": labels}
+
+
+def check_folders(settings: Settings) -> None:
+    """What can be told of teacher and student before the text is read. Raises: BadInput."""
+    if settings.teacher is None:
+        return
+    tokenizer = load_tokenizer(settings.teacher)
+    if settings.student is not None and tokenizer_hash(load_tokenizer(settings.student)) != tokenizer_hash(tokenizer):
+        raise BadInput(
+            f"--student {settings.student}: has another tokenizer than the teacher {settings.teacher}; a divergence "
+            "compares token by token, so both need the same one"
+        )
 
 
 def settings_for(settings: Settings, teacher: Loaded, cached: int | None) -> Settings:
