@@ -37,8 +37,8 @@ DOCS = Path(__file__).resolve().parents[1] / "docs"
 PAGE, FOUND = DOCS / "compare.md", DOCS / "compare.json"
 BEGIN, END = "<!-- written by bench/compare.py -->\n", "<!-- until here -->\n"
 # hidden size, layers, classes, tokens in a piece, pieces, rounds
-COST = ((192, 4, 2048, 128, 16, 7), (512, 8, 32000, 256, 4, 5), (1024, 12, 128256, 256, 1, 3))
-MEMORY = (20_000, 80_000, 320_000)
+COST = ((192, 4, 2048, 128, 8, 5), (512, 8, 32000, 256, 2, 3), (1024, 12, 128256, 256, 1, 2))
+MEMORY = (10_000, 40_000, 160_000)
 BATCH = 4
 
 
