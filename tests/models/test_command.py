@@ -138,7 +138,7 @@ def test_numbers_have_the_places_of_their_errors():
     assert value({"value": 98.552, "clustered": 0.049, "iid": 0.0471}) == "98.552 ± 0.049 (0.047)"
     assert value({"value": None, "clustered": None, "iid": None}) == "–"
     assert value({"value": 0.5, "clustered": None, "iid": None}) == "0.5"
-    assert value({"value": 2.1e-16, "clustered": 1e-16, "iid": None}) == "2.1e-16 ± 1e-16 (–)"
+    assert value({"value": 2.1e-16, "clustered": 1e-16, "iid": None}) == "2.100e-16 ± 1.0e-16 (–)"
     assert number(0.0) == "0"
 
 

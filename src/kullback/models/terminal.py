@@ -67,7 +67,7 @@ def value(of: Mapping[str, Any]) -> str:
         return number(of["value"])
     errors = [x for x in (of["clustered"], of["iid"]) if x]
     places = max(0, 1 - _exponent(min(errors))) if errors else None
-    if places is None or places > 12 or abs(of["value"]) >= 1e9:
+    if places is None or abs(of["value"]) >= 1e9:
         shown, form = number(of["value"]), number
     elif places > 7:
         shown, form = f"{of['value']:.3e}", lambda x: f"{x:.1e}"
