@@ -25,7 +25,7 @@ import torch
 
 from kullback.kit.files import write_bytes, write_json
 from kullback.language.loading import load
-from kullback.lm import cache_job
+from kullback.lm.cache import job as cache_job
 from kullback.lm.distill import measures
 from kullback.lm.distill.material import Material, Texts
 from kullback.lm.distill.settings import ARMS, Settings

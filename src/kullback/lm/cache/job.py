@@ -13,9 +13,9 @@ from kullback._errors import BadInput
 from kullback.kit.extras import extra
 from kullback.kit.files import check_free, new_folder
 from kullback.kit.unfinished import Unfinished
-from kullback.language.cache_format import CacheSettings, Policy
-from kullback.language.cache_teacher import ModelTeacher
-from kullback.language.cache_writer import Task, Written, write_cache, written
+from kullback.language.caches.format import CacheSettings, Policy
+from kullback.language.caches.teacher import ModelTeacher
+from kullback.language.caches.writer import Task, Written, write_cache, written
 from kullback.language.documents import Document, docstrings, documents, split
 from kullback.language.fingerprints import model_fingerprint, tokenizer_hash
 from kullback.language.loading import Loaded, load, longest
