@@ -13,6 +13,7 @@ from kullback.language.windows import token_ids, windows
 from kullback.models import compare
 from kullback.models.summary import texts as texts_of
 from kullback.models.table import Columns
+from kullback.models.text import Cut, before
 
 CONTEXT = 64
 
@@ -292,3 +293,14 @@ def test_without_a_folder_the_files_go_with_the_result(models, texts, tokenizer)
 
 def test_ids_without_a_tokenizer_are_shown_as_numbers():
     assert texts_of(None)([3, 14]) == ["‹3›", "‹14›"]
+
+
+def test_what_stands_before_a_token_reaches_over_pieces(texts, tokenizer):
+    text = Cut(texts, tokenizer, 16)
+    ids = token_ids(tokenizer, texts[1])
+    places = [(1, 40), (1, 3), (0, 1), (1, 15), (1, 16)]
+    found = before(text, places, 8)
+    assert found[0] == ids[32:40]
+    assert found[1] == ids[:3]
+    assert found[2] == token_ids(tokenizer, texts[0])[:1]
+    assert found[3:] == [ids[7:15], ids[8:16]]

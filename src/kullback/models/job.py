@@ -71,6 +71,17 @@ def compare(
             `resume` goes on from there.
 
     Both sides run in eval mode and without gradients; models in memory stay where they are.
+
+    >>> import torch
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
+    >>> from kullback.language.small import train_tokenizer
+    >>> texts = ["Two models read the same text.", "Each of the texts is a document, and has tokens."]
+    >>> tokenizer = train_tokenizer(texts, 300)
+    >>> size = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
+    >>> model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **size))
+    >>> found = compare(model, {"itself": model}, text=texts, tokenizer=tokenizer)
+    >>> found["itself"]["statistics"]["KL divergence statistics"][0]["value"]
+    0.0
     """
     settings = Settings(**options) if settings is None else settings
     return _begin(Given(reference, _several(candidates), text, tokenizer), settings, out, progress, begun)

@@ -80,7 +80,7 @@ def parse(text: str, whose: str = "the log") -> LlamaLog:
                 block = blocks[title[1]] = {}
         elif block is not None and (found := _LINE.search(line)):
             block[_name(found[1], block is blocks.get(PROBABILITY))] = _printed(found[2], found[3], found[4])
-        elif (found := _CHUNK.search(line)):
+        elif found := _CHUNK.search(line):
             numbers = found.groups()[1:]
             units = ("", "", "", "%", "%")
             chunks.append(

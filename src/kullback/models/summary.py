@@ -5,6 +5,7 @@ from dataclasses import asdict
 from functools import cache
 from typing import Any
 
+from kullback.kit.extras import extra
 from kullback.kit.numbers import finite
 from kullback.language.pieces import pieces
 
@@ -15,6 +16,7 @@ from .pairs import Paired, every_pair
 from .results import Comparison
 from .scores import Scores
 from .statistics import Summary, Table, summarize
+from .store import DOCUMENTS
 from .table import Columns
 
 WORST = 20  # tokens with the largest KLD that are kept
@@ -27,7 +29,8 @@ def fill(found: Comparison) -> None:
         return
     columns: dict[str, Table] = {name: Columns(found.tokens(name)) for name in names}
     class_of = _class_of(found.plan.tokenizer)
-    documents = [name for name, _ in found.plan.text.names()] if found.measured else []
+    parquet = extra("pyarrow.parquet", of="lm")
+    documents = parquet.read_table(found.folder / DOCUMENTS, columns=["name"])["name"]
     for name, table in columns.items():
         found.candidates[name] = {
             **of_summary(summarize(table)),
@@ -111,13 +114,13 @@ def _pair(found: Paired) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _worst(table: Table, documents: Sequence[str]) -> list[dict[str, Any]]:
+def _worst(table: Table, documents: Any) -> list[dict[str, Any]]:
     rows = slices.worst(table["kl"], WORST)
     names = ("document", "position", "token", "kl", "log_p", "log_q", "top_p", "top_q", "confidence")
     columns = {name: table[name][rows].tolist() for name in names}
     found = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
     return [
         {name: finite(x) if isinstance(x, float) else x for name, x in each.items()}
-        | {"name": documents[each["document"]]}
+        | {"name": documents[each["document"]].as_py()}
         for each in found
     ]

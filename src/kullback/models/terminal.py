@@ -6,7 +6,7 @@ from typing import Any
 from .results import COMPLETE, Comparison
 from .statistics import MEAN_KLD
 from .summary import texts
-from .text import document_ids
+from .text import before
 
 Rows = list[list[str]]
 SHORT = (
@@ -67,7 +67,7 @@ def value(of: Mapping[str, Any]) -> str:
         return number(of["value"])
     errors = [x for x in (of["clustered"], of["iid"]) if x]
     places = max(0, 1 - _exponent(min(errors))) if errors else None
-    if places is None or places > 12 or abs(of["value"]) >= 1e9:
+    if places is None or abs(of["value"]) >= 1e9:
         shown, form = number(of["value"]), number
     elif places > 7:
         shown, form = f"{of['value']:.3e}", lambda x: f"{x:.1e}"
@@ -129,17 +129,15 @@ def _worst(found: Comparison) -> list[str]:
     worst: Sequence[Mapping[str, Any]] = [w for w in one["worst"][:SHOWN] if w["kl"] != 0.0]
     if not worst:
         return []
-    ids = document_ids(found.plan.text, {w["document"] for w in worst}.__contains__)
+    left = before(found.plan.text, [(w["document"], w["position"]) for w in worst], AROUND)
     spelt = texts(found.plan.tokenizer)
     said = [f"The largest KLD of {name}:"]
-    for w in worst:
-        tokens, first = ids[w["document"]]
-        at = w["position"] - first
-        before = "".join(spelt(tokens[max(0, at - AROUND) : at]))
+    for w, ids in zip(worst, left, strict=True):
         came, p, q = spelt([w["token"], w["top_p"], w["top_q"]])
         kl = "infinite" if w["kl"] is None else number(w["kl"])
         said.append(
-            f"  {kl} at {w['name']}, token {w['position']}: {before!r} came {came!r}; the reference expects {p!r}, "
+            f"  {kl} at {w['name']}, token {w['position']}: {''.join(spelt(ids))!r} came {came!r}; the reference "
+            f"expects {p!r}, "
             f"{name} {q!r}"
         )
     return said

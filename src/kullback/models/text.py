@@ -1,7 +1,7 @@
 """What the models read: pieces of documents, in each of which some tokens are scored, in batches."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from itertools import islice
@@ -203,21 +203,16 @@ def batches(text: Reading, size: int, start: int = 0) -> Iterator[Batch]:
         start += len(found)
 
 
-def passage(text: Reading, document: int, position: int, width: int) -> tuple[list[int], int]:
-    """(ids around a token, where it stands in them), as far as its document reaches."""
-    ids, first = document_ids(text, lambda number: number == document)[document]
-    at = position - first
-    start = max(0, at - width)
-    return ids[start : at + width + 1], at - start
-
-
-def document_ids(text: Reading, wanted: Callable[[int], bool]) -> dict[int, tuple[list[int], int]]:
-    """The ids of some documents as the models read them, each with the position of its first one."""
-    found: dict[int, tuple[list[int], int]] = {}
+def before(text: Reading, places: Sequence[tuple[int, int]], width: int) -> list[list[int]]:
+    """The ids, at most `width`, that stand before each (document, position)."""
+    wanted: dict[int, list[int]] = {}
+    for i, (document, _) in enumerate(places):
+        wanted.setdefault(document, []).append(i)
+    found: list[dict[int, int]] = [{} for _ in places]
     for piece in text.pieces():
-        if wanted(piece.document):
-            if piece.document not in found:
-                found[piece.document] = (list(piece.ids), piece.position - piece.scored)
-            else:
-                found[piece.document][0].extend(piece.ids[piece.scored :])
-    return found
+        start = piece.position - piece.scored
+        for i in wanted.get(piece.document, ()):
+            position = places[i][1]
+            for at in range(max(start, position - width), min(start + len(piece.ids), position)):
+                found[i][at] = piece.ids[at - start]
+    return [[ids[at] for at in sorted(ids)] for ids in found]
