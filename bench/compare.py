@@ -124,7 +124,7 @@ def cost(hidden: int, layers: int, classes: int, context: int, pieces: int, roun
 
 
 def peak() -> float:
-    """The largest resident set of this process so far, MiB; ru_maxrss would remember that of the process before exec."""
+    """The largest resident set of this process so far, MiB; ru_maxrss would remember what forked it."""
     status = Path("/proc/self/status").read_text()
     return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) / 1024
 
