@@ -50,17 +50,18 @@ SETTINGS = [
 class Found:
     """Shares of repetitions: intervals that contain the truth (ours, plain, of independent tokens), for the mean KLD,
     the perplexity ratio and the share of tokens with the same likeliest token; intervals of the 90 % percentile of KLD
-    that contain it; and paired tests with p < 5 %.
+    that contain it, of those that are given, and the share of these; and paired tests with p < 5 %.
     """
 
     kld: tuple[float, float, float]
     ratio: tuple[float, float, float]
     same: tuple[float, float, float]
     percentile: float
+    given: float
     size: float
 
     def __str__(self) -> str:
-        cells = [*self.kld, *self.ratio, *self.same, self.percentile, self.size]
+        cells = [*self.kld, *self.ratio, *self.same, self.percentile, self.given, self.size]
         return " ".join(f"{100 * each:.1f} |" for each in cells)
 
 
@@ -104,7 +105,8 @@ def once(setting: Setting, g: np.random.Generator) -> Iterator[tuple[bool, ...]]
     yield contains(found, clusters, special.ndtr(1.2816))
     high = percentile("90.0% KLD", kl, np.sort(kl), 0.9, clusters)
     truth = math.exp(1.2816 * math.sqrt(variance) - variance / 2)
-    yield (high.low is not None and high.high is not None and high.low <= truth <= high.high,)
+    given = high.low is not None and high.high is not None
+    yield (high.low is not None and high.high is not None and high.low <= truth <= high.high), given
     other = np.exp(normals(document, level, g) - variance / 2)
     columns = {"document": document, "position": document, "token": document}
     p = paired(columns | {"kl": kl}, columns | {"kl": other}).p
@@ -117,7 +119,7 @@ def measure(setting: Setting, repetitions: int, seed: int = 0) -> Found:
     g = np.random.default_rng([seed, setting.documents, round(100 * setting.lengths), round(100 * setting.level)])
     each = zip(*(tuple(once(setting, g)) for _ in range(repetitions)), strict=True)
     kld, ratio, same, high, size = (tuple(float(np.mean(x)) for x in zip(*one, strict=True)) for one in each)
-    return Found(kld[:3], ratio[:3], same[:3], high[0], size[0])  # type: ignore[arg-type]
+    return Found(kld[:3], ratio[:3], same[:3], high[0] / max(high[1], 1e-9), high[1], size[0])  # type: ignore[arg-type]
 
 
 def main() -> None:
@@ -129,8 +131,8 @@ def main() -> None:
     of = " | ".join(
         f"{name}{kind}" for name in ("KLD", "PPL ratio", "same top p") for kind in ("", ", plain", ", tokens")
     )
-    print(f"| documents | σ of log length | σ of a document's level | {of} | 90 % KLD | paired test |")
-    print("| ---: " * 14 + "|")
+    print(f"| documents | σ of log length | σ of a document's level | {of} | 90 % KLD | where given | paired test |")
+    print("| ---: " * 15 + "|")
     for setting in SETTINGS:
         print(setting, measure(setting, repetitions), flush=True)
 

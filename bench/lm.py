@@ -1,12 +1,13 @@
 """What a teacher brings to a small language model, and what a cache of it loses; writes into docs/lm.md.
 
-    python bench/lm.py FOLDER
+    python bench/lm.py FOLDER [STEPS]
 
 Runs `kullback lm distill` with its defaults in a process of its own, whose CPU seconds are user and system time, unless
 FOLDER holds that run already. Then
 keeps its teacher in caches and trains the same student from each: same initialisation, same text in the same order by
 seed, so that held-out KL differs from the live teacher's by what the cache lost. Differences are paired by document and
-seed; their standard errors are clustered by document. FOLDER-caches keeps what was trained, to go on from.
+seed; their standard errors are clustered by document. FOLDER-caches keeps what was trained, to go on from. STEPS:
+of the students that are compared; by default those of the run.
 """
 
 import json
@@ -69,7 +70,7 @@ def students_of(material: Material, folder: Path) -> list[Any]:
     return found
 
 
-def main(run: Path) -> None:
+def main(run: Path, steps: int | None) -> None:
     work, before = run.with_name(f"{run.name}-caches"), json.loads(FOUND.read_text()) if FOUND.exists() else {}
     cost = before.get("cost")
     if not (run / "results.json").exists():
@@ -77,7 +78,7 @@ def main(run: Path) -> None:
         write_json(FOUND, before | {"cost": cost})
     document = json.loads((run / "results.json").read_text())
     teacher = run / "teacher"
-    settings = replace(Settings(), teacher=teacher)
+    settings = replace(Settings(), teacher=teacher, steps=steps)
     texts = Texts.of(settings)
     sizes = {}
     for name, choices in CACHES.items():
@@ -112,14 +113,21 @@ def main(run: Path) -> None:
     here = (
         f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, Python {platform.python_version()}"
     )
-    kept = {key: document[key] for key in ("data", "teacher", "students", "difference", "seeds", "settings")}
+    kept = {key: document[key] for key in ("data", "teacher", "students", "difference", "seeds", "settings", "seconds")}
     for each in kept["students"]:
         del each["curves"]
     for name in ("teacher", "student", "text", "cache", "out"):
         del kept["settings"][name]
     write_json(
         FOUND,
-        {"date": str(date.today()), "machine": here, "cost": cost, "run": kept, "caches": rows},
+        {
+            "date": str(date.today()),
+            "machine": here,
+            "cost": cost,
+            "run": kept,
+            "caches": rows,
+            "steps": live.settings.steps,
+        },
     )
     page = PAGE.read_text()
     found = json.loads(FOUND.read_text())
@@ -134,12 +142,15 @@ def run_table(found: dict[str, Any]) -> str:
     """The default run."""
     run, cost = found["run"], found["cost"]
     data, teacher = run["data"], run["teacher"]
+    seconds = f"{run['seconds']:.0f} s, beside other work"
+    if cost is not None:
+        seconds = f"{cost['cpu']:.0f} CPU seconds, {cost['wall']:.0f} s beside other work (load {cost['load']:.1f})"
     train = data["documents"] - data["held_out_documents"]
     lines = [
         f"`python bench/lm.py`, {found['machine']}: {data['train_tokens']:,} tokens of "
         f"{train} documents to train on, {data['held_out_tokens']:,} tokens of "
         f"{data['held_out_documents']} held out; seeds {', '.join(map(str, run['seeds']))}. "
-        f"{cost['cpu']:.0f} CPU seconds, {cost['wall']:.0f} s beside other work (load {cost['load']:.1f}).",
+        f"{seconds}.",
         "",
         "| | parameters | perplexity | KL(teacher‖student), nats a token | over seeds | same likeliest token, % |",
         "| --- | ---: | ---: | ---: | ---: | ---: |",
@@ -156,8 +167,8 @@ def run_table(found: dict[str, Any]) -> str:
     lines += [
         "",
         f"From the teacher less from labels alone, paired by document and seed: KL {kl['value']:.4f} (95 %: "
-        f"{kl['low']:.4f} to {kl['high']:.4f}); perplexity times {ratio['value']:.3f} (95 %: {ratio['low']:.3f} to "
-        f"{ratio['high']:.3f}).",
+        f"{kl['low']:.4f} to {kl['high']:.4f}; by seed {', '.join(f'{x:.4f}' for x in kl['by_seed'])}); perplexity "
+        f"times {ratio['value']:.3f} (95 %: {ratio['low']:.3f} to {ratio['high']:.3f}).",
     ]
     return "\n".join(wrapped(lines)) + "\n"
 
@@ -165,6 +176,8 @@ def run_table(found: dict[str, Any]) -> str:
 def cache_table(found: dict[str, Any]) -> str:
     """What each cache loses."""
     lines = [
+        f"{found['steps']} steps, seeds {', '.join(map(str, found['run']['seeds']))}, held-out text as above:",
+        "",
         "| the student learns from | bytes a token | mass left out | held-out KL | less the live teacher's | by seed |",
         "| --- | ---: | ---: | ---: | ---: | ---: |",
     ]
@@ -190,4 +203,4 @@ def wrapped(lines: list[str]) -> list[str]:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else None)

@@ -10,7 +10,7 @@ import torch
 
 from cases import DATA, FORMS, normal
 from kullback import Labels, Logits, Probs, Route, explain, kl
-from kullback.engines import choice, use
+from kullback.engines import choice, cpu, use
 
 
 @pytest.mark.parametrize("names", list(itertools.product(FORMS, FORMS)), ids="-".join)
@@ -133,3 +133,16 @@ def test_a_plan_cannot_be_changed():
         with pytest.raises(dataclasses.FrozenInstanceError):
             plan.divergence = "js"
         assert hash(plan) == hash(dataclasses.replace(plan))
+
+
+@pytest.mark.skipif(cpu.ABSENT is not None, reason=str(cpu.ABSENT))
+def test_the_method_states_the_arithmetic():
+    """float64 inputs are measured in float64; what the engine does with narrower ones, it says itself."""
+    single, double = (Logits(torch.zeros(2, 3, dtype=dtype)) for dtype in (torch.float32, torch.float64))
+    with use("cpu"):
+        methods = [explain(p, q).method for p, q in ((single, single), (double, single), (double, double))]
+    assert [method.rpartition("canonical terms, ")[2] for method in methods] == [
+        "float32 with float64 normalisers and sums",
+        "float64",
+        "float64",
+    ]

@@ -22,7 +22,13 @@ def cached(teacher, text, out):
 
 def distilled(student, folder):
     cache = TeacherCache(folder, tail="bucket")  # what the 17 other classes have: as one event, of the mass left over
-    settings = {"report_to": "none", "disable_tqdm": True, "use_cpu": True, "save_strategy": "no", "learning_rate": 0.03}
+    settings = {
+        "report_to": "none",
+        "disable_tqdm": True,
+        "use_cpu": True,
+        "save_strategy": "no",
+        "learning_rate": 0.03,
+    }
     trainer = DistillationTrainer(
         student,
         TrainingArguments(tempfile.mkdtemp(), max_steps=30, **settings),

@@ -11,7 +11,7 @@ import torch.distributions as td
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kullback import KullbackError, explain, kl
+from kullback import KullbackError, entropy, explain, kl
 from kullback.exact.closed_form.moments import half_mean, mean_slope, moments
 from kullback.exact.registry import CLOSED_FORMS, Registry
 
@@ -338,3 +338,17 @@ def test_a_poisson_without_a_number_is_no_number():
 def test_no_trials_are_at_distance_zero_even_where_one_would_be_infinite():
     p, q = (td.Multinomial(0, probs=torch.tensor(w)) for w in ([1.0, 0.0], [0.0, 1.0]))
     assert kl(p, q).item() == 0.0
+
+
+def test_nothing_drawn_against_trials_that_must_succeed():
+    """A Poisson of rate 0 is 0 for sure, which Binomial(3, 1) never is and Binomial(0, 1) always."""
+    zero, one = td.Poisson(torch.tensor(0.0)), torch.tensor(1.0)
+    assert kl(zero, td.Binomial(3, one)).item() == math.inf
+    assert kl(zero, td.Binomial(0, one)).item() == 0.0
+    assert kl(zero, td.Binomial(3, 0.5 * one)).item() == pytest.approx(3.0 * math.log(2.0))
+
+
+def test_entropy_of_two_tosses():
+    """(2, 0), (1, 1), (0, 2) at 1/4, 1/2, 1/4: 3/2 log 2."""
+    tosses = td.Multinomial(2, probs=torch.tensor([0.5, 0.5], dtype=torch.float64))
+    assert entropy(tosses).item() == pytest.approx(1.5 * math.log(2.0), rel=1e-12)

@@ -10,7 +10,7 @@ from torch.distributions import constraints
 
 from kullback import Density, js, kl
 from kullback.exact.doubled import doubled
-from kullback.exact.place import Place, Support, back, image, is_exact, place_of
+from kullback.exact.place import Place, Support, back, image, is_exact, log_gap, place_of
 
 INF = math.inf
 EXP, SIGMOID, TANH, SOFTPLUS = td.ExpTransform(), td.SigmoidTransform(), td.TanhTransform(), td.SoftplusTransform()
@@ -180,6 +180,9 @@ def test_half_of_a_transform_of_ones_own():
     assert (ends.low.item(), ends.high.item()) == (0.5, 1.0)
     assert image(td.AbsTransform(), support(-1.0, 1.0)) is None
     assert image(td.StickBreakingTransform(), support(-1.0, 1.0)) is None
+    half = Falling()
+    half.codomain = constraints.real_vector
+    assert image(half, support(-1.0, 1.0)) is None
 
 
 def test_a_copy_in_float64_is_not_validated():
@@ -210,3 +213,7 @@ def test_no_density_is_asked_outside_of_its_support():
     assert js(half_circle(first), half_circle(second)).tolist() == pytest.approx(
         [0.1539365112639151878, 0.1539365112639151878, 0.0], rel=1e-7, abs=1e-15
     )
+
+
+def test_a_distance_that_is_not_positive_counts_as_one():
+    assert log_gap(t([-2.0, 0.0, 1.0, math.e])).tolist() == [0.0, 0.0, 0.0, 1.0]

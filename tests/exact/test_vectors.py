@@ -238,14 +238,15 @@ def test_never_negative_and_zero_for_equals(family, dtype, numbers, order):
 
 
 def test_vmap_over_vectors():
-    """Under a transform no value is known, and every branch is taken."""
+    """Under a transform no value is known, and every branch is taken, that of factors of few columns too."""
+    n = low_rank.LARGE
     g = torch.Generator().manual_seed(0)
-    factor, means = (torch.randn(*shape, generator=g, dtype=torch.float64) for shape in ((4, 2), (3, 4)))
-    diagonal = torch.tensor([0.5, 1.0, 2.0, 0.7], dtype=torch.float64)
+    factor, means = (torch.randn(*shape, generator=g, dtype=torch.float64) for shape in ((n, 1), (3, n)))
+    diagonal = torch.linspace(0.5, 2.0, n, dtype=torch.float64)
 
     def distance(mean, width):
         p = td.LowRankMultivariateNormal(mean, width * factor, diagonal, validate_args=False)
-        zero = torch.zeros(4, dtype=torch.float64)
+        zero = torch.zeros(n, dtype=torch.float64)
         return kb.kl(p, td.LowRankMultivariateNormal(zero, 2.0 * factor, width * diagonal, validate_args=False))
 
     widths = torch.tensor([0.5, 2.0, 3.0], dtype=torch.float64)

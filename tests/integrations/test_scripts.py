@@ -64,7 +64,7 @@ def printed(*command):
         check=False,
     )
     assert result.returncode == 0, result.stderr[-3000:]
-    lines = [line.split() for line in result.stdout.splitlines() if re.match(r"(kl|gkd|on-policy|grpo) ", line)]
+    lines = [line.split() for line in result.stdout.splitlines() if re.match(r"(kl|gkd|on-policy|grpo|cache) ", line)]
     return [(name, [float(x) for x in numbers]) for name, *numbers in lines]
 
 
@@ -96,7 +96,14 @@ def test_trainers_of_trl_bring_the_student_closer():
     assert 0.0 < found["grpo"][0] < 0.1
 
 
-PAGES = sorted(FOLDER.glob("*.md"))
+@pytest.mark.slow
+def test_a_cached_teacher_brings_the_student_closer():
+    pytest.importorskip("transformers")
+    ((_, (before, after)),) = printed("with_cache.py")
+    assert after < before
+
+
+PAGES = [FOLDER.with_suffix(".md"), *sorted(FOLDER.glob("*.md"))]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -169,6 +169,7 @@ def test_a_compiled_model_is_asked_through_its_wrapper():
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of what inductor imports
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 @pytest.mark.parametrize("fused", [True, False])
 def test_a_model_that_inductor_compiled_makes_the_same_step(fused):
@@ -332,7 +333,13 @@ def test_padded_vocabularies_are_cut_to_the_real_tokens():
 
 @pytest.mark.parametrize(
     ("settings", "scale"),
-    [({"lm_head_multiplier": 0.5}, 0.5), ({"logit_scale": 0.25}, 0.25), ({"logits_scaling": 4.0}, 0.25), ({}, 1.0)],
+    [
+        ({"lm_head_multiplier": 0.5}, 0.5),
+        ({"output_multiplier": 0.2}, 0.2),
+        ({"logit_scale": 0.25}, 0.25),
+        ({"logits_scaling": 4.0}, 0.25),
+        ({}, 1.0),
+    ],
 )
 def test_the_config_says_how_scores_are_scaled(settings, scale):
     model = tiny.model()

@@ -173,6 +173,17 @@ def test_another_layer_colours_anew(opened):
     assert grounds() == before
 
 
+def test_layers_may_have_scales_of_their_own(opened):
+    shown = prepare(passages(["a ", "b ", "c "]), unit="KL", number=str, one_scale=False)
+    tab = opened("{{ passages(shown) }}", shown=shown)
+    read = "all => all.map(t => getComputedStyle(t).backgroundColor)"
+    colours = tab.eval_on_selector_all(".passage .t", read)
+    assert tab.locator(".scale:visible").inner_text().split()[-1] == "0.02"
+    tab.get_by_label("two").check()
+    assert tab.locator(".scale:visible").inner_text().split()[-1] == "0.2"
+    assert tab.eval_on_selector_all(".passage .t", read) == colours, "ten times as much, on a scale ten times as high"
+
+
 def test_a_box_stays_within_a_narrow_window(opened):
     pieces = ["word " for _ in range(60)] + ["x" * 300]
     tab = opened("{{ passages(shown) }}", width=400, shown=prepare(passages(pieces), unit="KL", number=str))
@@ -229,13 +240,17 @@ def test_text_from_outside_does_not_act(opened):
         assert seen in text
 
 
-def test_a_script_that_slips_in_may_not_run(tmp_path, monkeypatch, chromium):
-    body = "<script>window.hurt = 1</script><img src=x onerror='window.hurt = 1'>"
-    tab = chromium.new_page()
+def test_what_slips_in_may_not_run_nor_load(tmp_path, monkeypatch, chromium):
+    body = "<script>window.hurt = 1</script><img src=x onerror='window.hurt = 1'><iframe src='other.html'></iframe>"
+    (tmp_path / "other.html").write_text("<p>other</p>")
+    asked, tab = [], chromium.new_page()
+    tab.on("response", lambda response: asked.append(response.url.rpartition("/")[2]))
     tab.goto(rendered(tmp_path, monkeypatch, body, scripts=("tables.js",)).as_uri())
     assert tab.evaluate("window.hurt") is None
+    assert "other.html" not in asked, "nor is anything asked for"
     tab.goto(rendered(tmp_path, monkeypatch, body, scripts=()).as_uri())
     assert tab.evaluate("window.hurt") == 1, "the policy of the page above, not the browser, has stopped it"
+    assert "other.html" in asked
     tab.close()
 
 

@@ -17,8 +17,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from kullback._errors import BadInput
 from kullback.language import small
 from kullback.language.documents import documents, split
-from kullback.lm.distill import run
+from kullback.lm.distill import run, training
+from kullback.lm.distill.material import Material, Texts
 from kullback.lm.distill.measures import scores
+from kullback.lm.distill.settings import ARMS
 from kullback.lm.distill.training import last_checkpoint
 
 FILES = {"report.html", "results.json", "settings.json", "student"}
@@ -106,7 +108,21 @@ def test_curves_and_examples_are_of_the_students(whole, settings):
     assert teacher["came"][5] == pytest.approx(p[4, ids[5]].item(), abs=2e-5)
 
 
-def test_students_of_a_seed_begin_alike_and_read_alike(settings, tmp_path):
+def test_students_of_a_seed_read_the_same_text_in_the_same_order(settings, tmp_path):
+    material = Material.of(settings, Texts.of(settings), settings.teacher)
+
+    def read(arm, seed):
+        data = training._trainer(material, arm, seed, material.student(seed), tmp_path).train_dataset
+        return [data[i]["window"] for i in range(len(data))]
+
+    one = read(ARMS[0], 0)
+    assert len(one) == settings.steps * settings.batch_size
+    assert read(ARMS[1], 0) == one
+    assert read(ARMS[0], 1) != one
+    assert {tuple(window.ids) for window in one} <= {tuple(window.ids) for window in material.train}
+
+
+def test_students_of_a_seed_begin_alike(settings, tmp_path):
     """With one step at almost no learning rate both kinds are what they began as."""
     found = run(replace(settings, steps=1, learning_rate=1e-12, seeds=2, out=tmp_path / "out"))
     taught, alone = (found.of(arm) for arm in ("from the teacher", "from labels alone"))

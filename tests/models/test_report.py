@@ -1,6 +1,7 @@
 """report.html of a comparison: what it says, and what a browser makes of it."""
 
 import json
+import math
 import re
 
 import pytest
@@ -165,6 +166,17 @@ def test_a_context_is_of_neighbours_alone(run):
     for span in spans:
         assert found[span]["position"].tolist() == list(range(span.first, span.last + 1))
         assert set(found[span]["document"]) == {span.document}
+
+
+def test_what_a_stored_reference_does_not_know_is_left_out(run):
+    """Top-k of a reference: fewer choices than three, and no probability of a token that is not listed."""
+    span = report.Span(0, 1, 3)
+    rows = report.read_tokens(run[1].parent / run[0]["candidates"][0]["tokens"], [span])[span]
+    rows["log_p"][0], rows["log_q"][0] = math.nan, -math.inf
+    rows["choices_p_ids"][0, 1:], rows["choices_p"][0, 1:] = -1, math.nan
+    p, q = report.opinions("ref", "cand", rows, 0, report.Texts(synthetic.pieces))
+    assert (len(p.choices), p.came) == (1, None)
+    assert (len(q.choices), q.came) == (3, 0.0)
 
 
 def test_many_candidates_still_make_a_small_page(tmp_path):

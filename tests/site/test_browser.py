@@ -4,6 +4,12 @@ import pytest
 
 PICTURES = ("index", "learn/2-kl-and-its-direction", "learn/recipes/gallery", "learn/recipes/two_modes", "performance")
 
+OVER = """(() => {
+  const page = Math.max(document.documentElement.scrollWidth, document.body.scrollWidth) - innerWidth;
+  const text = document.querySelector(".content");
+  return Math.max(page, text.scrollWidth - text.clientWidth);
+})()"""
+
 
 def test_the_search_finds_kl(address, chromium):
     page = chromium.new_page()
@@ -63,9 +69,7 @@ def test_every_page_fits_a_telephone_and_is_silent(address, site, chromium):
     wide = []
     for name in names:
         page.goto(f"{address}/{name}", wait_until="domcontentloaded")
-        over = page.evaluate(
-            "Math.max(document.documentElement.scrollWidth, document.body.scrollWidth) - window.innerWidth"
-        )
+        over = page.evaluate(OVER)  # code, tables and formulas scroll by themselves; the text and the page do not
         wide += [(name, over)] if over > 0 else []
     assert wide == []
     assert said == []

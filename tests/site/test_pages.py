@@ -54,7 +54,7 @@ def reached():
         page = left.pop()
         if page not in seen:
             seen.add(page)
-            left += lists(page)
+            left += lists(page) if page in PAGES else []
     return seen
 
 
@@ -62,7 +62,7 @@ def test_every_page_is_in_the_navigation():
     pytest.importorskip("sphinx")
     missing = sorted(PAGES - reached())
     assert not missing, f"no list leads to {missing}: write them into a toctree of docs/index.md, where they belong"
-    assert reached() <= PAGES
+    assert reached() <= PAGES, f"lists name pages that are not there: {sorted(reached() - PAGES)}"
 
 
 def surface():

@@ -1,4 +1,7 @@
-"""Kullback's losses in the trainers of TRL: thin subclasses, for TRL 1.16 and its signatures."""
+"""Kullback's losses in the trainers of TRL: thin subclasses, for TRL 1.16 and its signatures.
+
+Programs that use them, which tests run: docs/trainers/trl.md.
+"""
 
 import inspect
 import random

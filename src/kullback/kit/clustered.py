@@ -29,7 +29,7 @@ def clustered_mean(sums: Sequence[float], counts: Sequence[int]) -> Clustered:
     Source: Cochran, Sampling Techniques, 1977, 6.3; Liang & Zeger 1986.
 
     >>> clustered_mean([1.0, 2.0, 6.0], [1, 1, 1])
-    Clustered(mean=3.0, stderr=1.527525231651947, groups=3, count=3)
+    Clustered(mean=3.0, stderr=1.5275..., groups=3, count=3)
     >>> clustered_mean([10.0, 20.0], [10, 10]).stderr, clustered_mean([10.0], [10]).stderr
     (0.5, None)
     """

@@ -100,6 +100,8 @@
       places.forEach((pieces, p) => pieces.forEach((piece, i) => {
         piece.className = `t l${data.passages[p].levels[layer][i]}`;
       }));
+      const scales = document.querySelectorAll(".scale");
+      if (scales.length > 1) scales.forEach((scale, i) => { scale.hidden = i !== layer; });
       hide();
     });
   }

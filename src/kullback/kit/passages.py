@@ -116,18 +116,24 @@ class Prepared:
 
     passages: list[tuple[str, list[tuple[str, str, bool]]]]  # title; text, class and whether it takes the focus
     layers: list[str]
-    legend: list[tuple[int, str]]
+    legends: list[list[tuple[int, str]]]  # a scale of colours for each layer, or one for all
     data: dict[str, Any]
 
 
-def prepare(passages: Sequence[Passage], *, unit: str, number: Callable[[float], str]) -> Prepared:
+def prepare(
+    passages: Sequence[Passage], *, unit: str, number: Callable[[float], str], one_scale: bool = True
+) -> Prepared:
     """Passages for the page's `passages`, which shows them with the first layer, and offers the others.
 
     Args:
         unit: what the numbers are, as it stands before them in the box.
         number: how one is written.
+        one_scale: whether a colour means the same in all layers; else each has the scale that shows most of it.
     """
-    lowest = bounds(v for passage in passages for layer in passage.layers for v in layer.values)
+    layers = [layer.name for layer in passages[0].layers] if passages else []
+    pooled = [[v for passage in passages for v in passage.layers[i].values] for i in range(len(layers))]
+    whole = [v for values in pooled for v in values]
+    scales = [bounds(whole)] * len(layers) if one_scale else [bounds(values) for values in pooled]
     strings: dict[str, int] = {}
     sides: dict[str, int] = {}
 
@@ -141,7 +147,10 @@ def prepare(passages: Sequence[Passage], *, unit: str, number: Callable[[float],
 
     shown, data = [], []
     for passage in passages:
-        levels = [[level(v, lowest) if v is not None else "n" for v in layer.values] for layer in passage.layers]
+        levels = [
+            [level(v, lowest) if v is not None else "n" for v in layer.values]
+            for layer, lowest in zip(passage.layers, scales, strict=True)
+        ]
         boxes = [
             [
                 0 if v is None else [number(v), *map(side, box)]
@@ -158,8 +167,11 @@ def prepare(passages: Sequence[Passage], *, unit: str, number: Callable[[float],
         data.append({"levels": ["".join(map(str, row)) for row in levels], "boxes": boxes})
     return Prepared(
         shown,
-        [layer.name for layer in passages[0].layers] if passages else [],
-        [(0, f"< {lowest[0]:g}"), *((k + 1, f"{low:g}") for k, low in enumerate(lowest))],
+        layers,
+        [
+            [(0, f"< {lowest[0]:g}"), *((k + 1, f"{low:g}") for k, low in enumerate(lowest))]
+            for lowest in (scales[:1] if one_scale else scales)
+        ],
         {"unit": unit, "strings": list(strings), "sides": list(map(json.loads, sides)), "passages": data},
     )
 

@@ -12,7 +12,7 @@ from kullback.forms.linear import LinearLogits
 
 # what asks a model for its last hidden state, and for the scores of one position, by which the rest is checked
 ASKED = {"output_hidden_states": -1, "logits_to_keep": 1}
-MULTIPLY = ("logit_scale", "lm_head_multiplier")  # Cohere, Falcon-H1
+MULTIPLY = ("logit_scale", "lm_head_multiplier", "output_multiplier")  # Cohere, Falcon-H1, Muse
 
 
 class Head(NamedTuple):

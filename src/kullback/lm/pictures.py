@@ -22,7 +22,7 @@ def curves_picture(students: Students, key: str, label: str, level: float | None
         for i, student in enumerate(students):
             for k, curve in enumerate(student["curves"]):
                 points = [(point["step"], point[key]) for point in curve if point[key] is not None]
-                first = {"label": student["name"]} if k == 0 else {"alpha": 0.55}
+                first = {"label": student["name"]} if k == 0 else {"alpha": 0.8, "linestyle": (0, (3, 1.5))}
                 steps, values = [step for step, _ in points], [value for _, value in points]
                 axes.plot(
                     steps, values, color=COLOURS[i % 3], marker=MARKS[i % 3], markersize=4.5, linewidth=1.8, **first

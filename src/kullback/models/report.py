@@ -52,7 +52,7 @@ def render(results: Mapping[str, Any], folder: Path, pieces: Pieces) -> str:
         charts=[(title, said, draw()) for title, said, draw in _charts(results)] if candidates else [],
         classes=class_rows(candidates) if candidates else [],
         worst=[(one["name"], worst_rows(one, its, text)) for one, its in _farthest_first(candidates, tokens)],
-        shown=prepare(shown, unit="KL", number=significant) if shown else None,
+        shown=prepare(shown, unit="KL", number=significant, one_scale=False) if shown else None,
         percent=f"{100 * results['level']:g} %",
         settings={name: _setting(value) for name, value in results["settings"].items()},
     )
@@ -342,30 +342,22 @@ def _passage(
     for one, its in _farthest_first(results["candidates"], tokens):
         rows = its[span]
         values = [float(kl) for kl in rows["kl"]]
-        opinions = [_opinions(results["reference"]["name"], one["name"], rows, i, text) for i in range(len(values))]
-        layers.append(Layer(one["name"], values, opinions))
+        said = [opinions(results["reference"]["name"], one["name"], rows, i, text) for i in range(len(values))]
+        layers.append(Layer(one["name"], values, said))
     return Passage(title, text.of(tokens[0][span]["token"]), layers)
 
 
-def _opinions(reference: str, candidate: str, rows: Rows, i: int, text: Texts) -> tuple[Opinion, Opinion]:
-    sides = ((reference, "p"), (candidate, "q"))
-    return tuple(  # type: ignore[return-value]
-        Opinion(
-            name,
-            tuple(
-                (piece, float(share))
-                for piece, share, known in zip(
-                    text.of(rows[f"choices_{s}_ids"][i]),
-                    rows[f"choices_{s}"][i],
-                    rows[f"choices_{s}_ids"][i],
-                    strict=True,
-                )
-                if known >= 0
-            ),
-            math.exp(rows[f"log_{s}"][i]) if math.isfinite(rows[f"log_{s}"][i]) else None,
-        )
-        for name, s in sides
-    )
+def opinions(reference: str, candidate: str, rows: Rows, i: int, text: Texts) -> tuple[Opinion, Opinion]:
+    """What both sides held likely at a token, and what they gave the one that came; what is not known is left out."""
+
+    def side(name: str, letter: str) -> Opinion:
+        ids, shares = rows[f"choices_{letter}_ids"][i], rows[f"choices_{letter}"][i]
+        log = float(rows[f"log_{letter}"][i])
+        listed = ids >= 0
+        choices = zip(text.of(ids[listed]), shares[listed].tolist(), strict=True)
+        return Opinion(name, tuple(choices), None if math.isnan(log) else math.exp(log))
+
+    return side(reference, "p"), side(candidate, "q")
 
 
 @dataclass(frozen=True)
@@ -388,7 +380,7 @@ def worst_rows(one: Mapping[str, Any], tokens: Mapping[Span, Rows], text: Texts)
         rows = tokens[Span(w["document"], w["position"] - AROUND, w["position"] + AROUND)]
         at = int(np.flatnonzero(rows["position"] == w["position"])[0])
         pieces = text.of(rows["token"])
-        sides = _opinions("", "", rows, at, text)
+        sides = opinions("", "", rows, at, text)
         found.append(
             Worst(
                 significant(_first(w["kl"])),

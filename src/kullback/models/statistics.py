@@ -22,6 +22,7 @@ PROBABILITY = "Token probability statistics"
 OTHERS = "Other divergences"
 KLD_PERCENTILES = (99.9, 99.0, 95.0, 90.0, 50.0, 10.0, 5.0, 1.0, 0.1)
 PROBABILITY_PERCENTILES = (99.9, 99.0, 95.0, 90.0, 75.0, 50.0, 25.0, 10.0, 5.0, 1.0, 0.1)
+FEWEST = 8  # documents on either side of a percentile for its interval to be given; from fewer it covers too rarely
 RATIO = "Mean PPL(Q)/PPL(base)"
 MEAN_KLD = "Mean KLD"
 
@@ -172,7 +173,8 @@ def percentile(
     """A quantile of x, which is also given in ascending order.
 
     Its interval is Woodruff's (1952): the quantiles at the ends of the interval of the share of tokens that lie below
-    it. None where those ends are beyond the smallest or the largest, and of these themselves.
+    it. None where those ends are beyond the smallest or the largest, or fewer than `FEWEST` documents have tokens on
+    either side of it; and of the smallest and the largest themselves.
     """
     value, low, high = quantile(ordered, share), None, None
     if 0.0 < share < 1.0 and math.isfinite(value):
@@ -180,7 +182,9 @@ def percentile(
         error = clusters.error(below - float(np.mean(below)))
         if error is not None:
             ends = share - clusters.quantile * error, share + clusters.quantile * error
-            if ends[0] >= 0.0 and ends[1] <= 1.0:
+            held = np.bincount(clusters.index, below, clusters.count)
+            sides = min(np.count_nonzero(held), np.count_nonzero(held < clusters.sizes))
+            if ends[0] >= 0.0 and ends[1] <= 1.0 and sides >= FEWEST:
                 low, high = (scale * quantile(ordered, end) for end in ends)
     return Statistic(name, scale * value, low=low, high=high, unit=unit)
 
