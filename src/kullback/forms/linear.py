@@ -119,7 +119,8 @@ class LinearLogits(FiniteForm):
 
     def logits(self) -> Logits:
         """The same distributions with all their scores at once, (..., V), in the dtype of the hidden states."""
-        z = torch.nn.functional.linear(*self.tensors) * self.scale
+        z = torch.nn.functional.linear(*self.tensors)
+        z = z if self.scale == 1.0 else z * self.scale
         return Logits(z if self.softcap is None else self.softcap * torch.tanh(z / self.softcap), self.temperature)
 
 

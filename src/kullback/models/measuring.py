@@ -13,7 +13,7 @@ from kullback.forms.linear import LinearLogits
 from .scores import Scores, join, score
 from .text import Batch
 
-MEMORY = {"cpu": 32 << 20}  # bytes of one side's scores, on this kind of device
+MEMORY = {"cpu": 128 << 20}  # bytes of one side's scores, on this kind of device
 ELSEWHERE = 256 << 20
 ROWS = (64, 512)  # least, most in a chunk
 
