@@ -90,7 +90,7 @@ def test_bad_input_is_one_line_and_exit_code_2(text, teacher, tmp_path, argument
 
 
 def _stopped(process):
-    """What it printed. An interrupt that falls into a callback of the interpreter's own is lost, as a person's may be."""
+    """What it printed. An interrupt that falls into a callback of the interpreter's own is lost."""
     for _ in range(5):
         process.send_signal(signal.SIGINT)
         try:
