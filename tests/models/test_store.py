@@ -202,8 +202,9 @@ def test_a_base_file_that_was_not_finished_is_none(folders, text_folder, tmp_pat
     with pytest.raises(KeyboardInterrupt):
         kept(folders, text_folder, tmp_path / "a.kld", ["near"], out=tmp_path / "run")
     assert not (tmp_path / "a.kld").exists()
-    assert list(tmp_path.iterdir()) == [tmp_path / "run"]
+    assert {path.name for path in tmp_path.iterdir()} == {"run", ".a.kld.unfinished"}
     monkeypatch.setattr(job, "measure", measure)
     found = job.resume(tmp_path / "run")
+    assert {path.name for path in tmp_path.iterdir()} == {"run", "a.kld"}
     with BaseFile(tmp_path / "a.kld") as file:
         assert file.n_chunk * file.rows == found.measured
