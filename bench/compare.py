@@ -42,7 +42,7 @@ COST = (
     (1024, 16, 32000, 256, 1, 2),
     (1024, 12, 128256, 256, 1, 1),
 )
-MEMORY = (8_000, 32_000, 96_000)
+MEMORY = (10_000, 40_000, 160_000, 320_000)
 BATCH = 4
 
 
@@ -134,12 +134,12 @@ def memory(tokens: int) -> dict[str, Any]:
     from kullback.models.statistics import summarize
     from kullback.models.table import Columns
 
-    sides = models(64, 2, 8192, 256)
+    sides = models(64, 2, 2048, 256)
     before = peak()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "tokens.parquet")
         with Writer(path) as writer:
-            for batch in batches(Random(tokens, 256, 8192), BATCH):
+            for batch in batches(Random(tokens, 256, 2048), BATCH):
                 together(sides, batch, writer)
         running = peak()
         size = path.stat().st_size
