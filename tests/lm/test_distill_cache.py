@@ -11,9 +11,14 @@ pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 pytest.importorskip("pyarrow")
 
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
 from kullback._errors import BadInput
+from kullback.language.caches import TeacherCache
 from kullback.language.documents import documents, split
 from kullback.language.loading import load
+from kullback.language.small import save
 from kullback.lm.cache import job as cache_job
 from kullback.lm.distill import run
 from kullback.lm.distill.material import Cached, Texts
@@ -52,6 +57,29 @@ def test_a_cache_of_all_classes_is_the_teacher(settings_, live, full, tmp_path):
     assert kl(found) == pytest.approx(kl(live), rel=2e-3)
     assert kl(found, "from labels alone") == pytest.approx(kl(live, "from labels alone"), rel=1e-5)
     assert any("learns from a cache (top-k" in note for note in found.notes)
+
+
+@pytest.mark.parametrize("policy", ["top-k", "drawn"])
+def test_a_padded_vocabulary_is_cut_to_its_tokens(settings_, full, tmp_path, policy):
+    """Scores of rows that are no token, however large, count for nothing."""
+    folder = load(settings_.teacher).folder
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    classes = model.config.vocab_size
+    model.resize_token_embeddings(classes + 7, mean_resizing=False)
+    with torch.no_grad():
+        model.get_output_embeddings().weight[classes:] = 3.0
+    padded = replace(settings_, teacher=save(model, tokenizer, tmp_path / "padded"))
+    cache = written(tmp_path / "cache", padded, policy=policy, k=classes)
+    tail = "renormalize" if policy == "top-k" else None
+    found = TeacherCache(cache, tail=tail)
+    assert found.num_classes == classes
+    if policy == "top-k":
+        plain = TeacherCache(full, tail=tail)
+        for i in (0, 3):
+            one, other = found.row(i), plain.row(i)
+            assert (one.teacher_ids == other.teacher_ids).all()
+            torch.testing.assert_close(one.teacher_log_probs, other.teacher_log_probs, rtol=0.0, atol=2e-3)
+    assert kl(run(replace(padded, cache=cache, **({"tail": tail} if tail else {}), out=tmp_path / "out"))).sum() > 0
 
 
 def test_held_out_documents_in_a_cache_are_not_learnt_from(settings_, full):

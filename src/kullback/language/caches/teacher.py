@@ -76,4 +76,5 @@ class ModelTeacher:
         step = max(1, CELLS // self.settings.num_classes)
         for start in range(0, len(states), step):
             part = states[start : start + step]
-            yield part if self._head is None else self._head.form(part).logits().data
+            scores = part if self._head is None else self._head.form(part).logits().data
+            yield scores[..., : self.settings.num_classes]  # what lies behind are padded rows

@@ -79,6 +79,7 @@ class Settings:
                 f"{folder}: the tokenizer has {needed} tokens, but the model scores {classes}; they do not belong "
                 "together"
             )
+        classes = needed or classes  # rows of scores behind the last token are padding, and no classes
         most = longest(loaded.model)
         context = self.context or min(USUAL_CONTEXT, most or USUAL_CONTEXT)
         if most is not None and context > most:
