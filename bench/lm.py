@@ -25,7 +25,7 @@ import torch
 
 from kullback.kit.files import write_bytes, write_json
 from kullback.language.loading import load
-from kullback.lm import cache_job
+from kullback.lm.cache import job as cache_job
 from kullback.lm.distill import measures
 from kullback.lm.distill.material import Material, Texts
 from kullback.lm.distill.settings import ARMS, Settings
@@ -86,12 +86,12 @@ def main(run: Path, steps: int | None) -> None:
         given = cache_job.Settings(teacher=str(teacher), out=work / name, **choices)
         sizes[name] = cache_job.run(given, lambda *_: None, lambda *_: None).to_json()
     live = Material.of(settings, texts, teacher)
-    students = {LIVE: students_of(live, work / "live")}
+    students = {LIVE: students_of(live, work / "students" / "live")}
     for name, cache, tail in FORMS:
         print(f"students: {name}", flush=True)
         material = Material.of(replace(settings, cache=work / cache, tail=tail), texts, teacher)
         assert material.train == live.train
-        students[name] = students_of(material, work / name)
+        students[name] = students_of(material, work / "students" / name)
     everybody = [model for models in students.values() for model in models]
     counts, (_, *sums) = measures.measure(live.teacher.model, everybody, live.held_out, live.classes)
     seeds, rows = settings.seeds, []

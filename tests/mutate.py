@@ -25,10 +25,8 @@ import os
 import random
 import re
 import resource
-import shutil
 import signal
 import sys
-import tempfile
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
@@ -53,8 +51,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE, PAGE, COVER = ROOT / "src" / "kullback", ROOT / "docs" / "mutations.md", ROOT / "build" / "mutation-cover.json"
 FILES = ("core", "exact", "estimate", "losses", "forms", "route.py", "terms.py")
 TESTS = ("exact", "estimate", "losses", "forms", "laws", "oracles", "gradients", "test_route.py", "test_terms.py")
-# what ranks do, other processes execute, where coverage.py does not see it: these tests start them
-RANKS = dict.fromkeys(("core/sharded.py", "forms/sharded.py"), "tests/sharded/test_ranks.py")
+# what ranks do, other processes execute, which neither see the mutation nor count as coverage
+LEFT_OUT = ("core/sharded.py", "forms/sharded.py")
 CAUGHT, SURVIVED, UNFIT = "caught", "survived", "unfit"
 
 _ARITHMETIC = {"Add": "Sub", "Sub": "Add", "Mul": "Div", "Div": "Mul", "Pow": "Mul", "FloorDiv": "Mul", "Mod": "Mul"}
@@ -291,33 +289,14 @@ class Planted(MetaPathFinder, Loader):
         exec(compile(self.mutant.source, str(PACKAGE / self.mutant.file), "exec"), module.__dict__)
 
 
-class TwoRanks:
-    """Runs the checks of two ranks, and no other number."""
-
-    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        items[:] = [item for item in items if "[2-" in item.nodeid]
-
-
 def trial(mutant: Mutant, tests: list[str], expected: float) -> str:
     """Run the tests on the mutated package, in a fork."""
-    with tempfile.TemporaryDirectory() as folder:
-        return forked(mutant, tests, expected, Path(folder))
-
-
-def forked(mutant: Mutant, tests: list[str], expected: float, folder: Path) -> str:
-    ranks = RANKS.get(mutant.file)
-    if ranks is not None:  # the processes that a test starts import a copy
-        shutil.copytree(PACKAGE, folder / "kullback", ignore=shutil.ignore_patterns("__pycache__"))
-        (folder / "kullback" / mutant.file).write_text(mutant.source)
     child = os.fork()
     if child == 0:
         end = 80
         with contextlib.suppress(BaseException):
             os.setpgid(0, 0)
             seconds = int(8 + 3 * expected)
-            if ranks is not None:
-                os.environ["PYTHONPATH"], seconds = str(folder), seconds + 60
-                signal.alarm(300)  # two ranks may wait for each other for ever
             resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 5))
             resource.setrlimit(resource.RLIMIT_DATA, (6 << 30, 6 << 30))
             for stream in (1, 2):
@@ -328,10 +307,7 @@ def forked(mutant: Mutant, tests: list[str], expected: float, folder: Path) -> s
             except Exception:
                 os._exit(90)
             files = sorted({test.split("::")[0] for test in tests})
-            if files:
-                end = int(pytest.main([*QUIET, "-x", *(str(ROOT / f) for f in files)], plugins=[Only(tests)]))
-            if ranks is not None and (not files or end in (0, 5)):
-                end = int(pytest.main([*QUIET, "-x", str(ROOT / ranks)], plugins=[TwoRanks()]))
+            end = int(pytest.main([*QUIET, "-x", *(str(ROOT / f) for f in files)], plugins=[Only(tests)]))
         os._exit(end)
     _, status = os.waitpid(child, 0)
     with contextlib.suppress(ProcessLookupError):
@@ -400,11 +376,11 @@ def survivors_of(file: str, source: str, every: list[Site], text: str) -> list[M
 
 def attempt(mutant: Mutant, cover: Cover, budget: float, last: float) -> str:
     """What becomes of a mutation on ever more tests."""
-    tests, done, ranks = cover.tests(mutant), set[str](), mutant.file in RANKS
-    for seconds, of in [(budget, None)] if ranks else [(1.0, 1), (budget, None), (last, None)]:
+    tests, done = cover.tests(mutant), set[str]()
+    for seconds, of in [(1.0, 1), (budget, None), (last, None)]:
         picked = cover.chosen([t for t in tests if t not in done], seconds, of)
         done |= set(picked)
-        if picked or ranks:
+        if picked:
             end = trial(mutant, picked, sum(cover.seconds[t] for t in picked))
             if end != SURVIVED:
                 return end
@@ -417,7 +393,7 @@ def files(wanted: list[str]) -> list[str]:
         for part in FILES
         for path in ([PACKAGE / part] if part.endswith(".py") else sorted((PACKAGE / part).rglob("*.py")))
     ]
-    return [file for file in every if not wanted or any(file.startswith(w) for w in wanted)]
+    return [f for f in every if f not in LEFT_OUT and (not wanted or any(f.startswith(w) for w in wanted))]
 
 
 def main() -> None:

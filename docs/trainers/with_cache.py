@@ -10,7 +10,7 @@ from transformers import TrainingArguments, set_seed
 from with_trl import letters, model
 
 from kullback.integrations.transformers import DistillationTrainer
-from kullback.language.cache import TeacherCache
+from kullback.language.caches import TeacherCache
 from kullback.losses import Distillation
 
 

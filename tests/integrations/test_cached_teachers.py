@@ -16,7 +16,7 @@ from transformers.trainer_callback import PrinterCallback
 
 from kullback import FormError
 from kullback.integrations.transformers import DistillationTrainer
-from kullback.language.cache import TeacherCache
+from kullback.language.caches import TeacherCache
 from kullback.losses import GKD, Distillation
 
 

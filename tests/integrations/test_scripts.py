@@ -68,10 +68,11 @@ def printed(*command):
     return [(name, [float(x) for x in numbers]) for name, *numbers in lines]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "command",
     [
-        pytest.param(["with_lightning.py"], marks=pytest.mark.slow),
+        ["with_lightning.py"],
         ["with_lightning.py", "2"],
         [*TORCHRUN, "2", "with_ddp.py"],
         [*TORCHRUN, "2", "with_fsdp2.py"],

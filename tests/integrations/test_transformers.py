@@ -432,6 +432,7 @@ def of_two_ranks(script, out, *more):
     return torch.load(out, weights_only=True)
 
 
+@pytest.mark.slow
 def test_two_ranks_make_the_step_and_the_means_of_one(tmp_path):
     """Accumulation 2 on each; 7 texts in batches of 2 on 2 ranks, so that the sampler repeats one of them."""
     found = of_two_ranks("two_ranks.py", tmp_path / "found.pt")
@@ -450,6 +451,7 @@ def test_two_ranks_make_the_step_and_the_means_of_one(tmp_path):
     assert "average_tokens_across_devices=False gives ranks with fewer tokens" in found["refused"]
 
 
+@pytest.mark.slow
 def test_students_that_fsdp2_has_sharded_make_the_same_step(tmp_path):
     """Also after an evaluation, which leaves weights whole, of which an optimizer made then would know nothing."""
     found = of_two_ranks("fsdp_ranks.py", tmp_path / "found.pt", tmp_path)

@@ -289,6 +289,7 @@ def of_two_ranks(tmp_path_factory):
     return torch.load(out / "found.pt", weights_only=True)
 
 
+@pytest.mark.slow
 def test_two_ranks_of_gkd_make_the_step_of_one_where_trls_make_half(of_two_ranks):
     student, teacher = tiny.model(seed=1), tiny.model(seed=2)
     wanted, gradients = it.of_batches(student, teacher, [it.collate(it.completed(32).to_list())])
@@ -303,6 +304,7 @@ def test_two_ranks_of_gkd_make_the_step_of_one_where_trls_make_half(of_two_ranks
         assert own["evaluated"][name] == pytest.approx(value, rel=1e-6), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "beta"), [("own", 0.3), ("distillation", 1.0)])
 def test_two_ranks_of_completions_make_the_mean_over_all_tokens(of_two_ranks, name, beta):
     found = of_two_ranks[name]
@@ -315,6 +317,7 @@ def test_two_ranks_of_completions_make_the_mean_over_all_tokens(of_two_ranks, na
     close(found["step"], gradients)
 
 
+@pytest.mark.slow
 def test_two_ranks_evaluate_every_completion_once(of_two_ranks):
     found = of_two_ranks["distillation"]
     student = tiny.model()
@@ -322,6 +325,7 @@ def test_two_ranks_evaluate_every_completion_once(of_two_ranks):
     evaluated_by_tokens(found["metrics"], student, tiny.model(seed=2), found["evaluated"])
 
 
+@pytest.mark.slow
 def test_two_ranks_of_grpo_make_the_mean_over_all_tokens(of_two_ranks):
     found = of_two_ranks["grpo"]
     policy, reference = tiny.model(), tiny.model()

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 
 from kullback import draw, top_k
-from kullback.language.cache_format import CacheSettings
-from kullback.language.cache_writer import Task, write_cache
+from kullback.language.caches.format import CacheSettings
+from kullback.language.caches.writer import Task, write_cache
 from kullback.language.fingerprints import Fingerprint
 from kullback.language.windows import windows
 

@@ -27,10 +27,10 @@ import pyarrow.parquet as pq
 
 from kullback import Drawn, FormError, Logits, TopK, draw, estimate, kl, top_k
 from kullback._errors import BadInput
-from kullback.language import cache_writer
-from kullback.language.cache import TeacherCache
-from kullback.language.cache_format import KEY
-from kullback.language.cache_writer import written
+from kullback.language.caches import TeacherCache
+from kullback.language.caches import writer as cache_writer
+from kullback.language.caches.format import KEY
+from kullback.language.caches.writer import written
 from kullback.language.fingerprints import Fingerprint
 from kullback.language.windows import IGNORED
 from kullback.losses import Distillation
@@ -130,7 +130,7 @@ def test_the_files_say_what_they_are(cached):
 
 @pytest.mark.parametrize(("classes", "dtype"), [(256, pa.uint8()), (65536, pa.uint16()), (65537, pa.uint32())])
 def test_ids_take_the_smallest_integers_that_hold_them(classes, dtype):
-    from kullback.language.cache_format import schema
+    from kullback.language.caches.format import schema
 
     of = replace(bigrams.settings(), num_classes=classes)
     assert schema(of).field("input_ids").type.value_type == dtype

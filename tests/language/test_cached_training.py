@@ -11,10 +11,10 @@ pytest.importorskip("accelerate")
 import tiny
 
 from kullback import draw, top_k
-from kullback.language.cache import TeacherCache
-from kullback.language.cache_format import CacheSettings
-from kullback.language.cache_teacher import ModelTeacher
-from kullback.language.cache_writer import Task, write_cache
+from kullback.language.caches import TeacherCache
+from kullback.language.caches.format import CacheSettings
+from kullback.language.caches.teacher import ModelTeacher
+from kullback.language.caches.writer import Task, write_cache
 from kullback.language.fingerprints import model_fingerprint
 from kullback.language.windows import IGNORED, windows
 from kullback.losses import Distillation

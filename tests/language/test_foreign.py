@@ -10,7 +10,7 @@ import torch
 
 from kullback import FormError, TopK
 from kullback._errors import BadInput
-from kullback.language.foreign import Axolotl, DistillKit
+from kullback.language.caches.foreign import Axolotl, DistillKit
 from kullback.language.windows import IGNORED
 
 V, K = 1000, 6

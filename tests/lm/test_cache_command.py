@@ -21,16 +21,17 @@ from typer.testing import CliRunner
 
 from kullback import top_k
 from kullback.kit.unfinished import Unfinished
-from kullback.language import cache_teacher, small
-from kullback.language.cache import TeacherCache
-from kullback.language.cache_format import CacheSettings
-from kullback.language.cache_teacher import ModelTeacher
-from kullback.language.cache_writer import Task
+from kullback.language import small
+from kullback.language.caches import TeacherCache
+from kullback.language.caches import teacher as cache_teacher
+from kullback.language.caches.format import CacheSettings
+from kullback.language.caches.teacher import ModelTeacher
+from kullback.language.caches.writer import Task
 from kullback.language.documents import Document, split
 from kullback.language.fingerprints import Fingerprint, model_fingerprint, tokenizer_hash
 from kullback.language.windows import Window, token_ids, windows
-from kullback.lm import cache_job
-from kullback.lm.cache_command import cache
+from kullback.lm.cache import job as cache_job
+from kullback.lm.cache.command import cache
 
 WORDS = ("the", "cat", "sat", "on", "a", "mat", "and", "saw", "that", "no", "dog", "had", "come", "to", "eat", "all")
 

@@ -14,7 +14,7 @@ pytest.importorskip("pyarrow")
 from kullback._errors import BadInput
 from kullback.language.documents import documents, split
 from kullback.language.loading import load
-from kullback.lm import cache_job
+from kullback.lm.cache import job as cache_job
 from kullback.lm.distill import run
 from kullback.lm.distill.material import Cached, Texts
 

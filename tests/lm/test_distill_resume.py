@@ -163,6 +163,7 @@ def test_a_killed_run_goes_on_to_the_same_numbers(settings, tmp_path):
     assert all(torch.equal(one[key], other[key]) for key in one | other)
 
 
+@pytest.mark.slow
 def test_two_ranks_give_the_numbers_of_one(settings, tmp_path, whole):
     """By torchrun on gloo. The sums of two ranks are rounded otherwise than those of one, and twenty steps carry it."""
     settings = replace(settings, seeds=1, fused=None)

@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip("matplotlib")
 pytest.importorskip("jinja2")
 
-from kullback.lm import report
+from kullback.lm.distill import report
 
 ARMS = ("from the teacher", "from labels alone")
 TEXT = "the of and to in is a returns value object list string file name when each all"

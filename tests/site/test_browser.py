@@ -61,6 +61,7 @@ def test_the_front_page_is_one_screen(address, chromium):
     page.close()
 
 
+@pytest.mark.slow
 def test_every_page_fits_a_telephone_and_is_silent(address, site, chromium):
     page = chromium.new_page(viewport={"width": 400, "height": 800})
     said = listened(page)

@@ -12,8 +12,8 @@ from kullback.divergences import CROSS_ENTROPY
 from kullback.forms.finite import FiniteForm, Logits
 from kullback.forms.sparse import Drawn
 from kullback.kit.extras import extra
+from kullback.language.caches.stored import StoredTeacher
 from kullback.language.heads import ASKED, Head, cut, head_of, prove
-from kullback.language.stored import StoredTeacher
 from kullback.language.vocabulary import same_vocabulary, size_of
 from kullback.losses import GKD, Distillation
 from kullback.terms import Term, total
@@ -372,7 +372,7 @@ class DistillationTrainer(DistillationMixin, transformers.Trainer):  # type: ign
         teacher: a causal language model of transformers, run without gradient on the student's device and in its
             autocast; or a callable that takes the inputs and returns logits (batch, length, V) or a form of them, one
             row for each position: row t is the distribution of token t + 1, as in a model's own logits. Or a cache
-            (`kullback.language.cache.TeacherCache`), which brings its own `train_dataset`, `data_collator` and
+            (`kullback.language.caches.TeacherCache`), which brings its own `train_dataset`, `data_collator` and
             `teacher_columns` where they are not given.
         loss: a loss of `kullback.losses` between `student` and `teacher`, a mean: `Distillation()`, `GKD`, `SkewKL`,
             `DKD`.

@@ -2,7 +2,7 @@
 
 import typer
 
-from .cache_command import cache
+from .cache.command import cache
 from .distill.command import distill
 
 lm = typer.Typer(no_args_is_help=True, help="Language models: distil one, keep what a teacher says.")

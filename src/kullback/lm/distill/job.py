@@ -294,7 +294,7 @@ def _measure(job: _Job, material: Material) -> None:
 
 
 def _report(job: _Job) -> None:
-    from kullback.lm.report import render
+    from .report import render
 
     job.results.seconds = time.perf_counter() - job.clock
     write_bytes(job.results.folder / "report.html", render(job.results.to_json()).encode())

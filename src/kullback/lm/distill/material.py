@@ -11,11 +11,11 @@ from torch import Tensor
 from kullback._errors import BadInput, FormError
 from kullback.forms.sparse import Tail
 from kullback.language import small
-from kullback.language.cache import TeacherCache
+from kullback.language.caches import TeacherCache
+from kullback.language.caches.stored import Row
 from kullback.language.documents import Document, docstrings, documents, fingerprint, split
 from kullback.language.fingerprints import model_fingerprint, tokenizer_hash
 from kullback.language.loading import Loaded, load, load_tokenizer, longest
-from kullback.language.stored import Row
 from kullback.language.vocabulary import size_of
 from kullback.language.windows import IGNORED, Window, begins, token_ids, windows
 

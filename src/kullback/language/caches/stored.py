@@ -14,9 +14,9 @@ from torch.utils.data import Dataset
 
 from kullback._errors import FormError
 from kullback.forms.sparse import TAILS, Drawn, Tail, TopK
+from kullback.language.windows import IGNORED
 
-from .cache_format import Numbers, Policy
-from .windows import IGNORED
+from .format import Numbers, Policy
 
 IDS, LOG_PROBS, COUNTS = "teacher_ids", "teacher_log_probs", "teacher_counts"
 TOKENS = "teacher_tokens"  # the tokens again, by which a batch is checked: rows stand beside their tokens
@@ -133,7 +133,7 @@ class StoredTeacher:
 
     def check_tokenizer(self, tokenizer: Any) -> None:
         """Raises: FormError: the cache is of another tokenizer. One that does not know its own accepts any."""
-        from .fingerprints import tokenizer_hash
+        from kullback.language.fingerprints import tokenizer_hash
 
         if self.tokenizer_hash is not None and (here := tokenizer_hash(tokenizer)) != self.tokenizer_hash:
             raise FormError(

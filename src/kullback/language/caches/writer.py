@@ -15,8 +15,9 @@ import torch
 from kullback._errors import BadInput
 from kullback.forms.sparse import Drawn, TopK
 from kullback.kit.extras import extra
+from kullback.language.windows import IGNORED, Window
 
-from .cache_format import (
+from .format import (
     KEY,
     PATTERN,
     CacheSettings,
@@ -29,7 +30,6 @@ from .cache_format import (
     shards_in,
     to_arrow,
 )
-from .windows import IGNORED, Window
 
 GROUP_TOKENS = 1 << 13  # of a row group: what is in memory, and what is read, at once
 

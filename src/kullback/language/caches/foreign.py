@@ -16,11 +16,11 @@ import torch
 from kullback._errors import BadInput, FormError
 from kullback.forms.sparse import Tail, TopK
 from kullback.kit.extras import extra
+from kullback.language.windows import IGNORED
 
-from .cache_format import Numbers
 from .distillkit import Current, Legacy
+from .format import Numbers
 from .stored import NONE, Row, StoredTeacher
-from .windows import IGNORED
 
 Holds = Literal["log-probs", "scores"]
 

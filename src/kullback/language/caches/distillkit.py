@@ -20,7 +20,7 @@ import torch
 
 from kullback._errors import BadInput
 
-from .cache_format import Numbers
+from .format import Numbers
 
 _DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
 

@@ -19,8 +19,7 @@ import torch
 from kullback._errors import BadInput
 from kullback.forms.sparse import Drawn, TopK
 from kullback.kit.extras import extra
-
-from .fingerprints import Fingerprint
+from kullback.language.fingerprints import Fingerprint
 
 VERSION = 1
 KEY = b"kullback"  # of the files' metadata: one JSON document

@@ -10,10 +10,10 @@ from kullback.kit.ending import ending
 from kullback.kit.files import dump_json
 from kullback.kit.runs import carry_out, resumed_alone
 from kullback.kit.terminal import pairs
-from kullback.language.cache_format import Policy
+from kullback.language.caches.format import Policy
 
-from . import cache_job
-from .cache_job import SMALL, Results, Settings
+from . import job
+from .job import SMALL, Results, Settings
 
 _NAME = "kullback lm cache"
 
@@ -83,12 +83,10 @@ def cache(
     with ending(_NAME):
         if resume is not None:
             resumed_alone(context)
-            if (found := cache_job.finished(resume)) is not None:
+            if (found := job.finished(resume)) is not None:
                 _print(found, as_json)
                 return
-            results = carry_out(
-                _NAME, lambda show, begun: cache_job.resume(resume, show, begun), as_json=as_json, of="lm"
-            )
+            results = carry_out(_NAME, lambda show, begun: job.resume(resume, show, begun), as_json=as_json, of="lm")
         else:
             if teacher is None:
                 raise BadInput(f"TEACHER is missing; name the folder of a transformers model, or write {_NAME} {SMALL}")
@@ -108,9 +106,7 @@ def cache(
                 shard_tokens=shard_tokens,
                 teacher_steps=teacher_steps,
             )
-            results = carry_out(
-                _NAME, lambda show, begun: cache_job.run(settings, show, begun), as_json=as_json, of="lm"
-            )
+            results = carry_out(_NAME, lambda show, begun: job.run(settings, show, begun), as_json=as_json, of="lm")
         _print(results, as_json)
 
 

@@ -8,10 +8,10 @@ from torch import Tensor
 
 from kullback._errors import FormError
 from kullback.forms.sparse import draw, top_k
+from kullback.language.heads import ASKED, Head, head_of, prove
 
-from .cache_format import CacheSettings
-from .cache_writer import Forms, Task
-from .heads import ASKED, Head, head_of, prove
+from .format import CacheSettings
+from .writer import Forms, Task
 
 CELLS = 1 << 22  # scores at once
 
@@ -29,7 +29,7 @@ class ModelTeacher:
 
     @torch.no_grad()
     def __call__(self, tasks: Sequence[Task]) -> list[Forms]:
-        """See `cache_writer.Teacher`."""
+        """See `writer.Teacher`."""
         ids, mask = self._batch(tasks)
         if self._head is not None:
             outputs = self.model(input_ids=ids, attention_mask=mask, use_cache=False, **ASKED)

@@ -13,13 +13,13 @@ from kullback._errors import BadInput
 from kullback.kit.extras import extra
 from kullback.kit.files import check_free, new_folder
 from kullback.kit.unfinished import Unfinished
-from kullback.language.cache_format import CacheSettings, Policy
-from kullback.language.cache_teacher import ModelTeacher
-from kullback.language.cache_writer import Task, Written, write_cache, written
+from kullback.language.caches.format import CacheSettings, Policy
+from kullback.language.caches.teacher import ModelTeacher
+from kullback.language.caches.writer import Task, Written, write_cache, written
 from kullback.language.documents import Document, docstrings, documents, split
 from kullback.language.fingerprints import model_fingerprint, tokenizer_hash
 from kullback.language.loading import Loaded, load, longest
-from kullback.language.small import HELD_OUT, small_teacher
+from kullback.language.small import HELD_OUT, STEPS, small_teacher
 from kullback.language.vocabulary import size_of
 from kullback.language.windows import token_ids, windows
 
@@ -58,7 +58,7 @@ class Settings:
     batch_size: int = 8
     seed: int = 0
     shard_tokens: int = 1 << 17
-    teacher_steps: int = 300
+    teacher_steps: int = STEPS
 
     def check(self) -> None:
         """Refuse what cannot run, with the option to change."""

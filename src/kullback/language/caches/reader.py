@@ -12,10 +12,10 @@ import torch
 from kullback._errors import BadInput
 from kullback.forms.sparse import Tail
 from kullback.kit.extras import extra
+from kullback.language.windows import IGNORED
 
-from .cache_format import Block, CacheSettings, Numbers, from_arrow, shards_in
+from .format import Block, CacheSettings, Numbers, from_arrow, shards_in
 from .stored import NONE, Row, StoredTeacher, unpadded
-from .windows import IGNORED
 
 MEMORY = 256 << 20
 

@@ -1,0 +1,1 @@
+"""The sub-command `kullback lm cache`: keep what a teacher says of a text."""
