@@ -186,25 +186,40 @@ def test_a_base_file_has_all_tokens(folders, text_folder, tmp_path):
         kept(folders, text_folder, tmp_path / "a.kld", top_k=4)
 
 
-def test_a_base_file_that_was_not_finished_is_none(folders, text_folder, tmp_path, monkeypatch):
+def test_a_base_file_that_was_not_finished_is_none_and_is_gone_on_with(
+    base, folders, text_folder, tmp_path, monkeypatch
+):
     from kullback.models import job
 
-    calls = []
+    calls, measure = [], job.measure
 
     def stop(*given):
-        calls.append(1)
-        if len(calls) > 3:
+        calls.append(given[0].start)
+        if len(calls) == 4:
             raise KeyboardInterrupt
         return measure(*given)
 
-    measure = job.measure
     monkeypatch.setattr(job, "measure", stop)
     with pytest.raises(KeyboardInterrupt):
         kept(folders, text_folder, tmp_path / "a.kld", ["near"], out=tmp_path / "run")
     assert not (tmp_path / "a.kld").exists()
-    assert {path.name for path in tmp_path.iterdir()} == {"run", ".a.kld.unfinished"}
-    monkeypatch.setattr(job, "measure", measure)
+    with pytest.raises(BadInput, match="another run of it is unfinished"):
+        kept(folders, text_folder, tmp_path / "a.kld")
     found = job.resume(tmp_path / "run")
-    assert {path.name for path in tmp_path.iterdir()} == {"run", "a.kld"}
-    with BaseFile(tmp_path / "a.kld") as file:
-        assert file.n_chunk * file.rows == found.measured
+    assert calls[4] == calls[3]
+    assert (tmp_path / "a.kld").read_bytes() == base[0].read_bytes()
+    assert found.tokens("near").read_bytes() == base[1].tokens("near").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.kld", "run"]
+
+
+def test_a_base_file_that_was_finished_before_the_run_stays(base, folders, text_folder, tmp_path, monkeypatch):
+    from kullback.models import job
+
+    with monkeypatch.context() as patch:
+        patch.setattr(job, "_floors", lambda job: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            kept(folders, text_folder, tmp_path / "a.kld", ["near"], out=tmp_path / "run")
+    written = (tmp_path / "a.kld").stat().st_mtime_ns
+    found = job.resume(tmp_path / "run")
+    assert (tmp_path / "a.kld").stat().st_mtime_ns == written
+    assert found.measured == base[1].measured

@@ -23,7 +23,7 @@ from kullback.kit.runs import Begun, Show
 from kullback.kit.unfinished import Unfinished
 from kullback.language.fingerprints import model_fingerprint, tokenizer_hash
 
-from . import llama_log, summary, table
+from . import base_file, llama_log, summary, table
 from .base_file import BaseFileWriter
 from .measuring import NotFinite, chunks, measure
 from .noise import floors
@@ -148,6 +148,10 @@ def _check_base(settings: Settings) -> None:
     check_file("--save-reference", path, (".kld",))
     if path.exists():
         raise BadInput(f"--save-reference {path}: exists; nothing was overwritten, name another file")
+    if base_file.recorded(path):
+        raise BadInput(
+            f"--save-reference {path}: another run of it is unfinished; go on with that one, or name another"
+        )
 
 
 def resume(folder: str | Path, progress: Show | None = None, begun: Begun | None = None) -> Comparison:
@@ -249,9 +253,9 @@ def _measure(job: _Job) -> None:
     found, plan = job.found, job.found.plan
     write_bytes(found.folder / DOCUMENTS, _documents(plan))
     paths = [found.tokens(name) for name in plan.names]
-    store, base = _store(found)
-    # a base file is written in one go
-    pieces, rows = (0, 0) if base is not None else _measured(plan, paths, store)
+    store, base_path = _store(found), _base_path(found)
+    pieces, rows = _measured(plan, paths, store, base_path)
+    base = None if base_path is None else _base_writer(plan, base_path, rows)
     job.tell(rows, "comparing")
     spent = {"models": 0.0, "comparing": 0.0}
     about = {"reference": plan.reference.name, "text": plan.survey.fingerprint}
@@ -287,9 +291,9 @@ def _measure(job: _Job) -> None:
     found.speed = spent | {"tokens": float(rows)}
 
 
-def _measured(plan: Plan, paths: Sequence[Path], store: Writer | None) -> tuple[int, int]:
+def _measured(plan: Plan, paths: Sequence[Path], store: Writer | None, base: Path | None) -> tuple[int, int]:
     """(pieces, rows) that every file has, up to the end of a batch."""
-    known = [table.recorded(path) for path in paths]
+    known = [table.recorded(path) for path in paths] + ([] if base is None else [base_file.recorded(base)])
     pieces_known = None if store is None else store.done()
     pieces = rows = 0
     if not any(known) and not pieces_known:
@@ -311,16 +315,24 @@ def _measured(plan: Plan, paths: Sequence[Path], store: Writer | None) -> tuple[
     return pieces, rows
 
 
-def _store(found: Comparison) -> tuple[Writer | None, BaseFileWriter | None]:
-    """What keeps the reference's run: a folder, or llama.cpp's base file."""
+def _store(found: Comparison) -> Writer | None:
     settings, plan = found.settings, found.plan
     path = settings.save_reference
-    if path is None:
-        return None, None
-    if isinstance(plan.text, Chunks):
-        return None, BaseFileWriter(path, list(plan.text.ids()), plan.num_classes)
+    if path is None or settings.saves_base_file:
+        return None
     path.mkdir(parents=True, exist_ok=True)
-    return Writer(path, "hidden" if settings.top_k is None else "top-k", plan.num_classes, settings.top_k), None
+    return Writer(path, "hidden" if settings.top_k is None else "top-k", plan.num_classes, settings.top_k)
+
+
+def _base_path(found: Comparison) -> Path | None:
+    """llama.cpp's base file, unless it is whole already."""
+    path = found.settings.save_reference
+    return path if path is not None and found.settings.saves_base_file and not path.exists() else None
+
+
+def _base_writer(plan: Plan, path: Path, rows: int) -> BaseFileWriter:
+    assert isinstance(plan.text, Chunks)
+    return BaseFileWriter(path, list(plan.text.ids()), plan.num_classes, keep=rows or None)
 
 
 def _scores(part: FiniteForm) -> Logits:
