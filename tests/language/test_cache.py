@@ -567,7 +567,7 @@ def test_another_tokenizer_is_refused(tmp_path):
 
 def test_the_example_of_the_page_makes_labels_of_the_columns(cached, tmp_path):
     page = (Path(__file__).parents[2] / "docs" / "caches.md").read_text(encoding="utf-8")
-    (block,) = re.findall(r"^## Read it with datasets\n\n```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    (block,) = re.findall(r"^## Read it with datasets\n\n```py\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
     names = {}
     exec(block.replace('data_dir="cache"', f'data_dir="{cached}", cache_dir="{tmp_path}"'), names)
     assert names["labels"] == opened(cached).row(0).labels.tolist()
