@@ -49,7 +49,7 @@ def main():
     words = "".join(chr(97 + int(i)) + " " for i in torch.randint(26, (2000,)))
     (folder / "text.txt").write_text(words)
     cached(folder / "teacher", folder / "text.txt", folder / "cache")
-    print("cache", *distilled(model(8), folder / "cache"))
+    print("cached", *distilled(model(8), folder / "cache"))
 
 
 if __name__ == "__main__":

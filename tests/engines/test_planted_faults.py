@@ -130,7 +130,7 @@ FAULTS = {
     "the sides of a lane exchanged": ("scales[0][r] * (cell.f.dlogp", "scales[0][r] * (cell.f.dlogq"),
     "a lane's neighbour": ("(b - t.max[1][r]) * scale", "(b - t.max[1][(r + 1) % kLanes]) * scale"),
     "p_gone forgotten": ("{{edge ? p_gone + q_gone", "{{edge ? q_gone"),
-    "a total forgets a weight": ("sums[k] += t.weight[k] * t.value[k]", "sums[k] += t.value[k]"),
+    "a total forgets a weight": ("? t.weight[k] * t.value[k] : 0.0", "? t.value[k] : 0.0"),
     "a total's gradient forgets a weight": ("rows[k].upstream = t.weight[k]", "rows[k].upstream = 1.0"),
     "a total's lanes forget a weight": ("scale_of(job, 0, all.weight[k][r])", "scale_of(job, 0, 1.0)"),
     "an output written, not added": ("sum[i] += a * x[i] - c * exps[i]", "sum[i] = a * x[i] - c * exps[i]"),

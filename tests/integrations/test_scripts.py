@@ -64,7 +64,7 @@ def printed(*command):
         check=False,
     )
     assert result.returncode == 0, result.stderr[-3000:]
-    lines = [line.split() for line in result.stdout.splitlines() if re.match(r"(kl|gkd|on-policy|grpo|cache) ", line)]
+    lines = [line.split() for line in result.stdout.splitlines() if re.match(r"(kl|gkd|on-policy|grpo|cached) ", line)]
     return [(name, [float(x) for x in numbers]) for name, *numbers in lines]
 
 

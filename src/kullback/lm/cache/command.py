@@ -121,9 +121,7 @@ def _print(results: Results, as_json: bool) -> None:
 def _lines(results: Results) -> list[tuple[str, str]]:
     cache: Any = results.cache
     of = cache.settings
-    kept = (
-        f"{of.k} likeliest of {of.num_classes:,} classes" if of.policy == "top-k" else f"{of.k} draws, seed {of.seed}"
-    )
+    kept = f"{of.k} likeliest" if of.policy == "top-k" else f"{of.k} draws, seed {of.seed},"
     share = cache.bytes_per_token / cache.dense_bytes_per_token
     lines = [
         ("teacher", f"{of.teacher.name} ({of.teacher.hash[:12]}), {of.dtype}"),
