@@ -83,7 +83,7 @@ def test_an_interrupted_run_goes_on_to_the_same_numbers(whole, tmp_path, monkeyp
     assert not partial.complete
     assert partial.kept() == kept
     assert json.loads((folder / "results.json").read_text())["status"] == "incomplete"
-    assert job.finished(folder) is None
+    assert unfinished.finished(folder) is None
     moved = folder.rename(tmp_path / "elsewhere")
     equal(resume(moved), whole)
     with pytest.raises(BadInput, match="that run is complete"):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from kullback._errors import BadInput
+from kullback.kit.unfinished import finished
 from kullback.models import compare, job, resume
 from kullback.models.table import Columns, recorded
 
@@ -71,7 +72,7 @@ def test_an_interrupt_keeps_what_was_measured(folders, text_folder, tmp_path, mo
 
     again = resume(tmp_path / "run")
     same(again, whole)
-    assert job.finished(tmp_path / "run") is not None
+    assert finished(tmp_path / "run") is not None
     for path in (whole.folder.parent / "stored").iterdir():
         if path.name != "reference.json" and not path.name.startswith("part-"):
             assert path.read_bytes() == (tmp_path / "stored" / path.name).read_bytes()

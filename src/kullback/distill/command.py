@@ -12,10 +12,11 @@ from kullback.kit.ending import ending
 from kullback.kit.files import dump_json
 from kullback.kit.runs import carry_out, resumed_alone
 from kullback.kit.terminal import paragraph, show_table
+from kullback.kit.unfinished import finished
 from kullback.losses.named import DIVERGENCE_CHOICES
 
 from . import job
-from .job import Begun, Progress, finished
+from .job import Begun, Progress
 from .report import caption, notes, table_rows, verdict
 from .results import Results
 from .settings import Settings

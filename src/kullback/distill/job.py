@@ -1,7 +1,6 @@
 """The main job: split, teach, train three students over several seeds, measure, and keep it all in a run folder."""
 
 import io
-import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -20,7 +19,8 @@ from kullback._errors import BadInput
 from kullback.forms.finite import FiniteForm
 from kullback.kit.files import check_free, new_folder, write_bytes, write_json
 from kullback.kit.threads import one_thread
-from kullback.kit.unfinished import Unfinished
+from kullback.kit.unfinished import Unfinished, document
+from kullback.kit.unfinished import begun as begun_as
 from kullback.losses.named import parse_divergence
 
 from . import measures
@@ -115,12 +115,7 @@ def resume(folder: Path, progress: Progress | None = None, begun: Begun | None =
     clock = time.perf_counter()
     _need_packages()
     unfinished = Unfinished(folder)
-    state = unfinished.load("run")
-    if state is None:
-        raise BadInput(f"--resume {folder}: {_why_not(folder)}")
-    if state["versions"] != versions():
-        was, now = (", ".join(f"{name} {v[name]}" for name in v) for v in (state["versions"], versions()))
-        raise BadInput(f"--resume {folder}: it was begun with {was}; here is {now}, which may give other numbers")
+    state = begun_as(folder, versions())
     settings = Settings.from_json(state["settings"])
     settings.check()
     _Work(progress).begin("reading the data")
@@ -137,8 +132,8 @@ def resume(folder: Path, progress: Progress | None = None, begun: Begun | None =
         teacher = _early(prepare(_at(settings, Path(state["from"])), table, split), progress)
     started = datetime.fromisoformat(state["started"])
     results = Results(settings, folder, table, split, started, labelled, _parameters(settings, table))
-    before = float(_document(folder).get("seconds", 0.0))
-    return _go(_Job(results, teacher, unfinished, _Work(progress), clock - before, whole=not _document(folder)), begun)
+    before = float(document(folder).get("seconds", 0.0))
+    return _go(_Job(results, teacher, unfinished, _Work(progress), clock - before, whole=not document(folder)), begun)
 
 
 class _Work:
@@ -466,23 +461,3 @@ def _at(settings: Settings, home: Path) -> Settings:
     """The same where the teacher is a file, named as seen from another folder."""
     file = home / settings.teacher
     return replace(settings, teacher=str(file)) if file.is_file() else settings
-
-
-def _why_not(folder: Path) -> str:
-    if not folder.is_dir():
-        return "no such folder"
-    if finished(folder) is not None:
-        return "that run is complete, and has nothing left to do"
-    return "is no folder of a run, or it was stopped before it began; begin anew"
-
-
-def finished(folder: Path) -> dict[str, Any] | None:
-    """The results.json of a run that is complete and needs nothing more."""
-    document = _document(folder)
-    return document if document.get("status") == "complete" and not Unfinished(folder).has("run") else None
-
-
-def _document(folder: Path) -> dict[str, Any]:
-    path = folder / "results.json"
-    document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return document

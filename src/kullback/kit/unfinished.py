@@ -1,15 +1,18 @@
 """What a run that was stopped needs to go on: a folder in the run folder that goes with the run's end."""
 
 import io
+import json
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from kullback.kit.files import write_bytes
+from kullback._errors import BadInput
+
+from .files import write_bytes
 
 EVERY = 15.0  # seconds between two saves of a training
 
@@ -74,3 +77,37 @@ class Training:
     def done(self) -> None:
         """The training is over and kept elsewhere."""
         self.unfinished.forget(self.name)
+
+
+def document(folder: Path) -> dict[str, Any]:
+    """The results.json of a run folder, as far as there is one."""
+    path = folder / "results.json"
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return found
+
+
+def finished(folder: Path) -> dict[str, Any] | None:
+    """The results.json of a run that is complete and needs nothing more."""
+    found = document(folder)
+    return found if found.get("status") == "complete" and not Unfinished(folder).has("run") else None
+
+
+def begun(folder: Path, versions: Mapping[str, str], what: str = "run") -> dict[str, Any]:
+    """What was saved as "run" when a job began, with the `versions` of what computed it, in order to go on with it.
+
+    Args: what: the folder keeps, such as "comparison".
+    Raises: BadInput: there is nothing to go on with, or other versions compute now.
+    """
+    state = Unfinished(folder).load("run")
+    if state is None:
+        if not folder.is_dir():
+            why = "no such folder"
+        elif finished(folder) is not None:
+            why = f"that {what} is complete, and has nothing left to do"
+        else:
+            why = f"is no folder of a {what}, or it was stopped before it began; begin anew"
+        raise BadInput(f"--resume {folder}: {why}")
+    if state["versions"] != versions:
+        was, now = (", ".join(f"{name} {v[name]}" for name in v) for v in (state["versions"], versions))
+        raise BadInput(f"--resume {folder}: it was begun with {was}; here is {now}, which may give other numbers")
+    return state

@@ -11,6 +11,7 @@ from kullback.kit.ending import ending
 from kullback.kit.files import dump_json
 from kullback.kit.runs import carry_out, resumed_alone
 from kullback.kit.terminal import paragraph, show_table
+from kullback.kit.unfinished import finished
 
 from . import demo as demos
 from . import job, terminal
@@ -105,7 +106,7 @@ def compare(
     with ending(_NAME):
         if resume is not None:
             resumed_alone(context, "full")
-            if (found := job.finished(resume)) is not None:
+            if (found := finished(resume)) is not None:
                 print(dump_json(found) if as_json else f"Complete already. Report: {resume / 'report.html'}")
                 return
             _do(lambda show, begun: job.resume(resume, show, begun), as_json, full)

@@ -20,7 +20,8 @@ from kullback.forms.finite import FiniteForm, Logits
 from kullback.kit.extras import extra
 from kullback.kit.files import check_file, check_free, new_folder, write_bytes, write_json
 from kullback.kit.runs import Begun, Show
-from kullback.kit.unfinished import Unfinished
+from kullback.kit.unfinished import Unfinished, document
+from kullback.kit.unfinished import begun as begun_as
 from kullback.language.fingerprints import model_fingerprint, tokenizer_hash
 
 from . import base_file, llama_log, summary, table
@@ -29,7 +30,7 @@ from .measuring import NotFinite, chunks, measure
 from .noise import floors
 from .plan import Given, Plan, make_plan
 from .report import render
-from .results import COMPLETE, Comparison, versions
+from .results import Comparison, versions
 from .settings import Settings
 from .sides import ModelSide
 from .store import DOCUMENTS, About, Writer
@@ -162,14 +163,9 @@ def resume(folder: str | Path, progress: Show | None = None, begun: Begun | None
     clock, folder = time.perf_counter(), Path(folder)
     _need_packages()
     unfinished = Unfinished(folder)
-    state = unfinished.load("run")
-    if state is None:
-        raise BadInput(f"--resume {folder}: {_why_not(folder)}")
+    state = begun_as(folder, versions(), "comparison")
     if state["given"] is None:
         raise BadInput(f"--resume {folder}: it was begun from Python, with models in memory; begin anew")
-    if state["versions"] != versions():
-        was, now = (", ".join(f"{name} {v[name]}" for name in v) for v in (state["versions"], versions()))
-        raise BadInput(f"--resume {folder}: it was begun with {was}; here is {now}, which may give other numbers")
     settings, found = Settings.from_json(json.loads(state["settings"])), json.loads(state["given"])
     candidates = tuple((name, path) for name, path in found["candidates"])
     given = Given(found["reference"], candidates, found["text"], home=Path(found["home"]))
@@ -182,19 +178,6 @@ def resume(folder: str | Path, progress: Show | None = None, begun: Begun | None
     comparison = Comparison(folder, settings, begun_at, plan, llama_cpp=printed)
     before = float(document(folder).get("seconds", 0.0))
     return _go(_Job(comparison, unfinished, progress, clock - before), begun)
-
-
-def finished(folder: Path) -> dict[str, Any] | None:
-    """The results.json of a run that is complete and needs nothing more."""
-    found = document(folder)
-    return found if found.get("status") == COMPLETE and not Unfinished(folder).has("run") else None
-
-
-def document(folder: Path) -> dict[str, Any]:
-    """The results.json of a folder, as far as there is one."""
-    path = folder / "results.json"
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return found
 
 
 @dataclass
@@ -431,14 +414,6 @@ def _signatures(given: Given) -> list[str]:
         seen = [(str(p.name), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
         found.append(sha256(json.dumps(seen).encode()).hexdigest())
     return found
-
-
-def _why_not(folder: Path) -> str:
-    if not folder.is_dir():
-        return "no such folder"
-    if finished(folder) is not None:
-        return "that comparison is complete, and has nothing left to do"
-    return "is no folder of a comparison, or it was stopped before it began; begin anew"
 
 
 def _sentence(plan: Plan) -> str:

@@ -11,6 +11,7 @@ from kullback.kit.ending import ending
 from kullback.kit.files import dump_json
 from kullback.kit.runs import carry_out, resumed_alone
 from kullback.kit.terminal import paragraph, show_table
+from kullback.kit.unfinished import finished
 from kullback.losses.named import DIVERGENCE_CHOICES
 
 from . import job
@@ -102,7 +103,7 @@ def distill(
     with ending(_NAME):
         if resume is not None:
             resumed_alone(context_)
-            if (document := job.finished(resume)) is not None:
+            if (document := finished(resume)) is not None:
                 print(dump_json(document) if as_json else f"Complete already. Report: {resume / 'report.html'}")
                 return
             _do(lambda show, begun: job.resume(resume, show, begun), as_json)

@@ -1,6 +1,5 @@
 """The job: a teacher, students from it and from labels alone, held-out measures, and a run folder that keeps it all."""
 
-import json
 import shutil
 import subprocess
 import time
@@ -14,7 +13,8 @@ from typing import Any
 from kullback._errors import BadInput
 from kullback.kit.extras import extra
 from kullback.kit.files import check_free, new_folder, write_bytes, write_json
-from kullback.kit.unfinished import Unfinished
+from kullback.kit.unfinished import Unfinished, document
+from kullback.kit.unfinished import begun as begun_as
 from kullback.language import small
 from kullback.language.loading import load
 
@@ -82,12 +82,7 @@ def resume(folder: Path, progress: Progress | None = None, begun: Begun | None =
     clock = time.perf_counter()
     _need_packages()
     unfinished = Unfinished(folder)
-    state = unfinished.load("run")
-    if state is None:
-        raise BadInput(f"--resume {folder}: {_why_not(folder)}")
-    if state["versions"] != versions():
-        was, now = (", ".join(f"{name} {v[name]}" for name in v) for v in (state["versions"], versions()))
-        raise BadInput(f"--resume {folder}: it was begun with {was}; here is {now}, which may give other numbers")
+    state = begun_as(folder, versions())
     if state["threads"] != _threads():
         raise BadInput(
             f"--resume {folder}: it was begun with {state['threads']} threads, here are {_threads()}, which may give "
@@ -101,14 +96,8 @@ def resume(folder: Path, progress: Progress | None = None, begun: Begun | None =
     if texts.fingerprint() != state["fingerprint"]:
         raise BadInput(f"--resume {folder}: {texts.source} has changed since; begin anew with another --out")
     results = Results(settings, folder, datetime.fromisoformat(state["started"]))
-    before = float(_document(folder).get("seconds", 0.0))
+    before = float(document(folder).get("seconds", 0.0))
     return _go(_Job(results, texts, unfinished, work, home, clock - before), begun)
-
-
-def finished(folder: Path) -> dict[str, Any] | None:
-    """The results.json of a run that is complete and needs nothing more."""
-    document = _document(folder)
-    return document if document.get("status") == "complete" and not Unfinished(folder).has("run") else None
 
 
 class _Work:
@@ -349,17 +338,3 @@ def _threads() -> int:
 def _need_packages() -> None:
     for module in ("transformers", "accelerate", "tokenizers", "safetensors.torch", "jinja2", "matplotlib"):
         extra(module, of="lm")
-
-
-def _why_not(folder: Path) -> str:
-    if not folder.is_dir():
-        return "no such folder"
-    if finished(folder) is not None:
-        return "that run is complete, and has nothing left to do"
-    return "is no folder of a run, or it was stopped before it began; begin anew"
-
-
-def _document(folder: Path) -> dict[str, Any]:
-    path = folder / "results.json"
-    document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return document

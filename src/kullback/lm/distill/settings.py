@@ -6,9 +6,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 from kullback._errors import BadInput
+from kullback.kit.devices import check_device
 from kullback.language import small
 from kullback.losses.named import parse_divergence
 
@@ -143,15 +142,6 @@ class Settings:
         for name in PATHS:
             values[name] = None if values[name] is None else Path(values[name])
         return cls(**values)
-
-
-def check_device(name: str) -> None:
-    """Refuse a device that PyTorch cannot use here."""
-    try:
-        torch.zeros(1, device=torch.device(name))
-    except (RuntimeError, AssertionError, NotImplementedError, ValueError) as error:
-        reason = str(error).splitlines()[0].rstrip(".")
-        raise BadInput(f"--device {name!r} cannot be used ({reason}); write --device cpu") from None
 
 
 def _option(name: str) -> str:
