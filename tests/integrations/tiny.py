@@ -111,24 +111,26 @@ def reference(student, teacher, rows, formula=distillation):
     return [x.item() for x in values], {n: p.grad for n, p in student.named_parameters() if p.grad is not None}
 
 
-def settings(**given):
-    plain = {
-        "output_dir": tempfile.mkdtemp(),
-        "report_to": "none",
-        "use_cpu": True,
-        "dataloader_pin_memory": False,
-        "disable_tqdm": True,
-        "optim": "sgd",
-        "learning_rate": 1.0,
-        "lr_scheduler_type": "constant",
-        "max_grad_norm": 0.0,
-        "logging_steps": 1,
-        "max_steps": 1,
-        "save_strategy": "no",
-        "per_device_train_batch_size": 8,
-        "per_device_eval_batch_size": 2,
-    }
-    return TrainingArguments(**plain | given)
+PLAIN = {
+    "report_to": "none",
+    "use_cpu": True,
+    "dataloader_pin_memory": False,
+    "disable_tqdm": True,
+    "optim": "sgd",
+    "learning_rate": 1.0,
+    "lr_scheduler_type": "constant",
+    "max_grad_norm": 0.0,
+    "logging_steps": 1,
+    "max_steps": 1,
+    "save_strategy": "no",
+    "per_device_train_batch_size": 8,
+    "per_device_eval_batch_size": 2,
+}
+
+
+def settings(of=TrainingArguments, **given):
+    """One step of SGD with learning rate 1, in which parameters move by their gradient."""
+    return of(**PLAIN | {"output_dir": tempfile.mkdtemp()} | given)
 
 
 class Gradients(TrainerCallback):

@@ -2,7 +2,6 @@
 
 import copy
 import os
-import tempfile
 import warnings
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # TRL tells the hub that a trainer was made
@@ -36,27 +35,10 @@ def tokenizer():
 
 
 def settings(of, **given):
-    plain = {
-        "output_dir": tempfile.mkdtemp(),
-        "report_to": "none",
-        "use_cpu": True,
-        "dataloader_pin_memory": False,
-        "disable_tqdm": True,
-        "optim": "sgd",
-        "learning_rate": 1.0,
-        "lr_scheduler_type": "constant",
-        "max_grad_norm": 0.0,
-        "logging_steps": 1,
-        "max_steps": 1,
-        "save_strategy": "no",
-        "bf16": False,
-        "gradient_checkpointing": False,
-        "per_device_train_batch_size": 4,
-        "per_device_eval_batch_size": 2,
-    }
+    plain = {"bf16": False, "gradient_checkpointing": False, "per_device_train_batch_size": 4}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`gradient_checkpointing` is deprecated", FutureWarning)  # TRL's own default
-        return of(**plain | given)
+        return tiny.settings(of, **plain | given)
 
 
 def prompts(n=16):
